@@ -1,0 +1,64 @@
+"""What every benchmark leaves behind: a table for people and the numbers for programs, with command, machine and date."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def conditions() -> dict[str, str]:
+    """The command, the machine and the versions behind a figure."""
+    packages = ("dualtower", "torch", "timm", "transformers", "open_clip_torch")
+    versions = {name: _version(name) for name in packages}
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(shlex.quote, sys.argv[1:])])
+    return {
+        "command": command,
+        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "versions": ", ".join(f"{k} {v}" for k, v in versions.items() if v),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def save_results(name: str, *, title: str, tables: Sequence[Table], values: dict[str, Any], notes: str = "") -> None:
+    """Print the tables and write ``results/<name>.md`` and ``.json``."""
+    told = conditions()
+    body = "\n\n".join(markdown(*table) for table in tables)
+    footer = "\n".join(f"- {key}: {f'`{value}`' if key == 'command' else value}" for key, value in told.items())
+    text = f"# {title}\n\n{body}\n\n{notes + chr(10) * 2 if notes else ''}{footer}\n"
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text(text)
+    (RESULTS / f"{name}.json").write_text(json.dumps({"values": values, **told}, indent=2) + "\n")
+    print(text)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,145 @@
+"""Train several variants for the same time on the fashion products and compare their recall.
+
+    python benchmarks/compare.py quality   --source FOLDER      # the recipe, 10 and 60 minutes
+    python benchmarks/compare.py towers    --source FOLDER      # every text tower x ResNet, ViT, Swin, 5 minutes each
+    python benchmarks/compare.py losses    --source FOLDER      # InfoNCE, SigLIP, triplet, 5 minutes each
+    python benchmarks/compare.py positives --source FOLDER      # with and without product-aware positives, 10 minutes each
+
+Protocol: train on the train rows, choose the checkpoint on the validation rows, then rank the whole card (train + validation
++ test) for the KAGL queries of github.com/marqo-ai/marqo-FashionCLIP, whose relevant pictures all lie in the test rows.
+Every run is a run of recipes/train_clip_style.py with overrides, one at a time, alone on the machine. The last column is the
+paired difference of recall@10 to the first row, with its 95 % interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from common import save_results
+
+from dualtower import DualTower, ImageTowerConfig, LossConfig, RunConfig, TextTowerConfig
+from dualtower.data.cards import load_card
+from dualtower.data.products import load_products
+from dualtower.evaluation import evaluate, load_qrels, paired_test
+from dualtower.training.run import run
+
+HERE = Path(__file__).parent
+CARD = HERE.parent / "data_cards" / "fashion_products.md"
+
+IMAGE_TOWERS = {
+    "ResNet": ImageTowerConfig(name="resnet10t"),
+    "ViT": ImageTowerConfig(
+        name="vit_tiny_patch16_224", options={"patch_size": 10, "embed_dim": 192, "depth": 6, "num_heads": 3}
+    ),
+    "Swin": ImageTowerConfig(
+        name="swin_tiny_patch4_window7_224",
+        options={"embed_dim": 48, "depths": (2, 2, 2), "num_heads": (2, 4, 8), "window_size": 5},
+    ),
+}
+TEXT_TOWERS = {
+    "BERT": TextTowerConfig(name="bert", width=256, layers=2, heads=4),
+    "LSTM": TextTowerConfig(name="lstm", width=256, layers=1),
+    "TextCNN": TextTowerConfig(name="textcnn", width=256),
+}
+
+
+def recipe() -> RunConfig:
+    """The config of recipes/train_clip_style.py."""
+    path = HERE.parent / "recipes" / "train_clip_style.py"
+    spec = importlib.util.spec_from_file_location("recipe", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.config()
+
+
+def variants(experiment: str, base: RunConfig) -> dict[str, tuple[float, RunConfig]]:
+    """Name -> (minutes, config) of every run of an experiment."""
+    if experiment == "quality":
+        return {"10 minutes": (10, base), "60 minutes": (60, base)}
+    if experiment == "positives":
+        plain = replace(base, loss=replace(base.loss, positives="pair"))
+        return {"own pair only": (10, plain), "same product": (10, base)}
+    if experiment == "losses":
+        start = {"init_scale": 10.0, "init_bias": -10.0}
+        siglip = replace(base, loss=LossConfig(name="siglip"), model=replace(base.model, **start))
+        triplet = replace(base, loss=LossConfig(name="triplet", margin=0.2, mining="semi-hard"))
+        return {"InfoNCE": (5, base), "SigLIP": (5, siglip), "triplet": (5, triplet)}
+    return {
+        f"{text_name} + {image_name}": (5, _with_towers(base, text, image))
+        for text_name, text in TEXT_TOWERS.items()
+        for image_name, image in IMAGE_TOWERS.items()
+    }
+
+
+def _with_towers(base: RunConfig, text: TextTowerConfig, image: ImageTowerConfig) -> RunConfig:
+    scales = base.train.progressive if "resnet" in image.name else ()  # windows and patches fix the picture size
+    model = replace(base.model, text=text, image=image)
+    return replace(base, model=model, train=replace(base.train, progressive=scales))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", choices=["quality", "towers", "losses", "positives"])
+    parser.add_argument("--source", required=True, help="folder with the fashion products and kagl_text_to_image.json")
+    parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder for the runs")
+    parser.add_argument("--minutes", type=float, help="instead of the experiment's own budget")
+    args = parser.parse_args()
+
+    gallery = load_products(load_card(CARD), "all", source=args.source)
+    queries = load_qrels(Path(args.source) / "kagl_text_to_image.json")
+    rows, values, first = [], {}, None
+    for name, (minutes, config) in variants(args.experiment, recipe()).items():
+        minutes = args.minutes or minutes
+        out = args.out / args.experiment / name.replace(" ", "_")
+        if not (out / "metrics.json").exists():  # a run that is already there is measured, not repeated
+            train(config, minutes, out, args.source)
+        result = evaluate(DualTower.from_pretrained(out / "model"), gallery, queries=queries)
+        first = first or result
+        rows.append([name, f"{minutes:g}", *figures(result), difference(result, first)])
+        values[name] = {"minutes": minutes, **result.report.to_dict()}
+    header = ["run", "minutes", "text→image recall@1", "recall@10", "MRR", "image→text recall@1", "recall@10"]
+    save_results(
+        f"compare_{args.experiment}",
+        title=f"Fashion products, KAGL queries: {args.experiment}",
+        tables=[([*header, "recall@10 against the first"], rows)],
+        values=values,
+    )
+
+
+def train(config: RunConfig, minutes: float, out: Path, source: str) -> None:
+    """One run of the recipe with another budget."""
+    budget = replace(config.train, epochs=None, steps=None, minutes=minutes)
+    run(replace(config, data=replace(config.data, card=CARD, source=source), train=budget, out=out, overwrite=True))
+
+
+def figures(result) -> list[str]:
+    """Both directions with their intervals."""
+    cells = []
+    for direction, metric in [
+        ("text_to_image", "recall@1"),
+        ("text_to_image", "recall@10"),
+        ("text_to_image", "mrr"),
+        ("image_to_text", "recall@1"),
+        ("image_to_text", "recall@10"),
+    ]:
+        figure = result.report.to_dict()[direction][metric]
+        cells.append(f"{figure['value']:.3f} ({figure['low']:.3f}–{figure['high']:.3f})")
+    return cells
+
+
+def difference(result, first) -> str:
+    """Paired difference of text→image recall@10."""
+    if result is first:
+        return ""
+    ours, theirs = (np.asarray(r.per_query["text_to_image"]["recall@10"]) for r in (result, first))
+    test = paired_test(ours, theirs, groups=result.groups["text_to_image"])
+    return f"{test.difference:+.3f} ({test.low:+.3f} to {test.high:+.3f})"
+
+
+if __name__ == "__main__":
+    main()

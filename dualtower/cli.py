@@ -1,0 +1,177 @@
+"""The command ``dualtower``: thin words around the library.
+
+dualtower evaluate runs/fashion/model --data.card data_cards/fashion_products.md
+dualtower data check data_cards/drawn.md
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import OmitSubcommandPrefixes, Positional, arg, subcommand
+
+from dualtower.errors import DualTowerError, SourceError
+
+__all__ = ["main"]
+
+
+@dataclass(frozen=True)
+class CardSource:
+    """Which products."""
+
+    card: Path
+    """Data card of the catalogue."""
+    source: str | None = None
+    """Folder or Hub dataset to read instead of the card's own source."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """Stop at the first bad row, or leave bad rows out and count them."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a model: recall@K, hit@K, MRR, nDCG, median rank in both directions, with intervals and chance."""
+
+    model: Positional[str]
+    """Model folder, or user/name on the Hub."""
+    data: CardSource
+    split: str = "test"
+    """Split to measure on; `all` is the whole card."""
+    qrels: Path | None = None
+    """Relevance file (Marqo JSON, TREC): its queries search the whole card."""
+    missing: Literal["raise", "drop"] = "raise"
+    """What to do with ids of the relevance file that the gallery lacks."""
+    ks: tuple[int, ...] = (1, 5, 10)
+    """Cut-offs."""
+    breakdown: tuple[str, ...] = ()
+    """Attributes to break the figures down by."""
+    json: Path | None = None
+    """Write the figures to this file."""
+    report: Path | None = None
+    """Write report.md with pictures into this folder."""
+    bootstrap: int = 1000
+    """Resamples behind the intervals."""
+    batch_size: int = 256
+    """Rows embedded at a time."""
+
+    def run(self) -> None:
+        from dualtower.data.cards import load_card
+        from dualtower.data.products import load_products
+        from dualtower.evaluation import evaluate, load_qrels, write_report
+        from dualtower.folder import write_text_atomically
+        from dualtower.model import DualTower
+
+        model = DualTower.from_pretrained(self.model)
+        products = load_products(
+            load_card(self.data.card),
+            "all" if self.qrels else self.split,
+            source=self.data.source,
+            on_error=self.data.on_error,
+        )
+        result = evaluate(
+            model,
+            products,
+            queries=load_qrels(self.qrels) if self.qrels else None,
+            missing=self.missing,
+            ks=self.ks,
+            bootstrap=self.bootstrap,
+            breakdown=self.breakdown,
+            batch_size=self.batch_size,
+            progress=True,
+        )
+        print(result.report.table())
+        if products.skipped:
+            print(f"left out {len(products.skipped)} rows; the first: {products.skipped[0]}")
+        if self.json:
+            write_text_atomically(self.json, json.dumps(result.report.to_dict(), indent=2))
+        if self.report:
+            write_report(self.report, result, skipped=products.skipped)
+
+
+@dataclass(frozen=True)
+class Check:
+    """Read a whole catalogue and report what is wrong or worth knowing: broken pictures, duplicates, leakage."""
+
+    card: Positional[Path]
+    """Data card."""
+    source: Annotated[str | None, arg(name="data.source")] = None
+    """Folder or Hub dataset to read instead of the card's own source."""
+    json: Path | None = None
+    """Write the findings to this file."""
+
+    def run(self) -> None:
+        from dualtower.data.cards import load_card
+        from dualtower.data.check import check_card
+        from dualtower.folder import write_text_atomically
+
+        report = check_card(load_card(self.card), source=self.source)
+        print(report.to_markdown())
+        if self.json:
+            write_text_atomically(self.json, json.dumps(report.to_dict(), indent=2))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Write the drawn catalogue as a folder of pictures with metadata.jsonl: an example of a catalogue of your own."""
+
+    folder: Positional[Path]
+    """New folder."""
+    language: Literal["en", "zh"] = "en"
+    """Language of the titles."""
+    split: str = "train"
+    """Which part: train, validation, test or all."""
+
+    def run(self) -> None:
+        from dualtower.data.drawn import draw_catalogue
+
+        products = draw_catalogue(language=self.language, split=self.split)
+        if self.folder.exists():
+            raise SourceError(f"{self.folder} exists already; name a new folder")
+        self.folder.mkdir(parents=True)
+        with (self.folder / "metadata.jsonl").open("w", encoding="utf-8") as stream:
+            for product in products:
+                (self.folder / f"{product.id}.png").write_bytes(product.image)
+                row = {"file_name": f"{product.id}.png", "id": product.id, "product_id": product.product_id}
+                row |= {"title": product.texts[0], **product.attributes}
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        print(f"{len(products)} pictures with titles in {self.folder}")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Check a catalogue, or write the drawn one to disk."""
+
+    action: Annotated[Check, subcommand("check")] | Annotated[Draw, subcommand("draw")]
+
+    def run(self) -> None:
+        self.action.run()
+
+
+Command = Annotated[Evaluate, subcommand("evaluate")] | Annotated[Data, subcommand("data")]
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of the command ``dualtower``.
+
+    Exit status: 0 done, 1 an error of dualtower (its message is printed), 2 unusable arguments, 130 interrupted.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    command: Any = tyro.cli(
+        Command,
+        prog="dualtower",
+        args=args,
+        description=__doc__.splitlines()[0],
+        config=(OmitSubcommandPrefixes,),
+    )  # type: ignore[arg-type,union-attr]
+    try:
+        command.run()
+    except DualTowerError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

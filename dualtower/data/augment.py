@@ -1,0 +1,151 @@
+"""Augmentation of whole batches on the model's device, drawn from a generator of the caller.
+
+A preset is a function ``(pixels [B, 3, H, W] float in 0..255, draw) -> pixels [B, 3, h, w]``. Every random number comes
+from `Draw`, which is seeded by (seed, step, rank): a resumed run draws what the uninterrupted one would have drawn.
+Crop, flip and resize are one affine resampling, so a smaller output size (progressive resizing) costs nothing extra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["AUGMENTATIONS", "Augmentation", "Draw", "augment"]
+
+Augmentation = Literal["product", "simclr", "none"]
+
+_GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
+
+
+class Draw:
+    """Random numbers for one batch, equal for equal seeds on every device (they are drawn on the CPU).
+
+    Args:
+        seeds: Integers that identify the batch, such as (seed, step, rank).
+        size: B, numbers per draw.
+        device: Where the numbers are needed.
+    """
+
+    def __init__(self, *seeds: int, size: int, device: torch.device | str = "cpu") -> None:
+        mixed = 0
+        for seed in seeds:  # an odd multiplier spreads neighbouring steps over the 63-bit seed space
+            mixed = (mixed * 6364136223846793005 + seed + 1442695040888963407) & (2**63 - 1)
+        self.generator = torch.Generator().manual_seed(mixed)
+        self.size, self.device = size, device
+
+    def uniform(self, low: float, high: float) -> Tensor:
+        """``[B]`` numbers, uniform between low and high."""
+        numbers = torch.rand(self.size, generator=self.generator)
+        return (low + (high - low) * numbers).to(self.device)
+
+    def chance(self, probability: float) -> Tensor:
+        """``[B]`` booleans, true with that probability."""
+        return self.uniform(0, 1) < probability
+
+
+def augment(pixels: Tensor, name: Augmentation, draw: Draw, *, size: tuple[int, int] | None = None) -> Tensor:
+    """Apply the preset `name` to a batch.
+
+    Args:
+        pixels: uint8 or float ``[B, 3, H, W]`` in 0..255.
+        name: ``product`` (gentle crop and flip; keeps colour), ``simclr`` (strong crop and colour; Chen et al. 2020), ``none``.
+        draw: Source of randomness for this batch.
+        size: Output (height, width); default the input's.
+
+    Returns:
+        float32 ``[B, 3, h, w]`` in 0..255.
+    """
+    size = size or (pixels.shape[-2], pixels.shape[-1])
+    return AUGMENTATIONS[name](pixels.float(), draw, size)
+
+
+def _none(pixels: Tensor, draw: Draw, size: tuple[int, int]) -> Tensor:
+    if size == tuple(pixels.shape[-2:]):
+        return pixels
+    return F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
+
+
+def _product(pixels: Tensor, draw: Draw, size: tuple[int, int]) -> Tensor:
+    return _crop_and_flip(pixels, draw, size, area=(0.7, 1.0), ratio=(0.9, 1.1))
+
+
+def _simclr(pixels: Tensor, draw: Draw, size: tuple[int, int]) -> Tensor:
+    pixels = _crop_and_flip(pixels, draw, size, area=(0.2, 1.0), ratio=(0.75, 4 / 3))
+    jittered = _jitter(pixels, draw, strength=0.8)
+    pixels = torch.where(_as_mask(draw.chance(0.8)), jittered, pixels)
+    pixels = torch.where(_as_mask(draw.chance(0.2)), _grey(pixels).expand_as(pixels), pixels)
+    return torch.where(_as_mask(draw.chance(0.5)), _blur(pixels, draw), pixels)
+
+
+AUGMENTATIONS: dict[str, Callable[[Tensor, Draw, tuple[int, int]], Tensor]] = {
+    "product": _product,
+    "simclr": _simclr,
+    "none": _none,
+}
+
+
+def _as_mask(choice: Tensor) -> Tensor:
+    return choice[:, None, None, None]
+
+
+def _crop_and_flip(
+    pixels: Tensor, draw: Draw, size: tuple[int, int], *, area: tuple[float, float], ratio: tuple[float, float]
+) -> Tensor:
+    """Random resized crop and horizontal flip as one affine resampling.
+
+    Args:
+        area: Range of the crop's share of the picture.
+        ratio: Range of the crop's aspect ratio relative to the picture's own.
+    """
+    share = draw.uniform(*area).sqrt()
+    stretch = draw.uniform(*ratio).sqrt()
+    wide, high = (share * stretch).clamp(max=1), (share / stretch).clamp(max=1)
+    left_or_right = torch.where(draw.chance(0.5), -1.0, 1.0)
+    theta = torch.zeros(len(pixels), 2, 3, device=pixels.device)
+    theta[:, 0, 0], theta[:, 0, 2] = wide * left_or_right, (1 - wide) * draw.uniform(-1, 1)
+    theta[:, 1, 1], theta[:, 1, 2] = high, (1 - high) * draw.uniform(-1, 1)
+    if size[0] * 1.5 <= pixels.shape[-2]:  # bilinear sampling looks at 2x2 pixels: shrink first or it aliases
+        pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
+    grid = F.affine_grid(theta, [len(pixels), 3, *size], align_corners=False)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _jitter(pixels: Tensor, draw: Draw, *, strength: float) -> Tensor:
+    """Brightness, contrast, saturation and hue (a rotation of the chroma plane in YIQ)."""
+    reach = 0.8 * strength
+    pixels = pixels * _as_mask(draw.uniform(1 - reach, 1 + reach))
+    mean = _grey(pixels).mean(dim=(2, 3), keepdim=True)
+    pixels = mean + (pixels - mean) * _as_mask(draw.uniform(1 - reach, 1 + reach))
+    grey = _grey(pixels)
+    pixels = grey + (pixels - grey) * _as_mask(draw.uniform(1 - reach, 1 + reach))
+    return _rotate_hue(pixels, draw.uniform(-0.2 * strength, 0.2 * strength) * 2 * torch.pi).clamp(0, 255)
+
+
+def _rotate_hue(pixels: Tensor, angle: Tensor) -> Tensor:
+    to_yiq = pixels.new_tensor([_GREY, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
+    rotation = torch.zeros(len(pixels), 3, 3, device=pixels.device)
+    rotation[:, 0, 0] = 1
+    rotation[:, 1, 1], rotation[:, 1, 2] = angle.cos(), -angle.sin()
+    rotation[:, 2, 1], rotation[:, 2, 2] = angle.sin(), angle.cos()
+    return torch.einsum("bij,bjhw->bihw", torch.linalg.inv(to_yiq) @ rotation @ to_yiq, pixels)
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    return (pixels * pixels.new_tensor(_GREY)[:, None, None]).sum(dim=1, keepdim=True)
+
+
+def _blur(pixels: Tensor, draw: Draw) -> Tensor:
+    """Gaussian blur with a kernel a tenth of the picture wide and a random sigma per picture."""
+    batch, channels, height, width = pixels.shape
+    reach = max(1, round(0.05 * min(height, width)))
+    offsets = torch.arange(-reach, reach + 1, device=pixels.device, dtype=pixels.dtype)
+    sigma = draw.uniform(0.1, 2.0)[:, None]
+    kernel = torch.softmax(-(offsets**2) / (2 * sigma**2), dim=1).repeat_interleave(channels, dim=0)
+    flat = F.pad(pixels.reshape(1, batch * channels, height, width), (reach,) * 4, mode="replicate")
+    flat = F.conv2d(flat, kernel[:, None, :, None], groups=batch * channels)
+    flat = F.conv2d(flat, kernel[:, None, None, :], groups=batch * channels)
+    return flat.reshape(pixels.shape)

@@ -1,0 +1,224 @@
+"""From checked rows to batches: the collator, the samplers, and a loader that can stop and go on.
+
+Everything random here is a pure function of (seed, epoch): no worker, rank or restart changes what
+batch number n of epoch e holds. That is what makes a killed and resumed run equal an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dualtower.data.images import ImageSettings, open_image, to_pixels
+from dualtower.data.products import Products
+from dualtower.errors import BrokenImage, ConfigError
+from dualtower.types import Batch, Product, product_code
+
+__all__ = ["BatchPlan", "Collator", "PixelCache", "Sampling", "training_loader"]
+
+Sampling = Literal["rows", "distinct"]
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Decode, resize and tokenise products into one `Batch`: the same class in training, evaluation and serving.
+
+    Attributes:
+        tokenizer: A Transformers tokenizer, or None for batches without texts.
+        image_settings: Size and resize rule of the pictures, or None for batches without pictures.
+        max_length: Texts are cut to this many tokens; a batch is padded to its own longest text.
+        cache: Decoded pictures to read instead of decoding again, or None.
+    """
+
+    tokenizer: Any | None
+    image_settings: ImageSettings | None
+    max_length: int = 64
+    cache: PixelCache | None = None
+
+    def __call__(self, products: Sequence[Product]) -> Batch:
+        """Collate; of a product with several captions the first one is taken.
+
+        Raises:
+            BrokenImage: A picture cannot be decoded; names the row.
+        """
+        return Batch(
+            ids=tuple(p.id for p in products),
+            products=torch.tensor([product_code(p.product_id) for p in products], dtype=torch.int64),
+            pixels=self.pixels(products) if self.image_settings else None,
+            tokens=self.tokens([p.texts[0] for p in products]) if self.tokenizer is not None else None,
+        )
+
+    def pixels(self, products: Sequence[Product]) -> torch.Tensor:
+        """Decoded pictures, uint8 ``[B, 3, H, W]``."""
+        assert self.image_settings is not None
+        if self.cache is not None:
+            return self.cache.read(products)
+        return torch.from_numpy(np.stack([decode(p, self.image_settings) for p in products]))
+
+    def tokens(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Token ids and mask, int64 ``[B, L]`` with L the longest text of this batch, at most `max_length`."""
+        assert self.tokenizer is not None
+        encoded = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+        )
+        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+
+
+def decode(product: Product, settings: ImageSettings) -> np.ndarray:
+    """Decode one product's picture to uint8 ``[3, H, W]``."""
+    if product.image is None:
+        raise BrokenImage("catalogue", product.id, "the row has no picture")
+    return to_pixels(open_image(product.image, where="catalogue", row=product.id), settings)
+
+
+class PixelCache:
+    """Decoded pictures of a split in shared memory, filled as they are first needed.
+
+    Small pictures cost more to decode than to keep: 39,248 photos of 60x80 take 565 MB as pixels. The tensor
+    lives in shared memory, so that loader workers fill it for each other.
+    """
+
+    def __init__(self, products: Products, settings: ImageSettings) -> None:
+        self.settings = settings
+        self.row_of = {row_id: i for i, row_id in enumerate(products.ids)}
+        shape = (len(products), 3, settings.height, settings.width)
+        self.stored = torch.empty(shape, dtype=torch.uint8).share_memory_()
+        self.filled = torch.zeros(len(products), dtype=torch.bool).share_memory_()
+
+    @staticmethod
+    def megabytes(products: Products, settings: ImageSettings) -> float:
+        """Memory that a cache of these products would take, in MB."""
+        return len(products) * 3 * settings.height * settings.width / 1e6
+
+    def read(self, products: Sequence[Product]) -> torch.Tensor:
+        """Pictures of these products, uint8 ``[B, 3, H, W]``; decodes those that nobody has asked for yet."""
+        rows = [self.row_of[p.id] for p in products]
+        for row, product in zip(rows, products, strict=True):
+            if not self.filled[row]:
+                self.stored[row] = torch.from_numpy(decode(product, self.settings))
+                self.filled[row] = True  # after the pixels: another worker must never see half a picture
+        return self.stored[rows]
+
+
+class BatchPlan(Sampler[list[tuple[int, int]]]):
+    """Which rows make which batch: a pure function of (seed, epoch), equal on all ranks, with an exact length.
+
+    ``rows`` visits every row once per epoch. ``distinct`` also never puts two rows of one product into one
+    (joined) batch: rows are grouped by product and dealt to the batches like cards, so that a product with at
+    most as many rows as there are batches cannot meet itself; of a larger product a random selection takes part.
+    The rows left over when they do not fill a batch differ from epoch to epoch.
+
+    Args:
+        products: Rows of the training split.
+        batch_size: Rows per rank.
+        sampling: ``rows`` or ``distinct``.
+        seed: Seed of the order.
+        rank: This process.
+        world_size: Number of processes; together they see ``batch_size * world_size`` rows per step.
+
+    Iterating gives lists of ``(row, draw)``, the draw being a random integer that chooses among several captions.
+
+    Raises:
+        ConfigError: The split does not fill one batch.
+    """
+
+    def __init__(
+        self,
+        products: Products,
+        *,
+        batch_size: int,
+        sampling: Sampling = "rows",
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.codes = products.codes
+        self.batch_size, self.sampling, self.seed = batch_size, sampling, seed
+        self.rank, self.joined = rank, batch_size * world_size
+        self.epoch, self.start = 0, 0
+        counts = np.unique(self.codes, return_counts=True)[1]
+        self.batches = len(self.codes) // self.joined
+        if sampling == "distinct":  # capping large products leaves fewer rows, which may fill fewer batches
+            while self.batches and np.minimum(counts, self.batches).sum() < self.batches * self.joined:
+                self.batches -= 1
+        if not self.batches:
+            kind = "products" if sampling == "distinct" else "rows"
+            have = len(counts) if sampling == "distinct" else len(self.codes)
+            raise ConfigError(
+                f"the split has {have} {kind}, fewer than one batch of {batch_size} on each of {world_size} "
+                f"process(es); type --train.batch-size {max(1, have // world_size)} or less"
+            )
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch; the first `start` batches of it are passed over (they were trained on before a stop)."""
+        self.epoch, self.start = epoch, start
+
+    def __len__(self) -> int:
+        """Batches per full epoch, the same on every rank and in every epoch."""
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        table = self._deal(rng) if self.sampling == "distinct" else self._shuffle(rng)
+        draws = rng.integers(2**31, size=table.shape)
+        mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+        for rows, drawn in zip(table[self.start :, mine], draws[self.start :, mine], strict=True):
+            yield list(zip(rows.tolist(), drawn.tolist(), strict=True))
+
+    def _shuffle(self, rng: np.random.Generator) -> np.ndarray:
+        rows = rng.permutation(len(self.codes))[: self.batches * self.joined]
+        return rows.reshape(self.batches, self.joined)
+
+    def _deal(self, rng: np.random.Generator) -> np.ndarray:
+        shuffled = rng.permutation(len(self.codes))
+        codes, product = np.unique(self.codes[shuffled], return_inverse=True)
+        product = rng.permutation(len(codes))[product]  # a random order of products ...
+        order = np.argsort(product, kind="stable")  # ... with the rows of each together, themselves shuffled
+        grouped = product[order]
+        nth_of_product = np.arange(len(grouped)) - np.searchsorted(grouped, grouped)
+        kept = shuffled[order][nth_of_product < self.batches][: self.batches * self.joined]
+        table = kept.reshape(self.joined, self.batches).T  # row k goes to batch k mod batches
+        return rng.permuted(rng.permutation(table), axis=1)
+
+
+class _CaptionedRows(Dataset[Product]):
+    """Rows addressed by (row, draw): the draw picks one caption, so that workers keep no state of their own."""
+
+    def __init__(self, products: Products) -> None:
+        self.products = products
+
+    def __getitem__(self, address: tuple[int, int]) -> Product:
+        row, draw = address
+        product = self.products[row]
+        if len(product.texts) < 2:
+            return product
+        return replace(product, texts=(product.texts[draw % len(product.texts)],))
+
+
+def training_loader(products: Products, plan: BatchPlan, collator: Collator, *, workers: int = 0) -> DataLoader:
+    """A loader over `plan`; call ``plan.set_epoch`` before iterating over it.
+
+    Workers only decode and tokenise. They draw nothing at random, so their number never changes a result.
+    """
+    return DataLoader(
+        _CaptionedRows(products),
+        batch_sampler=plan,
+        collate_fn=collator,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_signals_to_the_trainer,
+    )
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; a worker that died of it would break the step to be saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)

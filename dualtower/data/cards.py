@@ -1,0 +1,248 @@
+"""Data cards: one Markdown file per catalogue that the loader and people read alike.
+
+The YAML front matter names the source and maps its columns once to ``id, product_id, text, image, attributes``;
+the prose below it is for people. A card looks like this::
+
+    ---
+    name: shop
+    title: The winter catalogue
+    source: {path: ../shop}
+    columns: {id: sku, product_id: normalised_text, text: "{brand} {title}", image: photo, attributes: [colour]}
+    splits: {by_hash: {column: product_id, validation: 0.05, test: 0.1}}
+    license: our own
+    languages: [en]
+    ---
+    Photos from the studio, one row per photo.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dualtower.config import from_dict
+from dualtower.errors import CardError, ConfigError
+
+__all__ = [
+    "NORMALISED_TEXT",
+    "Baseline",
+    "CardSource",
+    "Columns",
+    "DataCard",
+    "HashSplit",
+    "Splits",
+    "load_card",
+]
+
+NORMALISED_TEXT = "normalised_text"  # as `product_id`: rows with the same title are the same product
+FOLDER = "data_cards"
+PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
+
+
+@dataclass(frozen=True)
+class CardSource:
+    """Where the rows come from: a Hub dataset, a path or the drawing code. A source given to the loader replaces it.
+
+    Attributes:
+        hub: Dataset id on the Hub, ``user/name``.
+        revision: Branch, tag or commit there.
+        config: Configuration ("subset") there.
+        path: File or folder, relative to the card.
+        builder: `datasets` builder of `path` (parquet, csv, json, imagefolder, webdataset), if its files leave a doubt.
+        drawn: Language of the catalogue that is drawn by code.
+        options: Passed on to the `datasets` builder or to `draw_catalogue`.
+    """
+
+    hub: str | None = None
+    revision: str | None = None
+    config: str | None = None
+    path: str | None = None
+    builder: str | None = None
+    drawn: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("hub", "path", "drawn") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise CardError(f"a source has one of hub, path and drawn, not {' and '.join(given)}")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column of the source becomes what. ``a.b`` is field b of a column a that holds records.
+
+    Attributes:
+        text: A column, a template such as ``"{brand} {title}"``, or several of them, each one caption of the row.
+        image: Column with encoded bytes, a path relative to the source's folder, or a `datasets` Image.
+            None for a catalogue without pictures.
+        id: Column with a unique id. None: rows are numbered (``train-0``, ``train-1`` ...).
+        product_id: Column that is equal for rows of one product, or ``normalised_text``: equal (first) texts are
+            one product. None: every row is a product of its own.
+        attributes: Further columns to keep.
+    """
+
+    text: str | list[str]
+    image: str | None = None
+    id: str | None = None
+    product_id: str | None = None
+    attributes: list[str] = field(default_factory=list)
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The text columns and templates, as a tuple also where there is one."""
+        return (self.text,) if isinstance(self.text, str) else tuple(self.text)
+
+    def named(self) -> dict[str, list[str]]:
+        """Role -> the source columns that it needs."""
+        roles = {
+            "text": [name for caption in self.captions for name in template_columns(caption)],
+            "image": [self.image],
+            "id": [self.id],
+            "product_id": [self.product_id] if self.product_id != NORMALISED_TEXT else [],
+            "attributes": self.attributes,
+        }
+        return {role: [name for name in names if name] for role, names in roles.items()}
+
+
+@dataclass(frozen=True)
+class HashSplit:
+    """Split by a hash of one column, which is the same on every machine and for rows that are added later.
+
+    Attributes:
+        column: ``product_id`` (the identity, so that no product stands in two splits) or a column of the source.
+        validation: Share of its values that go to validation.
+        test: Share of its values that go to test; the rest is train.
+    """
+
+    column: str = "product_id"
+    validation: float = 0.05
+    test: float = 0.1
+
+    def __post_init__(self) -> None:
+        if min(self.validation, self.test) < 0 or self.validation + self.test >= 1:
+            raise CardError(f"splits.by_hash: validation {self.validation} and test {self.test} leave nothing to train on")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """How the rows are divided.
+
+    `named` is used where the source itself has held-out splits. A source that has none of them, such as a Hub
+    dataset with nothing but ``train``, is divided by `by_hash`.
+
+    Attributes:
+        named: Split -> split of the source, or a file pattern there (``"holdout-*.parquet"``).
+            Empty: the source's splits under their own names.
+        by_hash: The rule for a source without held-out splits; None: it stays as it is.
+    """
+
+    named: Mapping[str, str] = field(default_factory=dict)
+    by_hash: HashSplit | None = field(default_factory=HashSplit)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A published result on this catalogue.
+
+    Attributes:
+        model: The model's name.
+        protocol: What was ranked against what.
+        metrics: Metric -> value, names as in the source.
+        source: Where the figures stand.
+    """
+
+    model: str
+    protocol: str
+    metrics: Mapping[str, float]
+    source: str
+
+
+@dataclass(frozen=True)
+class DataCard:
+    """One catalogue: source, columns, splits, and what people should know about it.
+
+    Attributes:
+        name: Short name, as in the file's name.
+        title: One line for people.
+        source: Where the rows come from.
+        columns: Which column becomes what.
+        splits: How the rows are divided.
+        license: As its publisher states it.
+        languages: Of the texts.
+        relevance: When a row is a right answer to a query.
+        caveats: What makes results on this catalogue doubtful or hard to compare.
+        baselines: Published results.
+        verified: Whether the card was run against its source.
+        note: How it was verified, or why not.
+        body: The Markdown below the front matter.
+        path: The card's file, or None for a card made in Python.
+    """
+
+    name: str
+    title: str
+    columns: Columns
+    source: CardSource = field(default_factory=CardSource)
+    splits: Splits = field(default_factory=Splits)
+    license: str = "not stated"
+    languages: list[str] = field(default_factory=list)
+    relevance: str = ""
+    caveats: list[str] = field(default_factory=list)
+    baselines: list[Baseline] = field(default_factory=list)
+    verified: bool = False
+    note: str = ""
+    body: str = ""
+    path: Path | None = None
+
+
+def load_card(path_or_name: str | Path) -> DataCard:
+    """Read a data card.
+
+    Args:
+        path_or_name: A card's file, or its name: ``fashion_products`` is ``data_cards/fashion_products.md``.
+
+    Raises:
+        CardError: There is no such card, or it cannot be read; the message lists the cards that there are.
+        UnknownKey: The front matter has a key that does not exist.
+    """
+    path = _find(Path(path_or_name))
+    text = path.read_text(encoding="utf-8")
+    parts = re.fullmatch(r"---\s*\n(.*?)\n---[^\S\n]*(?:\n(.*))?", text, flags=re.DOTALL)
+    if parts is None:
+        raise CardError(f"{path}: a data card begins with YAML between two lines of '---'")
+    try:
+        values = yaml.safe_load(parts[1])
+    except yaml.YAMLError as error:
+        raise CardError(f"{path}: the front matter is not YAML: {error}") from error
+    try:
+        return from_dict(DataCard, {**values, "body": (parts[2] or "").strip(), "path": path}, where=str(path))
+    except (ConfigError, TypeError) as error:
+        raise CardError(f"{path}: {error}") from error
+
+
+def template_columns(caption: str) -> list[str]:
+    """Columns that a template names; a caption without braces is itself a column."""
+    return PLACEHOLDER.findall(caption) or [caption]
+
+
+def is_pattern(source_split: str) -> bool:
+    """Whether a named split is a pattern of files, not the name of a split."""
+    return any(mark in source_split for mark in "*./")
+
+
+def _find(path: Path) -> Path:
+    checkout = Path(__file__).parents[2] / FOLDER
+    places = [path] if path.suffix == ".md" else [Path(FOLDER) / f"{path.name}.md", checkout / f"{path.name}.md"]
+    for place in places:
+        if place.is_file():
+            return place
+    folder = next((p for p in (path.parent, Path(FOLDER), checkout) if list(p.glob("*.md"))), Path(FOLDER))
+    known = sorted(p.stem for p in folder.glob("*.md"))
+    nearest = difflib.get_close_matches(path.stem, known, n=1, cutoff=0.5)
+    message = f"no data card {str(path)!r}; cards in {folder}: {', '.join(known) or '(none)'}."
+    raise CardError(message + (f" Did you mean {nearest[0]!r}?" if nearest else ""))

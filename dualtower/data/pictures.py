@@ -1,0 +1,100 @@
+"""Pictures of many rows, undecoded and unread until a row is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dualtower.errors import CardError
+
+__all__ = ["ArrowPictures", "Picture", "Pictures"]
+
+Picture = bytes | Path | None
+
+
+class ArrowPictures:
+    """The picture column of a memory-mapped `datasets.Dataset`.
+
+    Args:
+        dataset: The dataset; only this object is pickled, and it pickles as the name of its file.
+        column: The raw Arrow column: encoded bytes, paths, or records of both (`datasets` Image).
+        folder: Relative paths start here; None where the source has no folder.
+    """
+
+    def __init__(self, dataset: Any, name: str, folder: Path | None) -> None:
+        from dualtower.data.rows import arrow_column
+
+        self.dataset, self.name, self.folder = dataset, name, folder
+        self.bytes, self.paths = _bytes_and_paths(arrow_column(dataset, name), name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.dataset, self.name, self.folder)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> Picture:
+        if self.bytes is not None and (encoded := self.bytes[row].as_py()) is not None:
+            return encoded
+        if self.paths is None or not (path := self.paths[row].as_py()):
+            return None
+        if self.folder is None:  # a path from the machine that made the dataset, unless it is in our own cache
+            return Path(path) if Path(path).is_absolute() else None
+        return self.folder / path
+
+
+class Pictures(Sequence[Picture]):
+    """Rows chosen from one or several stores of pictures.
+
+    Args:
+        stores: `ArrowPictures` or plain lists.
+        addresses: For each row its place in the stores laid end to end; None: all of them in order.
+    """
+
+    def __init__(self, stores: Sequence[Any], addresses: np.ndarray | None = None) -> None:
+        self.stores = list(stores)
+        self.starts = np.cumsum([0, *map(len, self.stores)])
+        self.addresses = np.arange(self.starts[-1]) if addresses is None else addresses
+
+    def __len__(self) -> int:
+        return len(self.addresses)
+
+    def __getitem__(self, row: Any) -> Any:
+        address = int(self.addresses[row])
+        if len(self.stores) == 1:
+            return self.stores[0][address]
+        store = int(np.searchsorted(self.starts, address, side="right")) - 1
+        return self.stores[store][address - int(self.starts[store])]
+
+    def select(self, rows: np.ndarray) -> Pictures:
+        """The pictures of some rows."""
+        return Pictures(self.stores, self.addresses[rows])
+
+    @staticmethod
+    def concatenate(parts: Sequence[Pictures]) -> Pictures:
+        """The pictures of all parts, one part after the other."""
+        offsets = np.cumsum([0, *(part.starts[-1] for part in parts)])
+        addresses = [part.addresses + offset for part, offset in zip(parts, offsets, strict=False)]
+        return Pictures([store for part in parts for store in part.stores], np.concatenate(addresses))
+
+
+def _bytes_and_paths(column: Any, name: str) -> tuple[Any, Any]:
+    """Arrow columns of encoded bytes and of paths; either may be None."""
+    kind = column.type
+    if pa.types.is_struct(kind) and {f.name for f in kind} >= {"bytes", "path"}:
+        fields = dict(zip((f.name for f in kind), column.flatten(), strict=True))
+        return fields["bytes"], fields["path"]
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return column, None
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        first = next((value.as_py() for value in column if value.is_valid), "")
+        if first.startswith(("http://", "https://")):
+            raise CardError(f"image column {name!r} holds URLs; download the pictures and give their paths instead")
+        return None, column
+    if pa.types.is_null(kind):
+        return None, None
+    raise CardError(f"image column {name!r} holds {kind}, not pictures: encoded bytes, paths, or datasets Image")

@@ -1,0 +1,164 @@
+"""From the columns of a source to the values of rows, and what is wrong with them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dualtower.data.cards import NORMALISED_TEXT, PLACEHOLDER, Columns
+from dualtower.data.pictures import ArrowPictures, Pictures
+from dualtower.data.text import normalise_title
+from dualtower.errors import CardError, RowError
+
+__all__ = ["Rows", "arrow_column", "bad_rows", "hash_values", "read_rows"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Values of all rows of one split of a source, good or bad.
+
+    Attributes:
+        where: The source and its split, for messages.
+        ids: Row ids; an empty string where there is none.
+        product_ids: Identities.
+        texts: Captions without the empty ones; an empty tuple where there is none.
+        attributes: Attribute -> values.
+        pictures: Undecoded pictures; all None for a card without an image column.
+    """
+
+    where: str
+    ids: list[str]
+    product_ids: list[str]
+    texts: list[tuple[str, ...]]
+    attributes: Mapping[str, list[Any]]
+    pictures: Pictures
+
+
+def read_rows(dataset: Any, columns: Columns, *, where: str, split: str, folder: Path | None) -> Rows:
+    """Read the columns that a card names; pictures stay on disk.
+
+    Args:
+        dataset: A `datasets.Dataset`.
+        columns: The card's mapping.
+        where: The source and its split, for messages.
+        split: Name of the source's split, with which rows without an id column are numbered.
+        folder: Where relative picture paths start.
+
+    Raises:
+        CardError: The card names a column that the source lacks.
+    """
+    _require(columns.named(), dataset, where)
+
+    def values(name: str) -> list[Any]:
+        return arrow_column(dataset, name).to_pylist()
+
+    count = len(dataset)
+    texts = _read_texts(columns.captions, values, count)
+    ids = [_as_text(v) for v in values(columns.id)] if columns.id else [f"{split}-{i}" for i in range(count)]
+    if columns.product_id == NORMALISED_TEXT:
+        product_ids = [normalise_title(captions[0]) if captions else "" for captions in texts]
+    elif columns.product_id:
+        product_ids = [_as_text(v) for v in values(columns.product_id)]
+    else:
+        product_ids = ids
+    pictures = [ArrowPictures(dataset, columns.image, folder)] if columns.image else [[None] * count]
+    attributes = {name: values(name) for name in columns.attributes}
+    return Rows(where, ids, product_ids, texts, attributes, Pictures(pictures))
+
+
+def bad_rows(rows: Rows, chosen: Iterable[int]) -> dict[int, RowError]:
+    """Row number -> what is wrong with its id, product id or text. Of two rows with one id the first is good."""
+    problems: dict[int, RowError] = {}
+    seen: set[str] = set()
+    for i in chosen:
+        row_id = rows.ids[i]
+        if not row_id:
+            reason = "missing id"
+        elif row_id in seen:
+            reason = "duplicate id"
+        elif not rows.texts[i]:
+            reason = "empty text"
+        elif not rows.product_ids[i]:
+            reason = "missing product id"
+        else:
+            seen.add(row_id)
+            continue
+        problems[i] = RowError(rows.where, f"{i} (id {row_id})" if row_id else i, reason)
+    return problems
+
+
+def hash_values(rows: Rows, dataset: Any, column: str) -> list[str]:
+    """What a rule by hash looks at: the identity, the row id, or a column of the source.
+
+    Raises:
+        CardError: There is no such column.
+    """
+    if column == "product_id":
+        return rows.product_ids
+    if column == "id":
+        return rows.ids
+    _require({"splits.by_hash": [column]}, dataset, rows.where)
+    return [_as_text(value) for value in arrow_column(dataset, column).to_pylist()]
+
+
+def arrow_column(dataset: Any, name: str) -> Any:
+    """The raw Arrow column ``name`` of a `datasets.Dataset`; ``a.b`` is field b of a column of records a."""
+    import pyarrow.compute as pc
+
+    if name in dataset.column_names:
+        return dataset.data.column(name)
+    outer, _, path = name.partition(".")
+    return pc.struct_field(dataset.data.column(outer), path.split("."))
+
+
+def _read_texts(
+    captions: tuple[str, ...], values: Callable[[str], list[Any]], count: int
+) -> list[tuple[str, ...]]:
+    """Fill columns and templates; a column of lists gives one caption for each member."""
+    texts: list[list[str]] = [[] for _ in range(count)]
+    for caption in captions:
+        names = PLACEHOLDER.findall(caption)
+        if not names:
+            for row, value in zip(texts, values(caption), strict=True):
+                row += map(_as_text, value) if isinstance(value, list) else [_as_text(value)]
+            continue
+        for row, parts in zip(texts, zip(*map(values, names), strict=True), strict=True):
+            filled = iter(map(_as_text, parts))
+            text = PLACEHOLDER.sub(lambda _, filled=filled: next(filled), caption)  # type: ignore[misc]
+            row.append(" ".join(text.split()) if any(map(_as_text, parts)) else "")
+    return [tuple(dict.fromkeys(text for text in row if text)) for row in texts]
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_as_text, value))
+    return "" if value is None else str(value).strip()
+
+
+def _require(wanted: Mapping[str, list[str]], dataset: Any, where: str) -> None:
+    known = set(_column_paths(dataset.features))
+    for role, names in wanted.items():
+        for name in names:
+            if name in known:
+                continue
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            raise CardError(
+                f"{where}: no column {name!r}, which the card names as {role}; "
+                f"the source has: {', '.join(sorted(known))}.{hint}"
+            )
+
+
+def _column_paths(features: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """All columns, and the fields of columns of records as ``a.b``."""
+    paths: list[str] = []
+    for name, kind in features.items():
+        paths.append(f"{prefix}{name}")
+        if isinstance(kind, Mapping):
+            paths += _column_paths(kind, f"{prefix}{name}.")
+    return paths

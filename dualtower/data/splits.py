@@ -1,0 +1,79 @@
+"""Which rows make a split: named splits of the source, or a rule by hash where the source has only one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from dualtower.data.cards import DataCard, is_pattern
+from dualtower.data.sources import OpenSource, open_source
+from dualtower.errors import CardError, UnknownSplit
+from dualtower.types import product_code
+
+__all__ = ["EVERYTHING", "Share", "hashed", "split_names", "split_parts"]
+
+Share = tuple[float, float]  # rows whose hash lies in [low, high)
+EVERYTHING: Share = (0.0, 1.0)
+
+
+def split_names(card: DataCard, *, source: str | Path | None = None) -> list[str]:
+    """The splits that `load_products` knows for this card and source, without ``all``.
+
+    Raises:
+        SourceError: The source is missing, empty or unreadable.
+        CardError: The card's splits do not fit its source.
+    """
+    if card.source.drawn is not None:
+        from dualtower.data.drawn import SPLITS
+
+        return list(SPLITS)
+    opened = open_source(card, source=source)
+    return list(_named(card, opened)) or list(_hash_ranges(card))
+
+
+def split_parts(card: DataCard, opened: OpenSource, split: str) -> list[tuple[str, Share]]:
+    """The splits of the source that `split` is made of, each with the range of hashes that belongs to it.
+
+    Raises:
+        UnknownSplit: There is no such split.
+        CardError: The card's splits do not fit its source.
+    """
+    if named := _named(card, opened):
+        if split == "all":
+            return [(name, EVERYTHING) for name in dict.fromkeys(named.values())]
+        if split not in named:
+            raise UnknownSplit(f"split of {card.name}", split, [*named, "all"])
+        return [(named[split], EVERYTHING)]
+    ranges = {**_hash_ranges(card), "all": EVERYTHING}
+    if split not in ranges:
+        raise UnknownSplit(f"split of {card.name}", split, ranges)
+    return [(name, ranges[split]) for name in opened.splits]
+
+
+def hashed(values: list[str]) -> np.ndarray:
+    """A number in [0, 1) for each value: the same for equal values, on every machine, in every run."""
+    return np.array([product_code(value) for value in values], dtype=np.float64) / 2.0**63
+
+
+def _named(card: DataCard, opened: OpenSource) -> dict[str, str]:
+    """Split -> split of the source; empty where the source is to be divided by hash."""
+    wanted = card.splits.named or {name: name for name in opened.splits}
+    named = {split: split if is_pattern(name) else name for split, name in wanted.items()}
+    present = {split: name for split, name in named.items() if name in opened.splits}
+    is_divided = any(split != "train" for split in present) if card.splits.named else len(opened.splits) > 1
+    if card.splits.by_hash is not None and not is_divided:
+        return {}
+    if not present:
+        raise CardError(
+            f"{opened.where}: the card names the splits {', '.join(named.values())}, "
+            f"but the source has {', '.join(opened.splits)}"
+        )
+    return present
+
+
+def _hash_ranges(card: DataCard) -> dict[str, Share]:
+    rule = card.splits.by_hash
+    assert rule is not None
+    held_out = rule.test + rule.validation
+    return {"train": (held_out, 1.0), "validation": (rule.test, held_out), "test": (0.0, rule.test)}

@@ -1,0 +1,154 @@
+"""Every error that dualtower raises on purpose, as one tree.
+
+::
+
+    DualTowerError
+    ├── UnknownName             a name that is not in a known set (tower, loss, split, key ...)
+    │   ├── UnknownTower
+    │   ├── UnknownLoss
+    │   ├── UnknownSplit
+    │   └── UnknownKey
+    ├── ConfigError             a value that a setting cannot take
+    ├── DataError               the catalogue, not the code, is at fault
+    │   ├── CardError           a data card that cannot be read or does not fit its source
+    │   ├── SourceError         a source that is missing, empty or unreadable
+    │   ├── RowError            one bad row: names file, row and reason
+    │   │   └── BrokenImage
+    │   └── QrelsError          a relevance file that does not fit the gallery
+    ├── ModelFolderError        a model folder with a missing, extra or unfitting part
+    ├── CheckpointError         a checkpoint that is broken or belongs to another config
+    ├── NonFiniteLoss           training ran into NaN or infinity and stopped
+    └── MissingExtra            an optional dependency is not installed
+
+A message says what was given, what is allowed, and what to type.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "BrokenImage",
+    "CardError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DualTowerError",
+    "MissingExtra",
+    "ModelFolderError",
+    "NonFiniteLoss",
+    "QrelsError",
+    "RowError",
+    "SourceError",
+    "UnknownKey",
+    "UnknownLoss",
+    "UnknownName",
+    "UnknownSplit",
+    "UnknownTower",
+]
+
+
+class DualTowerError(Exception):
+    """Base of all errors that dualtower raises on purpose."""
+
+
+class UnknownName(DualTowerError):
+    """A name outside its known set; the message lists the set and the nearest name.
+
+    Args:
+        what: What the name stands for, such as ``"text tower"``.
+        given: The name as it was given.
+        known: All names that would have been right.
+        hint: A sentence to add at the end.
+    """
+
+    def __init__(self, what: str, given: object, known: Iterable[str], hint: str = "") -> None:
+        names = sorted(known)
+        nearest = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
+        shown = ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
+        message = f"no {what} {given!r}; known: {shown or '(none)'}."
+        if nearest:
+            message += f" Did you mean {nearest[0]!r}?"
+        super().__init__(f"{message} {hint}".rstrip())
+
+
+class UnknownTower(UnknownName):
+    """No tower of that name."""
+
+
+class UnknownLoss(UnknownName):
+    """No loss of that name."""
+
+
+class UnknownSplit(UnknownName):
+    """The data card has no split of that name."""
+
+
+class UnknownKey(UnknownName):
+    """A config file or data card holds a key that does not exist."""
+
+
+class ConfigError(DualTowerError):
+    """A setting has a value that it cannot take."""
+
+
+class DataError(DualTowerError):
+    """The catalogue, not the code, is at fault."""
+
+
+class CardError(DataError):
+    """A data card cannot be read, or names a column that its source lacks."""
+
+
+class SourceError(DataError):
+    """A data source is missing, empty or unreadable."""
+
+
+class RowError(DataError):
+    """One row cannot be used.
+
+    Args:
+        where: File or dataset the row is in.
+        row: Its id or number there.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, where: str, row: object, reason: str) -> None:
+        self.where, self.row, self.reason = where, row, reason
+        super().__init__(f"{where}, row {row}: {reason}")
+
+    def __reduce__(self) -> tuple[type, tuple[str, object, str]]:  # data-loader workers pickle their errors
+        return type(self), (self.where, self.row, self.reason)
+
+
+class BrokenImage(RowError):
+    """The picture of one row is missing, truncated, too large or not a picture."""
+
+
+class QrelsError(DataError):
+    """A relevance file is malformed or names ids that the gallery lacks."""
+
+
+class ModelFolderError(DualTowerError):
+    """A model folder has a missing, extra or unfitting file or weight."""
+
+
+class CheckpointError(DualTowerError):
+    """A checkpoint is broken or belongs to another config."""
+
+
+class NonFiniteLoss(DualTowerError):
+    """The loss became NaN or infinite; training stopped before the optimiser step."""
+
+
+class MissingExtra(DualTowerError, ImportError):
+    """An optional dependency is not installed.
+
+    Args:
+        package: The package that could not be imported.
+        extra: The extra of dualtower that brings it.
+    """
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f'{package} is not installed; type: pip install "dualtower[{extra}]"')

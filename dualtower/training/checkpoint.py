@@ -1,0 +1,137 @@
+"""Checkpoints that a killed run goes on from, bit for bit.
+
+One file holds weights, averaged weights, optimiser, gradient scaler, every rank's random state and the position in
+the data. It is written beside its final name, synced and renamed, so a file with the final name is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dualtower.config import differences, from_dict, to_dict
+from dualtower.errors import CheckpointError
+from dualtower.training.config import RunConfig
+
+__all__ = ["Checkpoint", "Position", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
+
+# What may differ between a run and its continuation: none of it changes a number.
+_FREE = ("out", "resume", "data.source", "data.workers", "data.cache_mb", "evaluation")
+_FREE_TRAIN = ("trackers", "keep", "checkpoint_steps", "checkpoint_minutes")
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands, after `step` optimiser steps.
+
+    Attributes:
+        step: Optimiser steps taken.
+        epoch: Epoch of the next batch.
+        batch: Number of the next batch in that epoch.
+        seconds: Training time so far.
+        best: Best validation score so far, or None before the first validation.
+        stale: Validations since then.
+        validated: Number of validations so far.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    stale: int = 0
+    validated: int = 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All state of a run between two steps. `rng` holds one random state per rank."""
+
+    config: Mapping[str, Any]
+    position: Position
+    model: Mapping[str, torch.Tensor]
+    optimizer: Mapping[str, Any]
+    ema: Mapping[str, torch.Tensor] | None = None
+    scaler: Mapping[str, Any] | None = None
+    rng: list[Mapping[str, torch.Tensor]] = field(default_factory=list)
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: Path, *, keep: int) -> Path:
+    """Write ``step_<n>.pt`` atomically and then drop all but the `keep` newest.
+
+    Raises:
+        CheckpointError: The file system refused (disk full, no permission); older checkpoints are untouched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step_{checkpoint.position.step:08d}.pt"
+    parts = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint)}
+    parts["position"] = to_dict(checkpoint.position)
+    write_atomically(parts, path)
+    for old in _steps(folder)[:-keep]:
+        old.unlink()
+    return path
+
+
+def write_atomically(value: Any, path: Path) -> None:
+    """``torch.save`` to a temporary file beside `path`, sync, rename."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as stream:
+            torch.save(value, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch wraps a failed write into a RuntimeError
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"cannot write {path}: {error}. What was saved before is intact; make room and type the same "
+            "command with --resume"
+        ) from error
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """Newest complete step checkpoint in a folder, or None."""
+    steps = _steps(folder)
+    return steps[-1] if steps else None
+
+
+def load_checkpoint(path: Path, config: RunConfig) -> Checkpoint:
+    """Read a checkpoint that belongs to `config`.
+
+    Raises:
+        CheckpointError: The file is broken, or it was written under a config that trains differently.
+    """
+    try:
+        parts = torch.load(path, map_location="cpu", weights_only=True)
+        position = from_dict(Position, parts.pop("position"), where=f"{path}: position")
+        checkpoint = Checkpoint(position=position, **parts)
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path} is not a complete checkpoint ({error}); delete it to go on from an older one"
+        ) from error
+    changed = differences(_binding(checkpoint.config), _binding(to_dict(config)))
+    if changed:
+        raise CheckpointError(
+            f"{path} belongs to another config ({'; '.join(changed)}); "
+            "resume with the settings in the run's config.json, or choose another --out"
+        )
+    return checkpoint
+
+
+def _binding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a config that must not change within one run."""
+    binding = {k: v for k, v in config.items() if k not in _FREE}
+    for section, free in (("train", _FREE_TRAIN), ("data", tuple(n.removeprefix("data.") for n in _FREE))):
+        binding[section] = {k: v for k, v in config[section].items() if k not in free}
+    return binding
+
+
+def _steps(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", p.name))

@@ -1,0 +1,166 @@
+"""Everything that a run can be told, as frozen dataclasses: the same ones for recipes, command line and saved runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from dualtower.data.augment import Augmentation
+from dualtower.data.batches import Sampling
+from dualtower.errors import ConfigError
+from dualtower.losses import LossConfig
+from dualtower.model import ModelConfig
+
+__all__ = ["DataConfig", "EvaluationConfig", "RunConfig", "TrainConfig"]
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which products, and how they are read."""
+
+    card: Path = Path("data_cards/drawn.md")
+    """Data card (Markdown with YAML front matter) of the catalogue."""
+    source: str | None = None
+    """Folder or Hub dataset to read instead of the card's own source."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """Stop at the first bad row, or leave bad rows out and list them in the report."""
+    train_split: str = "train"
+    """Split to train on."""
+    validation_split: str = "validation"
+    """Split that chooses the best checkpoint and stops early."""
+    workers: int = 1
+    """Loader processes per rank; 0 reads in the training process."""
+    cache_mb: float = 2000
+    """Keep decoded pictures in shared memory when they fit into this many MB; 0 never does."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The budget, the optimiser, and what to save."""
+
+    epochs: float | None = None
+    """Budget in passes over the training split. Give exactly one of epochs, steps and minutes."""
+    steps: int | None = None
+    """Budget in optimiser steps."""
+    minutes: float | None = None
+    """Budget in minutes of wall clock, validation included; the schedule follows the clock."""
+
+    batch_size: int = 256
+    """Rows per process and forward pass; the loss sees the joined batch of all processes."""
+    accumulate: int = 1
+    """Forward passes per optimiser step. Each has its own negatives."""
+    sampling: Sampling = "rows"
+    """`rows`: every row once per epoch; `distinct`: and no product twice in one batch."""
+    augmentation: Augmentation = "product"
+    """Picture augmentation preset."""
+    progressive: tuple[float, ...] = ()
+    """Picture scales of equal shares of the budget, such as 0.6 0.8 1.0: small pictures first, full size last."""
+
+    optimizer: str = "adamw"
+    """Any optimiser of timm: adamw, sgd, lamb, lion, ..."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    text_lr: float | None = None
+    """Peak learning rate of the text tower; default `lr`."""
+    image_lr: float | None = None
+    """Peak learning rate of the image tower; default `lr`."""
+    layer_decay: float = 1.0
+    """Each layer further from the head learns slower by this factor; 1 is off."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay of matrices and kernels (never of norms, biases, scale)."""
+    beta2: float = 0.98
+    """Second-moment decay of Adam-like optimisers."""
+    warmup: float = 0.05
+    """Share of the budget with linear warm-up; cosine decay follows."""
+    final_lr: float = 0.0
+    """Learning rate at the end, as a share of the peak."""
+    clip_norm: float | None = 1.0
+    """Clip the joint gradient norm of all parameters to this."""
+    lock_text: float = 0.0
+    """Share of the budget in which the text tower keeps its weights; 1 freezes it for good."""
+    lock_image: float = 0.0
+    """Share of the budget in which the image tower keeps its weights; 1 freezes it for good."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the weights, which is then what is validated and saved."""
+    precision: Precision = "auto"
+    """Autocast precision; auto is bf16 where the hardware has it."""
+    compile: bool = False
+    """Compile the towers with torch.compile."""
+    seed: int = 0
+    """Seed of weights, order, augmentation and dropout."""
+
+    validate_every: float = 1.0
+    """Epochs between validations."""
+    patience: int | None = None
+    """Stop after so many validations without a better recall."""
+    checkpoint_steps: int | None = None
+    """Save a checkpoint every so many steps."""
+    checkpoint_minutes: float | None = 5.0
+    """Save a checkpoint every so many minutes."""
+    keep: int = 2
+    """Step checkpoints to keep; `best` is kept besides."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Experiment trackers of Accelerate: tensorboard, wandb, ..."""
+
+    def __post_init__(self) -> None:
+        given = [n for n in ("epochs", "steps", "minutes") if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise ConfigError(
+                f"the budget is given {len(given)} times ({', '.join(f'--train.{n}' for n in given)}); "
+                "give one, and set the recipe's own to None, e.g. --train.epochs None --train.minutes 10"
+            )
+        for name in ("batch_size", "accumulate", "keep"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("warmup", "lock_text", "lock_image"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"train.{name} is {getattr(self, name)}; it is a share between 0 and 1")
+        for name in ("epochs", "steps", "minutes", "lr", "validate_every"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"train.{name} is {value}; it must be above 0")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How the finished model is measured."""
+
+    split: str = "test"
+    """Split to measure on."""
+    ks: tuple[int, ...] = (1, 5, 10)
+    """Cut-offs of recall@K and hit@K."""
+    qrels: Path | None = None
+    """Relevance file (Marqo JSON or TREC); the gallery is then the whole card."""
+    breakdown: tuple[str, ...] = ()
+    """Attributes to break the figures down by."""
+    bootstrap: int = 1000
+    """Resamples behind the 95 % intervals."""
+    batch_size: int = 256
+    """Rows embedded at a time."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One complete run. A recipe returns one of these; the command line overrides its leaves."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    out: Path = Path("runs/latest")
+    """Folder of the run: model/, checkpoints/, config.json, metrics.json, report.md."""
+    resume: bool = False
+    """Go on from the last checkpoint in the run's folder."""
+    overwrite: bool = False
+    """Replace the run that is already in the folder."""
+
+    def smoke(self) -> RunConfig:
+        """The same way in seconds: four small steps, measured and saved into a folder that the next smoke replaces."""
+        train = replace(self.train, epochs=None, minutes=None, steps=4, batch_size=32, checkpoint_steps=2)
+        evaluation = replace(self.evaluation, bootstrap=100)
+        out = Path("runs/smoke") / self.out.name
+        return replace(self, train=train, evaluation=evaluation, out=out, overwrite=True)

@@ -1,0 +1,119 @@
+"""What the ranks of one training exchange, with gradients that are right by construction.
+
+Every rank gathers the same joined batch and computes the same loss, in full. A rank's own rows then get the
+joined gradient without further communication, and DistributedDataParallel's mean over ranks is undone by a
+factor of the world size on the embeddings only: the gradients of the towers, of the scale and of the bias are
+those of one process on the joined batch.
+
+All functions are the identity where torch.distributed is not initialised, or has a single rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dualtower.errors import ConfigError
+
+__all__ = ["agree", "gather", "gather_codes", "rank", "world_size"]
+
+
+def world_size() -> int:
+    """Number of processes that train together; 1 without torch.distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process among them; 0 without torch.distributed."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def gather(embeddings: Tensor) -> Tensor:
+    """Join the embeddings of all ranks, in rank order, with gradient.
+
+    The backward pass returns the gradient of this rank's own rows times the world size. That is right under
+    two conditions: all ranks compute the same loss of the joined batch, and the gradients of the parameters
+    are averaged over ranks afterwards, as DistributedDataParallel does.
+
+    Args:
+        embeddings: ``[B, D]``, B equal on all ranks.
+
+    Returns:
+        ``[W * B, D]``.
+
+    Raises:
+        ConfigError: The shapes differ between ranks; raised on all of them.
+    """
+    if world_size() == 1:
+        return embeddings
+    joined: Tensor = _Gather.apply(embeddings)
+    return joined
+
+
+def gather_codes(codes: Tensor) -> Tensor:
+    """Join the product codes of all ranks, in rank order.
+
+    Args:
+        codes: int64 ``[B]``, B equal on all ranks.
+
+    Returns:
+        int64 ``[W * B]``.
+
+    Raises:
+        ConfigError: The lengths differ between ranks; raised on all of them.
+    """
+    return codes if world_size() == 1 else _joined(codes)
+
+
+def agree(first: float, second: float, device: torch.device | str) -> tuple[float, float]:
+    """Return the largest value of each over all ranks, so that all ranks decide alike.
+
+    Args:
+        first: This rank's value.
+        second: Another value, unrelated; one exchange serves both.
+        device: Device of the process group's tensors.
+    """
+    if world_size() == 1:
+        return first, second
+    values = torch.tensor([first, second], dtype=torch.float64, device=device)
+    dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    largest = values.tolist()
+    return largest[0], largest[1]
+
+
+def _joined(values: Tensor) -> Tensor:
+    _same_shape(values)
+    parts = [torch.empty_like(values, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    dist.all_gather(parts, values.contiguous())
+    return torch.cat(parts)
+
+
+def _same_shape(values: Tensor) -> None:
+    """Compare shapes before the exchange: a collective of unequal sizes hangs, crashes or mixes up rows."""
+    mine = torch.tensor([len(values), values.numel()], device=values.device)
+    shapes = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(shapes, mine)
+    rows = [shape.tolist() for shape in shapes]
+    if any(row != rows[0] for row in rows):
+        raise ConfigError(
+            f"ranks hold batches of different sizes ({', '.join(str(r[0]) for r in rows)} rows, "
+            f"{', '.join(str(r[1]) for r in rows)} numbers); the joined loss needs equal ones: "
+            "drop the last batch, or use a sampler of equal length on all ranks"
+        )
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, embeddings: Tensor) -> Tensor:
+        ctx.rows = len(embeddings)
+        return _joined(embeddings)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        start = rank() * ctx.rows
+        return upstream[start : start + ctx.rows] * world_size()

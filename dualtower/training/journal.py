@@ -1,0 +1,118 @@
+"""What a run says while it goes on: a progress bar, trackers, and `history.jsonl` for the report's curves."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from dualtower.config import to_dict
+from dualtower.training.checkpoint import Position
+from dualtower.training.config import RunConfig
+
+__all__ = ["Journal", "read_history"]
+
+_EVERY_SECONDS = 2.0
+
+
+class Journal:
+    """Writes from the main process only.
+
+    A line of ``history.jsonl`` is either ``{"step", "epoch", "seconds", "loss", "lr", "scale", "samples_per_s"}``,
+    averaged over the steps since the line before, or ``{"step", ..., "validation": {...}}``.
+
+    Args:
+        config: The run.
+        accelerator: Its trackers get the same numbers.
+        position: Lines of later steps, from before a kill, are dropped.
+        steps_per_epoch: To show fractions of epochs.
+    """
+
+    def __init__(
+        self, config: RunConfig, accelerator: Accelerator, position: Position, *, steps_per_epoch: int
+    ) -> None:
+        self.accelerator, self.steps_per_epoch = accelerator, steps_per_epoch
+        self.main = accelerator.is_main_process
+        self.path = config.out / "history.jsonl"
+        self.config = config
+        self.first = position
+        self._losses: list[float] = []
+        self._samples, self._since = 0, time.monotonic()
+        self._bar: tqdm | None = None
+
+    def __enter__(self) -> Journal:
+        if self.main:
+            kept = [line for line in read_history(self.path) if line["step"] <= self.first.step]
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            self._since = time.monotonic()
+            self._bar = tqdm(initial=self.first.step, unit="step", dynamic_ncols=True)
+        if self.config.train.trackers:
+            self.accelerator.init_trackers("dualtower", config=_flat(to_dict(self.config)))
+        return self
+
+    def step(self, position: Position, *, loss: float, lr: float, scale: float, samples: int) -> None:
+        """Note one optimiser step of `samples` rows."""
+        self._losses.append(loss)
+        self._samples += samples
+        if self._bar is not None:
+            self._bar.update()
+        seconds = time.monotonic() - self._since
+        if position.step > 1 and seconds < _EVERY_SECONDS:
+            return
+        rate = self._samples / seconds
+        mean = sum(self._losses) / len(self._losses)
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {mean:.3f}, {rate:.0f} samples/s, scale {scale:.1f}")
+        self._write(position, {"loss": mean, "lr": lr, "scale": scale, "samples_per_s": round(rate, 1)})
+        self._losses, self._samples, self._since = [], 0, time.monotonic()
+
+    def validation(self, position: Position, figures: dict[str, float]) -> None:
+        """Note the figures of one validation."""
+        self._write(position, {"validation": figures})
+        self._losses, self._samples, self._since = [], 0, time.monotonic()  # its time is no training time
+
+    def _write(self, position: Position, values: dict[str, Any]) -> None:
+        if not self.main:
+            return
+        epoch = round(position.step / self.steps_per_epoch, 3)
+        line = {"step": position.step, "epoch": epoch, "seconds": round(position.seconds, 1), **values}
+        with self.path.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+        tracked = {f"validation/{k}": v for k, v in values.get("validation", {}).items()}
+        tracked |= {f"train/{k}": v for k, v in values.items() if k != "validation"}
+        self.accelerator.log(tracked, step=position.step)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self.accelerator.end_training()
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Lines of a ``history.jsonl``; a last line that a kill cut short is left out."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Trackers take flat scalars."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, int | float | str | bool) else str(value)
+    return flat

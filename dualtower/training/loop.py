@@ -1,0 +1,321 @@
+"""The one training loop: batch -> model -> joined embeddings -> loss -> step, through Accelerate.
+
+The loop knows no tower and no loss by name. Whatever it draws at random is a function of (seed, step, rank), and all
+other state is in the checkpoint, so a run that is killed and resumed ends where the uninterrupted one does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+
+from dualtower.config import to_dict
+from dualtower.data.augment import Draw, augment
+from dualtower.data.batches import BatchPlan, Collator, PixelCache, training_loader
+from dualtower.data.products import Products
+from dualtower.errors import ConfigError, NonFiniteLoss
+from dualtower.losses import build_loss
+from dualtower.model import DualTower
+from dualtower.training.budget import Budget, Clock
+from dualtower.training.checkpoint import (
+    Checkpoint,
+    Position,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    write_atomically,
+)
+from dualtower.training.config import RunConfig
+from dualtower.training.distributed import agree, gather, gather_codes
+from dualtower.training.journal import Journal
+from dualtower.training.optim import create_optimizer, freeze_locked, set_learning_rates, set_modes
+from dualtower.training.signals import StopRequest
+from dualtower.types import Batch
+
+__all__ = ["Outcome", "Trainer"]
+
+logger = logging.getLogger(__name__)
+
+Validate = Callable[[DualTower], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Batches of one optimiser step, and where in the data the step after it begins."""
+
+    batches: list[Batch]
+    epoch: int
+    next_batch: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended.
+
+    Attributes:
+        position: Where it stands.
+        ended: ``budget`` (used up), ``patience`` (no better validation) or ``stopped`` (a signal; resumable).
+        model: The unwrapped model with the best validated weights (the last ones where nothing was validated).
+    """
+
+    position: Position
+    ended: str
+    model: DualTower
+
+
+class Trainer:
+    """Trains one model on one split.
+
+    Args:
+        config: The run.
+        model: Freshly built (the trainer loads a checkpoint into it when the config says resume).
+        products: Training split.
+        accelerator: Device, precision and processes.
+        validate: Measures a model; must hold the key ``score``, of which more is better. None never validates.
+
+    Raises:
+        ConfigError: The budget or the batch does not fit the data.
+        CheckpointError: There is a checkpoint to resume from, but it does not fit.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: DualTower,
+        products: Products,
+        *,
+        accelerator: Accelerator,
+        validate: Validate | None = None,
+    ) -> None:
+        self.config, self.accelerator, self.validate = config, accelerator, validate
+        train = config.train
+        self.plan = BatchPlan(
+            products,
+            batch_size=train.batch_size,
+            sampling=train.sampling,
+            seed=train.seed,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+        self.steps_per_epoch = len(self.plan) // train.accumulate
+        if not self.steps_per_epoch:
+            raise ConfigError(
+                f"an epoch has {len(self.plan)} batches, fewer than train.accumulate = {train.accumulate}"
+            )
+        self.budget = Budget.of(train, self.steps_per_epoch)
+        self.validation_steps = max(1, round(train.validate_every * self.steps_per_epoch))
+        self.loader = training_loader(
+            products, self.plan, self._collator(model, products), workers=config.data.workers
+        )
+        self.loss = build_loss(config.loss, similarity=config.model.similarity)
+
+        freeze_locked(model, train)
+        self.unwrapped = model
+        self.ema = ModelEmaV3(model, decay=train.ema, use_warmup=True) if train.ema else None
+        if train.compile:
+            model.compile()
+        self.model, self.optimizer = accelerator.prepare(model, create_optimizer(model, train))
+        if self.ema is not None:
+            self.ema.to(accelerator.device)
+        self.checkpoints = config.out / "checkpoints"
+        self.position = self._restore()
+        self.journal = Journal(config, accelerator, self.position, steps_per_epoch=self.steps_per_epoch)
+
+    def _collator(self, model: DualTower, products: Products) -> Collator:
+        settings = self.config.model.image_settings
+        fits = PixelCache.megabytes(products, settings) <= self.config.data.cache_mb
+        cache = PixelCache(products, settings) if fits else None
+        return replace(model.collator(), cache=cache)
+
+    def fit(self) -> Outcome:
+        """Train until the budget is used up, patience runs out, or a signal asks to stop."""
+        clock = Clock(self.position.seconds)
+        saved_at, ended = clock.seconds(), "budget"
+        with StopRequest() as stop, self.journal:
+            for group in self._groups():
+                stopping, seconds = agree(float(stop.requested), clock.seconds(), self.accelerator.device)
+                self.position = replace(self.position, seconds=seconds)
+                progress = self.budget.progress(self.position.step, seconds)
+                if progress >= 1:
+                    break
+                if stopping:
+                    ended = "stopped"
+                    break
+                self._step(group, progress)
+                if self.position.step % self.validation_steps == 0 and self._validated_enough():
+                    ended = "patience"
+                    break
+                if self._checkpoint_due(seconds - saved_at):
+                    self._save()
+                    saved_at = seconds
+            if ended == "budget" and self.position.step % self.validation_steps:
+                self._validated_enough()
+            self._save()
+        return Outcome(self.position, ended, self._best())
+
+    def _groups(self) -> Iterator[_Group]:
+        """Endless groups of `accumulate` batches, starting at the position."""
+        epoch, start = self.position.epoch, self.position.batch
+        while True:
+            self.plan.set_epoch(epoch, start)
+            batches: list[Batch] = []
+            for number, batch in enumerate(self.loader, start=start + 1):
+                batches.append(batch)
+                if len(batches) == self.config.train.accumulate:
+                    yield _Group(batches, epoch, number)
+                    batches = []
+            epoch, start = epoch + 1, 0
+
+    def _step(self, group: _Group, progress: float) -> None:
+        train = self.config.train
+        lr = set_learning_rates(self.optimizer, train, progress)
+        set_modes(self.unwrapped, train, progress)
+        size = self._picture_size(progress)
+        parts, total = len(group.batches), 0.0
+        for number, batch in enumerate(group.batches):
+            last = number == parts - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss = self._forward(batch, number, size)
+                total += loss.item() / parts
+                if not math.isfinite(total):
+                    raise NonFiniteLoss(self._non_finite_message(total))
+                self.accelerator.backward(loss / parts)
+        if train.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), train.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.unwrapped.clamp_()
+        self.position = replace(
+            self.position, step=self.position.step + 1, epoch=group.epoch, batch=group.next_batch
+        )
+        if self.ema is not None:
+            self.ema.update(self.unwrapped, step=self.position.step)
+        samples = parts * train.batch_size * self.accelerator.num_processes
+        self.journal.step(self.position, loss=total, lr=lr, scale=self.unwrapped.scale, samples=samples)
+
+    def _forward(self, batch: Batch, number: int, size: tuple[int, int]) -> torch.Tensor:
+        batch = batch.to(self.accelerator.device, non_blocking=True)
+        assert batch.pixels is not None
+        seeds = (self.config.train.seed, self.position.step, number, self.accelerator.process_index)
+        draw = Draw(*seeds, size=len(batch.pixels), device=batch.pixels.device)
+        pixels = augment(batch.pixels, self.config.train.augmentation, draw, size=size)
+        embeddings = self.model(replace(batch, pixels=pixels))
+        return self.loss(
+            gather(embeddings.image.float()),
+            gather(embeddings.text.float()),
+            scale=embeddings.scale,
+            bias=embeddings.bias,
+            products=gather_codes(batch.products),
+        )
+
+    def _picture_size(self, progress: float) -> tuple[int, int]:
+        settings, scales = self.config.model.image_settings, self.config.train.progressive
+        if not scales:
+            return settings.height, settings.width
+        scale = scales[min(int(progress * len(scales)), len(scales) - 1)]
+        height, width = (max(8, 4 * round(side * scale / 4)) for side in (settings.height, settings.width))
+        return height, width
+
+    def _non_finite_message(self, loss: float) -> str:
+        last = latest_checkpoint(self.checkpoints)
+        kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been written yet"
+        return (
+            f"the loss became {loss} at step {self.position.step}; {kept}. "
+            "Lower --train.lr, set --train.clip-norm, or train in --train.precision fp32"
+        )
+
+    def _checkpoint_due(self, seconds_since: float) -> bool:
+        train = self.config.train
+        by_steps = train.checkpoint_steps and self.position.step % train.checkpoint_steps == 0
+        return bool(by_steps or (train.checkpoint_minutes and seconds_since >= train.checkpoint_minutes * 60))
+
+    def _validated_enough(self) -> bool:
+        """Validate, keep the weights when they are the best so far, and say whether patience has run out."""
+        if self.validate is None:
+            return False
+        model = self._averaged()
+        figures = self.validate(model) if self.accelerator.is_main_process else {"score": 0.0}
+        score, _ = agree(figures["score"], 0.0, self.accelerator.device)
+        self.journal.validation(self.position, figures)
+        better = self.position.best is None or score > self.position.best
+        self.position = replace(
+            self.position,
+            best=score if better else self.position.best,
+            stale=0 if better else self.position.stale + 1,
+        )
+        if better and self.accelerator.is_main_process:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            write_atomically(
+                {"model": model.state_dict(), "score": score, "step": self.position.step},
+                self.checkpoints / "best.pt",
+            )
+        patience = self.config.train.patience
+        return patience is not None and self.position.stale >= patience
+
+    def _averaged(self) -> DualTower:
+        return self.ema.module if self.ema is not None else self.unwrapped
+
+    def _best(self) -> DualTower:
+        """A plain float32 copy of the model, with the best validated weights."""
+        model = copy.deepcopy(self.accelerator.unwrap_model(self._averaged(), keep_fp32_wrapper=False))
+        best = self.checkpoints / "best.pt"
+        if self.position.best is not None and best.exists():
+            model.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["model"])
+        return model.eval()
+
+    def _save(self) -> None:
+        states = self._random_states()
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            checkpoint = Checkpoint(
+                config=to_dict(self.config),
+                position=self.position,
+                model=self.unwrapped.state_dict(),
+                optimizer=self.optimizer.state_dict(),
+                ema=self.ema.module.state_dict() if self.ema is not None else None,
+                scaler=scaler.state_dict() if scaler is not None else None,
+                rng=states,
+            )
+            save_checkpoint(checkpoint, self.checkpoints, keep=self.config.train.keep)
+        self.accelerator.wait_for_everyone()
+
+    def _random_states(self) -> list[dict[str, torch.Tensor]]:
+        """Every rank's random state: dropout draws from it."""
+        mine = {"cpu": torch.get_rng_state()}
+        if self.accelerator.device.type == "cuda":
+            mine["cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
+        if self.accelerator.num_processes == 1:
+            return [mine]
+        states: list[Any] = [None] * self.accelerator.num_processes
+        torch.distributed.all_gather_object(states, mine)
+        return states
+
+    def _restore(self) -> Position:
+        """Load the newest checkpoint when the config says resume; otherwise seed this rank's dropout."""
+        rank = self.accelerator.process_index
+        torch.manual_seed(self.config.train.seed + 1_000_003 * (rank + 1))
+        path = latest_checkpoint(self.checkpoints) if self.config.resume else None
+        if path is None:
+            return Position()
+        checkpoint = load_checkpoint(path, self.config)
+        self.unwrapped.load_state_dict(checkpoint.model)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        if self.ema is not None and checkpoint.ema is not None:
+            self.ema.module.load_state_dict(checkpoint.ema)
+        if self.accelerator.scaler is not None and checkpoint.scaler is not None:
+            self.accelerator.scaler.load_state_dict(checkpoint.scaler)
+        if rank < len(checkpoint.rng):
+            torch.set_rng_state(checkpoint.rng[rank]["cpu"])
+            if "cuda" in checkpoint.rng[rank]:
+                torch.cuda.set_rng_state(checkpoint.rng[rank]["cuda"], self.accelerator.device)
+        logger.info("resuming from %s", path)
+        return checkpoint.position

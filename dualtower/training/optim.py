@@ -1,0 +1,94 @@
+"""Parameter groups, the optimiser, and what happens to the learning rates while a run goes on."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import timm.optim
+import torch
+from torch import nn
+
+from dualtower.errors import UnknownName
+from dualtower.model import DualTower
+from dualtower.training.budget import learning_rate_factor
+from dualtower.training.config import TrainConfig
+
+__all__ = ["create_optimizer", "freeze_locked", "parameter_groups", "set_learning_rates", "set_modes"]
+
+
+def parameter_groups(model: DualTower, config: TrainConfig) -> list[dict[str, Any]]:
+    """Group the trainable parameters by part of the model, depth and whether they decay.
+
+    Matrices and kernels decay; norms, biases, the scale and the bias of the similarity do not. Each group remembers
+    its `part` (image_tower, text_head, logit_scale ...) and its `peak_lr`, from which every step's rate is computed.
+    """
+    towers = {"image_tower": config.image_lr, "text_tower": config.text_lr}
+    groups: dict[tuple[str, float, bool], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = name.split(".")[0]
+            own = towers.get(part)
+            lr = (config.lr if own is None else own) * config.layer_decay ** model.layers_above(name)
+            groups[part, lr, parameter.ndim > 1].append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": lr,
+            "peak_lr": lr,
+            "part": part,
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
+        for (part, lr, decays), parameters in groups.items()
+    ]
+
+
+def create_optimizer(model: DualTower, config: TrainConfig) -> torch.optim.Optimizer:
+    """Build the optimiser named in the config.
+
+    Raises:
+        UnknownName: timm has no optimiser of that name.
+    """
+    known = timm.optim.list_optimizers()
+    if config.optimizer not in known:
+        raise UnknownName("optimiser", config.optimizer, known)
+    groups = parameter_groups(model, config)
+    extra = {"betas": (0.9, config.beta2)} if "adam" in config.optimizer else {}
+    return timm.optim.create_optimizer_v2(
+        groups, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, **extra
+    )
+
+
+def freeze_locked(model: DualTower, config: TrainConfig) -> None:
+    """Take the towers that are locked for the whole run out of the graph, so that they cost no backward pass."""
+    for name, share in _locks(config).items():
+        if share >= 1:
+            model.get_submodule(name).requires_grad_(False)
+
+
+def set_modes(model: DualTower, config: TrainConfig, progress: float) -> None:
+    """Put the model into training mode but for locked towers: dropout and batch statistics must not move those."""
+    model.train()
+    for name in _locked(config, progress):
+        model.get_submodule(name).eval()
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, config: TrainConfig, progress: float) -> float:
+    """Set every group's rate for this point of the budget; a tower that is still locked gets zero.
+
+    Returns:
+        The rate of a group whose peak rate is `lr`, for the log.
+    """
+    factor = learning_rate_factor(progress, warmup=config.warmup, final=config.final_lr)
+    locked = _locked(config, progress)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0 if group["part"] in locked else group["peak_lr"] * factor
+    return config.lr * factor
+
+
+def _locks(config: TrainConfig) -> dict[str, float]:
+    return {"image_tower": config.lock_image, "text_tower": config.lock_text}
+
+
+def _locked(config: TrainConfig, progress: float) -> set[str]:
+    return {name for name, share in _locks(config).items() if progress < share or share >= 1}

@@ -1,0 +1,177 @@
+"""One run from card to report: read, train, measure, save. Recipes call this; so can you."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+
+from dualtower.config import to_dict
+from dualtower.data.cards import DataCard, load_card
+from dualtower.data.products import Products, load_products
+from dualtower.data.text import load_tokenizer, train_tokenizer
+from dualtower.errors import ConfigError, MissingExtra
+from dualtower.evaluation import evaluate, load_qrels, write_report
+from dualtower.folder import ModelCard, write_text_atomically
+from dualtower.model import DualTower
+from dualtower.training.config import RunConfig, TrainConfig
+from dualtower.training.journal import read_history
+from dualtower.training.loop import Outcome, Trainer
+
+__all__ = ["run"]
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: RunConfig) -> bool:
+    """Train and measure what `config` describes.
+
+    The folder ``config.out`` then holds ``model/ checkpoints/ config.json history.jsonl metrics.json report.md``.
+
+    Returns:
+        True when the run is complete; False when a signal stopped it after saving a checkpoint.
+
+    Raises:
+        ConfigError: The folder already holds a run, or a setting does not fit.
+        DataError: The catalogue cannot be read.
+        NonFiniteLoss: Training diverged.
+    """
+    accelerator = _accelerator(config)
+    _claim_folder(config, accelerator)
+    card = load_card(config.data.card)
+    with accelerator.main_process_first():
+        train, validation = (_load(card, split, config) for split in _splits(config))
+    model = _build_model(config, train)
+    config = replace(config, model=model.config)
+    if accelerator.is_main_process:
+        write_text_atomically(config.out / "config.json", json.dumps(to_dict(config), indent=2))
+    _log_start(config, train, model, accelerator)
+
+    trainer = Trainer(
+        config,
+        model,
+        train,
+        accelerator=accelerator,
+        validate=lambda m: _validation_figures(m, validation, config.evaluation.batch_size),
+    )
+    outcome = trainer.fit()
+    if outcome.ended == "stopped":
+        logger.info("stopped at step %d, saved. To go on, type the same command with --resume", outcome.position.step)
+        return False
+    if accelerator.is_main_process:
+        _measure_and_save(outcome, card, config, train.skipped + validation.skipped)
+    accelerator.wait_for_everyone()
+    return True
+
+
+def _accelerator(config: RunConfig) -> Accelerator:
+    for tracker in config.train.trackers:
+        if tracker == "wandb":
+            try:
+                import wandb  # noqa: F401
+            except ImportError:
+                raise MissingExtra("wandb", "wandb") from None
+    return Accelerator(
+        mixed_precision=_precision(config.train),
+        log_with=list(config.train.trackers) or None,
+        project_config=ProjectConfiguration(project_dir=str(config.out), logging_dir=str(config.out / "logs")),
+    )
+
+
+def _precision(train: TrainConfig) -> str:
+    """Accelerate's name of the autocast precision; `auto` takes bf16 only where the processor computes in it."""
+    if train.precision != "auto":
+        return "no" if train.precision == "fp32" else train.precision
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "no"
+
+
+def _claim_folder(config: RunConfig, accelerator: Accelerator) -> None:
+    """Refuse to write over another run, and to resume where there is none."""
+    taken = (config.out / "config.json").exists()
+    accelerator.wait_for_everyone()  # before the main process removes or writes anything
+    if config.resume and not taken:
+        raise ConfigError(f"nothing to resume: {config.out} holds no run; leave out --resume to begin one")
+    if taken and not config.resume and not config.overwrite:
+        raise ConfigError(
+            f"{config.out} already holds a run; type --resume to go on with it, --overwrite to replace it, "
+            "or choose another --out"
+        )
+    if taken and config.overwrite and not config.resume and accelerator.is_main_process:
+        shutil.rmtree(config.out)
+    accelerator.wait_for_everyone()
+
+
+def _splits(config: RunConfig) -> tuple[str, str]:
+    return config.data.train_split, config.data.validation_split
+
+
+def _load(card: DataCard, split: str, config: RunConfig) -> Products:
+    return load_products(card, split, source=config.data.source, on_error=config.data.on_error)
+
+
+def _build_model(config: RunConfig, train: Products) -> DualTower:
+    """The model with fresh weights; a text tower from scratch gets a vocabulary trained on the catalogue."""
+    text = config.model.text
+    saved = config.out / "tokenizer"
+    if text.pretrained:
+        tokenizer = load_tokenizer(text.pretrained)
+    elif saved.is_dir():  # a resumed run keeps its vocabulary even if the source has grown
+        tokenizer = load_tokenizer(saved)
+    else:
+        tokenizer = train_tokenizer((t for texts in train.texts for t in texts), vocab_size=text.vocab_size)
+    torch.manual_seed(config.train.seed)
+    return DualTower.create(config.model, tokenizer)
+
+
+def _log_start(config: RunConfig, train: Products, model: DualTower, accelerator: Accelerator) -> None:
+    if accelerator.is_main_process:
+        logger.info(
+            "%s: %d rows of %d products; %.1f M parameters; %d process(es) on %s, %s",
+            train.card,
+            len(train),
+            len(set(train.product_ids)),
+            sum(p.numel() for p in model.parameters()) / 1e6,
+            accelerator.num_processes,
+            accelerator.device,
+            accelerator.mixed_precision,
+        )
+
+
+def _validation_figures(model: DualTower, products: Products, batch_size: int) -> dict[str, float]:
+    """recall@10 of both directions; their mean is the score that picks the best checkpoint."""
+    result = evaluate(model, products, ks=(10,), bootstrap=0, batch_size=batch_size)
+    figures = {
+        direction: result.report.metrics[direction]["recall@10"].value
+        for direction in ("text_to_image", "image_to_text")
+    }
+    return {"score": sum(figures.values()) / 2, **{f"{k}/recall@10": v for k, v in figures.items()}}
+
+
+def _measure_and_save(outcome: Outcome, card: DataCard, config: RunConfig, skipped: list[Any]) -> None:
+    settings = config.evaluation
+    split = "all" if settings.qrels else settings.split
+    gallery = _load(card, split, config)
+    result = evaluate(
+        outcome.model,
+        gallery,
+        queries=load_qrels(settings.qrels) if settings.qrels else None,
+        ks=settings.ks,
+        bootstrap=settings.bootstrap,
+        batch_size=settings.batch_size,
+        breakdown=settings.breakdown,
+        progress=True,
+    )
+    outcome.model.save_pretrained(config.out / "model", card=ModelCard.of_run(config, result.report))
+    write_report(
+        config.out, result, history=read_history(config.out / "history.jsonl"), skipped=skipped + gallery.skipped
+    )
+    logger.info("\n%s\nmodel: %s\nreport: %s", result.report.table(), config.out / "model", config.out / "report.md")

@@ -1,0 +1,83 @@
+"""The values that flow between rooms: a product becomes part of a batch, a batch becomes embeddings."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Batch", "Embeddings", "Product", "product_code"]
+
+
+def product_code(product_id: str) -> int:
+    """Map a product id to a 63-bit integer that is the same in every process and every run.
+
+    Batches carry codes instead of strings, so that "same product" is one tensor comparison, also
+    between rows that come from different ranks. With 63 bits, ten million products collide with
+    probability 5e-6.
+    """
+    return int.from_bytes(hashlib.blake2b(product_id.encode(), digest_size=8).digest(), "big") >> 1
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One checked row of a catalogue; the picture stays undecoded until a collator needs it.
+
+    Attributes:
+        id: Unique row id; it travels with the row to the hit.
+        product_id: What the row shows. Rows with equal `product_id` are positives of each other.
+        texts: One or more captions of the row (never empty strings).
+        image: Encoded bytes or a path, or None for a text-only row.
+        attributes: The card's attribute columns.
+    """
+
+    id: str
+    product_id: str
+    texts: tuple[str, ...]
+    image: bytes | Path | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What the model sees. Either side may be absent.
+
+    Attributes:
+        ids: Row ids, length B.
+        products: Product codes, int64 ``[B]`` (see `product_code`).
+        pixels: Pictures, uint8 (or float32 in 0..255 after augmentation) ``[B, 3, H, W]``, RGB; the image tower normalises.
+        tokens: ``input_ids`` and ``attention_mask``, int64 ``[B, L]``, padded to the longest text of the batch.
+    """
+
+    ids: tuple[str, ...]
+    products: Tensor
+    pixels: Tensor | None = None
+    tokens: Mapping[str, Tensor] | None = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """Return the batch with its tensors on `device`."""
+        tokens = self.tokens and {k: v.to(device, non_blocking=non_blocking) for k, v in self.tokens.items()}
+        pixels = self.pixels if self.pixels is None else self.pixels.to(device, non_blocking=non_blocking)
+        return replace(self, products=self.products.to(device), pixels=pixels, tokens=tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """What the towers make of a batch.
+
+    Attributes:
+        image: ``[B, D]`` or None where the batch had no pictures. L2-normalised under cosine similarity.
+        text: ``[B, D]`` or None where the batch had no texts.
+        scale: Multiplier of the similarity, scalar fp32 (the exponential of the learned logit scale).
+        bias: Added to the logits, scalar fp32 (zero and fixed unless the loss learns one).
+    """
+
+    image: Tensor | None
+    text: Tensor | None
+    scale: Tensor
+    bias: Tensor

@@ -1,0 +1,62 @@
+"""Augmentation is a function of its seeds, stays in range, and each preset keeps its promise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dualtower.data.augment import AUGMENTATIONS, Draw, augment
+
+
+def pictures(batch: int = 6, height: int = 40, width: int = 30) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
+@pytest.mark.parametrize("size", [None, (20, 16)])
+def test_shape_range_and_repeatability(name: str, size: tuple[int, int] | None) -> None:
+    first = augment(pictures(), name, Draw(0, 5, 1, size=6), size=size)
+    again = augment(pictures(), name, Draw(0, 5, 1, size=6), size=size)
+    assert first.shape == (6, 3, *(size or (40, 30)))
+    assert first.dtype == torch.float32
+    assert first.min() >= 0 and first.max() <= 255 + 1e-3
+    assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("name", ["product", "simclr"])
+def test_another_step_draws_otherwise(name: str) -> None:
+    first = augment(pictures(), name, Draw(0, 5, size=6))
+    assert not torch.equal(first, augment(pictures(), name, Draw(0, 6, size=6)))
+
+
+def test_none_changes_nothing() -> None:
+    assert torch.equal(augment(pictures(), "none", Draw(0, size=6)), pictures().float())
+
+
+def test_product_keeps_colour() -> None:
+    """A picture of one colour stays exactly that colour under crop and flip."""
+    plain = torch.tensor([200.0, 30.0, 90.0])[None, :, None, None].expand(8, 3, 32, 24)
+    out = augment(plain, "product", Draw(3, size=8))
+    torch.testing.assert_close(out, plain, atol=1e-3, rtol=0)
+
+
+def test_product_flips_about_half() -> None:
+    """Left-to-right ramps that fall after augmentation have been flipped."""
+    ramp = torch.linspace(0, 255, 32).expand(400, 3, 16, 32)
+    out = augment(ramp, "product", Draw(0, size=400))
+    flipped = (out[:, 0, 8, 0] > out[:, 0, 8, -1]).float().mean()
+    assert 0.4 < flipped < 0.6
+
+
+def test_hue_rotation_keeps_grey() -> None:
+    grey = torch.full((4, 3, 8, 8), 100.0)
+    out = augment(grey, "simclr", Draw(1, size=4))
+    assert torch.allclose(out[:, 0], out[:, 1], atol=0.5) and torch.allclose(out[:, 1], out[:, 2], atol=0.5)
+
+
+def test_neighbouring_seeds_are_independent() -> None:
+    draws = torch.stack([Draw(0, step, 0, 0, size=64).uniform(0, 1) for step in range(50)])
+    correlations = torch.corrcoef(draws) - torch.eye(50)
+    assert correlations.abs().max() < 0.6
+    assert abs(draws.mean().item() - 0.5) < 0.03

@@ -1,0 +1,110 @@
+"""A checkpoint is complete or absent, and fits its config or is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dualtower.config import to_dict
+from dualtower.errors import CheckpointError
+from dualtower.training.checkpoint import (
+    Checkpoint,
+    Position,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from dualtower.training.config import RunConfig, TrainConfig
+
+CONFIG = RunConfig(train=TrainConfig(steps=10))
+
+
+def checkpoint(step: int) -> Checkpoint:
+    return Checkpoint(
+        config=to_dict(CONFIG),
+        position=Position(step=step, epoch=1, batch=2, seconds=3.5, best=0.25),
+        model={"weight": torch.arange(4.0)},
+        optimizer={"state": {0: {"exp_avg": torch.ones(4)}}, "param_groups": [{"lr": 0.1}]},
+        rng=[{"cpu": torch.get_rng_state()}],
+    )
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = save_checkpoint(checkpoint(7), tmp_path, keep=2)
+    loaded = load_checkpoint(path, CONFIG)
+    assert loaded.position == checkpoint(7).position
+    assert torch.equal(loaded.model["weight"], torch.arange(4.0))
+    assert torch.equal(loaded.optimizer["state"][0]["exp_avg"], torch.ones(4))
+    assert torch.equal(loaded.rng[0]["cpu"], checkpoint(7).rng[0]["cpu"])
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (5, 10, 900, 1000):
+        save_checkpoint(checkpoint(step), tmp_path, keep=2)
+    (tmp_path / "best.pt").write_bytes(b"other")
+    assert sorted(p.name for p in tmp_path.glob("step_*")) == ["step_00000900.pt", "step_00001000.pt"]
+    assert latest_checkpoint(tmp_path) == tmp_path / "step_00001000.pt"
+    assert latest_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_truncated_file_is_named(tmp_path: Path) -> None:
+    path = save_checkpoint(checkpoint(7), tmp_path, keep=2)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(CheckpointError, match=r"step_00000007\.pt is not a complete checkpoint.*delete it"):
+        load_checkpoint(path, CONFIG)
+
+
+def test_another_config_is_refused_by_name(tmp_path: Path) -> None:
+    path = save_checkpoint(checkpoint(7), tmp_path, keep=2)
+    other = replace(CONFIG, train=replace(CONFIG.train, lr=0.5))
+    with pytest.raises(CheckpointError, match=r"train\.lr: 0\.001 != 0\.5"):
+        load_checkpoint(path, other)
+
+
+def test_what_changes_no_number_may_change(tmp_path: Path) -> None:
+    path = save_checkpoint(checkpoint(7), tmp_path, keep=2)
+    moved = replace(
+        CONFIG,
+        out=Path("elsewhere"),
+        resume=True,
+        data=replace(CONFIG.data, workers=0, source="moved"),
+        train=replace(CONFIG.train, trackers=(), checkpoint_steps=3),
+    )
+    assert load_checkpoint(path, moved).position.step == 7
+
+
+def test_pickled_code_is_not_executed(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple:
+            return (os.mkdir, (str(tmp_path / "exploded"),))
+
+    path = tmp_path / "step_00000001.pt"
+    torch.save({"model": Bomb()}, path)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path, CONFIG)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A real file system of 128 kB, where the machine lets us mount one."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "none", mount], capture_output=True).returncode:
+        pytest.skip("cannot mount a small file system here (needs root)")
+    yield mount
+    subprocess.run(["umount", mount], check=True)
+
+
+def test_full_disk_loses_nothing_already_written(small_disk: Path) -> None:
+    first = save_checkpoint(checkpoint(1), small_disk, keep=1)
+    too_large = replace(checkpoint(2), model={"weight": torch.zeros(100_000)})
+    with pytest.raises(CheckpointError, match=r"cannot write .*step_00000002\.pt.*make room"):
+        save_checkpoint(too_large, small_disk, keep=1)
+    assert [p.name for p in small_disk.iterdir()] == [first.name]
+    assert load_checkpoint(first, CONFIG).position.step == 1

@@ -1,0 +1,44 @@
+"""On 1, 2 and 4 real gloo processes the gradients equal those of one process on the joined batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dualtower.training.distributed import agree, gather, gather_codes, rank, world_size
+
+SCRIPT = Path(__file__).with_name("distributed_gradients.py")
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_gradients_equal_one_process_on_the_joined_batch(processes):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc_per_node={processes}", str(SCRIPT), str(processes)]
+    path = os.pathsep.join(filter(None, [str(SCRIPT.parent.parent), os.environ.get("PYTHONPATH", "")]))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["world_size"] == processes == len(report["ranks"])
+    errors = {
+        f"rank {number}: {case}: {parameter}": error
+        for number, cases in enumerate(report["ranks"])
+        for case, parameters in cases.items()
+        for parameter, error in parameters.items()
+    }
+    assert len(errors) >= processes * 33 * 10
+    too_large = {where: error for where, error in errors.items() if not error <= 1e-9}
+    assert not too_large
+
+
+def test_without_a_process_group_everything_is_the_identity():
+    embeddings, codes = torch.randn(3, 2, requires_grad=True), torch.tensor([5, 6, 7])
+    assert (world_size(), rank()) == (1, 0)
+    assert gather(embeddings) is embeddings and gather_codes(codes) is codes
+    assert agree(1.0, 2.0, "cpu") == (1.0, 2.0)
