@@ -1,4 +1,4 @@
-"""What every benchmark leaves behind: a table for people and the numbers for programs, with command, machine and date."""
+"""What every benchmark leaves behind: a table and its numbers, with the command, the machine and the date."""
 
 from __future__ import annotations
 

@@ -3,12 +3,12 @@
     python benchmarks/compare.py quality   --source FOLDER      # the recipe, 10 and 60 minutes
     python benchmarks/compare.py towers    --source FOLDER      # every text tower x ResNet, ViT, Swin, 5 minutes each
     python benchmarks/compare.py losses    --source FOLDER      # InfoNCE, SigLIP, triplet, 5 minutes each
-    python benchmarks/compare.py positives --source FOLDER      # with and without product-aware positives, 10 minutes each
+    python benchmarks/compare.py positives --source FOLDER      # with and without product-aware positives, 10 minutes
 
-Protocol: train on the train rows, choose the checkpoint on the validation rows, then rank the whole card (train + validation
-+ test) for the KAGL queries of github.com/marqo-ai/marqo-FashionCLIP, whose relevant pictures all lie in the test rows.
-Every run is a run of recipes/train_clip_style.py with overrides, one at a time, alone on the machine. The last column is the
-paired difference of recall@10 to the first row, with its 95 % interval.
+Protocol: train on the train rows, choose the checkpoint on the validation rows, then rank the whole card (train +
+validation + test) for the KAGL queries of github.com/marqo-ai/marqo-FashionCLIP, whose relevant pictures all lie in
+the test rows. Every run is a run of recipes/train_clip_style.py with overrides, one at a time, alone on the machine.
+The last column is the paired difference of recall@10 to the first row, with its 95 % interval.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import re
 import statistics
@@ -52,12 +53,12 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
     ours, theirs = [], []
     for number in range(args.pairs):
         command = [sys.executable, __file__, "--source", args.source, "--steps", str(args.steps)]
-        result = subprocess.run(
-            [*command, "--side", "dualtower"], check=True, stdout=subprocess.PIPE, text=True
-        )
+        result = subprocess.run([*command, "--side", "dualtower"], check=True, stdout=subprocess.PIPE, text=True)
         ours.append(json.loads(result.stdout.splitlines()[-1]))
         theirs.append(run_open_clip(folder, workers))
-        print(f"pair {number + 1}: dualtower {ours[-1]['samples_per_s']:.0f}/s, open_clip {theirs[-1]:.0f}/s", flush=True)
+        print(
+            f"pair {number + 1}: dualtower {ours[-1]['samples_per_s']:.0f}/s, open_clip {theirs[-1]:.0f}/s", flush=True
+        )
     speeds = [o["samples_per_s"] for o in ours]
     ratios = [a / b for a, b in zip(speeds, theirs, strict=True)]
     parts = {k: statistics.median(o["parts"][k] for o in ours) for k in ours[0]["parts"]}
@@ -79,7 +80,15 @@ def run_dualtower(source: str, steps: int) -> dict:
     """Train some steps with the library's own loop; then time the parts of a step one by one."""
     from accelerate import Accelerator
 
-    from dualtower import DataConfig, ImageSettings, ImageTowerConfig, ModelConfig, RunConfig, TextTowerConfig, TrainConfig
+    from dualtower import (
+        DataConfig,
+        ImageSettings,
+        ImageTowerConfig,
+        ModelConfig,
+        RunConfig,
+        TextTowerConfig,
+        TrainConfig,
+    )
     from dualtower.data.cards import load_card
     from dualtower.data.products import load_products
     from dualtower.data.text import train_tokenizer
@@ -107,7 +116,7 @@ def run_dualtower(source: str, steps: int) -> dict:
         step = trainer._step
         trainer._step = lambda *a: (step(*a), times.append(time.perf_counter()))  # a stop watch, nothing else
         trainer.fit()
-        durations = [b - a for a, b in zip(times, times[1:], strict=False)][4:]
+        durations = [b - a for a, b in itertools.pairwise(times)][4:]
         return {
             "samples_per_s": BATCH / statistics.median(durations),
             "parts": time_parts(trainer, products, accelerator),

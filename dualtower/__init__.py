@@ -1,0 +1,92 @@
+"""dualtower trains, measures and serves dual-tower text-image product retrieval.
+
+The names below are loaded when they are first used, so ``import dualtower`` is quick::
+
+    from dualtower import DualTower
+
+    model = DualTower.from_pretrained("runs/fashion/model")
+    scores = model.similarity(model.encode_image(["mug.jpg"]), model.encode_text(["blue striped mug"]))
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dualtower.data.cards import load_card as load_card
+    from dualtower.data.images import ImageSettings as ImageSettings
+    from dualtower.data.products import load_products as load_products
+    from dualtower.evaluation import evaluate as evaluate
+    from dualtower.launcher import launch as launch
+    from dualtower.losses import LossConfig as LossConfig
+    from dualtower.model import DualTower as DualTower
+    from dualtower.model import ModelConfig as ModelConfig
+    from dualtower.model_card import ModelCard as ModelCard
+    from dualtower.towers import ImageTowerConfig as ImageTowerConfig
+    from dualtower.towers import TextTowerConfig as TextTowerConfig
+    from dualtower.training.config import DataConfig as DataConfig
+    from dualtower.training.config import EvaluationConfig as EvaluationConfig
+    from dualtower.training.config import RunConfig as RunConfig
+    from dualtower.training.config import TrainConfig as TrainConfig
+    from dualtower.training.run import run as run
+    from dualtower.types import Batch as Batch
+    from dualtower.types import Embeddings as Embeddings
+    from dualtower.types import Product as Product
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Batch": "types",
+    "DataConfig": "training.config",
+    "DualTower": "model",
+    "Embeddings": "types",
+    "EvaluationConfig": "training.config",
+    "ImageSettings": "data.images",
+    "ImageTowerConfig": "towers",
+    "LossConfig": "losses",
+    "ModelCard": "model_card",
+    "ModelConfig": "model",
+    "Product": "types",
+    "RunConfig": "training.config",
+    "TextTowerConfig": "towers",
+    "TrainConfig": "training.config",
+    "evaluate": "evaluation",
+    "launch": "launcher",
+    "load_card": "data.cards",
+    "load_products": "data.products",
+    "run": "training.run",
+}
+
+__all__ = [
+    "Batch",
+    "DataConfig",
+    "DualTower",
+    "Embeddings",
+    "EvaluationConfig",
+    "ImageSettings",
+    "ImageTowerConfig",
+    "LossConfig",
+    "ModelCard",
+    "ModelConfig",
+    "Product",
+    "RunConfig",
+    "TextTowerConfig",
+    "TrainConfig",
+    "__version__",
+    "evaluate",
+    "launch",
+    "load_card",
+    "load_products",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dualtower' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"dualtower.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

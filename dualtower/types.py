@@ -50,7 +50,7 @@ class Batch:
     Attributes:
         ids: Row ids, length B.
         products: Product codes, int64 ``[B]`` (see `product_code`).
-        pixels: Pictures, uint8 (or float32 in 0..255 after augmentation) ``[B, 3, H, W]``, RGB; the image tower normalises.
+        pixels: RGB pictures ``[B, 3, H, W]``, uint8 or, after augmentation, float32 in 0..255; the tower normalises.
         tokens: ``input_ids`` and ``attention_mask``, int64 ``[B, L]``, padded to the longest text of the batch.
     """
 

@@ -1,6 +1,6 @@
 """Fine-tune a pretrained BERT and a pretrained ViT: the picture tower stays locked while the heads settle.
 
-    accelerate launch recipes/finetune_pretrained.py --data.card data_cards/fashion_products.md
+accelerate launch recipes/finetune_pretrained.py --data.card data_cards/fashion_products.md
 """
 
 from dataclasses import replace
@@ -50,9 +50,7 @@ def smoke() -> RunConfig:
     model = replace(
         full.model,
         text=TextTowerConfig(name="bert", width=32, layers=2, heads=2),
-        image=ImageTowerConfig(
-            name="vit_tiny_patch16_224", options={"embed_dim": 48, "depth": 2, "num_heads": 2}
-        ),
+        image=ImageTowerConfig(name="vit_tiny_patch16_224", options={"embed_dim": 48, "depth": 2, "num_heads": 2}),
         image_settings=ImageSettings(height=64, width=64),
     )
     return replace(full, model=model, data=DataConfig(card=Path("data_cards/drawn.md"))).smoke()

@@ -1,9 +1,9 @@
-"""A small stand-in for the Hugging Face Hub on the loopback interface, for tests that load and push for real.
+"""A small stand-in for the Hugging Face Hub on the loopback interface: tests load and push for real.
 
-It answers what `datasets` and `huggingface_hub` ask for when they list, download and upload a repository: repo
-info, tree, paths-info, resolve (with ranges), create, preupload, commit. Everything is public; one branch, whose
-commit id is a hash of the files. `huggingface_hub` reads ``HF_ENDPOINT`` when it is imported, so tests call it in
-a new process::
+It answers what `datasets` and `huggingface_hub` ask for when they list, download and upload a repository:
+repo info, tree, paths-info, resolve (with ranges), create, preupload, commit. Everything is public and has
+one branch, whose commit id is a hash of the files. `huggingface_hub` reads ``HF_ENDPOINT`` when it is imported,
+so tests call it in a new process::
 
     with HubStandIn(tmp_path) as hub:
         hub.add_repo("dataset", "shop/products", folder)
@@ -203,8 +203,10 @@ class _Handler(BaseHTTPRequestHandler):
     def preupload(self, kind: Kind, repo_id: str, revision: str) -> None:
         if self._place(kind, repo_id, revision):
             files = [f["path"] for f in json.loads(self.body)["files"]]
-            # "regular" for every size: the content then comes within the commit, and no second store is needed.
-            self._json({"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in files]})
+            # "regular" for every size: the content then comes within the commit, without a second store.
+            self._json(
+                {"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in files]}
+            )
 
     def commit(self, kind: Kind, repo_id: str, revision: str) -> None:
         place = self._place(kind, repo_id, revision)
@@ -242,7 +244,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _entry(place: Path, path: Path) -> dict[str, Any]:
         name = path.relative_to(place).as_posix()
         if path.is_dir():
-            return {"type": "directory", "path": name, "size": 0, "oid": hashlib.sha1(name.encode()).hexdigest()}
+            return {
+                "type": "directory",
+                "path": name,
+                "size": 0,
+                "oid": hashlib.sha1(name.encode()).hexdigest(),
+            }
         return {"type": "file", "path": name, "size": path.stat().st_size, "oid": _blob_id(path)}
 
     def _json(self, value: Any, status: int = 200) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -57,13 +58,12 @@ def test_pure_function_of_seed_and_epoch(sampling: str) -> None:
 def test_ranks_share_one_joined_batch(sampling: str, world: int) -> None:
     products = catalogue([1, 2, 3, 4] * 8)
     ranks = [
-        BatchPlan(products, batch_size=16 // world, sampling=sampling, rank=r, world_size=world)
-        for r in range(world)
+        BatchPlan(products, batch_size=16 // world, sampling=sampling, rank=r, world_size=world) for r in range(world)
     ]
     whole = addresses(BatchPlan(products, batch_size=16, sampling=sampling), 2)
     parts = [addresses(plan, 2) for plan in ranks]
     assert {len(p) for p in parts} == {len(ranks[0])} == {len(whole)}
-    assert [sum(step, []) for step in zip(*parts, strict=True)] == whole
+    assert [[*chain(*step)] for step in zip(*parts, strict=True)] == whole
 
 
 def test_rows_visits_each_row_at_most_once() -> None:
@@ -142,7 +142,7 @@ def test_broken_picture_names_its_row() -> None:
     collate = Collator(None, SETTINGS)
     with pytest.raises(BrokenImage, match="row 7"):
         collate([Product("7", "p", ("a",), b"no picture")])
-    with pytest.raises(BrokenImage, match="row 8.*no picture"):
+    with pytest.raises(BrokenImage, match=r"row 8.*no picture"):
         collate([Product("8", "p", ("a",), None)])
 
 

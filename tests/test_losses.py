@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dualtower.config import from_dict, to_dict
 from dualtower.errors import ConfigError, UnknownLoss, UnknownName
@@ -52,14 +54,11 @@ each_similarity = pytest.mark.parametrize("similarity", SIMILARITIES)
 each_positives = pytest.mark.parametrize("positives", POSITIVES)
 
 
-def batch(
-    products: Tensor = PRODUCTS, *, dim: int = 5, seed: int = 0, dtype=torch.float64
-) -> dict[str, Tensor]:
+def batch(products: Tensor = PRODUCTS, *, dim: int = 5, seed: int = 0, dtype=torch.float64) -> dict[str, Tensor]:
     """A joined batch with learned scale and bias; normalised rows."""
     random = torch.Generator().manual_seed(seed)
     image, text = (
-        F.normalize(torch.randn(len(products), dim, generator=random, dtype=torch.float64), dim=1)
-        for _ in range(2)
+        F.normalize(torch.randn(len(products), dim, generator=random, dtype=torch.float64), dim=1) for _ in range(2)
     )
     values = {
         "image": image,
@@ -82,13 +81,8 @@ def pairs(values: dict[str, Tensor], similarity: str, positives: str):
     image, text, products = values["image"], values["text"], values["products"].tolist()
     n = len(products)
     s = [[-(a - b).norm() if similarity == "euclidean" else a.dot(b) for b in text] for a in image]
-    same = [
-        [i == j or (positives == "product" and products[i] == products[j]) for j in range(n)]
-        for i in range(n)
-    ]
-    near = [
-        [i == j or (positives != "pair" and products[i] == products[j]) for j in range(n)] for i in range(n)
-    ]
+    same = [[i == j or (positives == "product" and products[i] == products[j]) for j in range(n)] for i in range(n)]
+    near = [[i == j or (positives != "pair" and products[i] == products[j]) for j in range(n)] for i in range(n)]
     p = [[j for j in range(n) if same[i][j]] for i in range(n)]
     q = [[j for j in range(n) if not near[i][j]] for i in range(n)]
     return s, [list(column) for column in zip(*s, strict=True)], p, q
@@ -102,9 +96,7 @@ def reference_info_nce(values, similarity, positives, label_smoothing=0.0):
             seen = sorted(p[i] + q[i])
             z = {j: values["scale"] * row[j] for j in seen}
             denominator = sum(z[j].exp() for j in seen)
-            target = {
-                j: (1 - label_smoothing) * (j in p[i]) / len(p[i]) + label_smoothing / len(seen) for j in seen
-            }
+            target = {j: (1 - label_smoothing) * (j in p[i]) / len(p[i]) + label_smoothing / len(seen) for j in seen}
             total = total - sum(target[j] * (z[j].exp() / denominator).log() for j in seen)
     return total / (2 * len(s))
 
@@ -133,9 +125,7 @@ def reference_triplet(values, similarity, positives, margin=0.2, mining="all"):
                 chosen = []
                 for a in p[i]:
                     below = [b for b in q[i] if row[b] < row[a]]
-                    chosen.append(
-                        (a, max(below, key=row.__getitem__) if below else min(q[i], key=row.__getitem__))
-                    )
+                    chosen.append((a, max(below, key=row.__getitem__) if below else min(q[i], key=row.__getitem__)))
             costs += [(margin + row[b] - row[a]).clamp_min(0) for a, b in chosen]
         total = total + sum(costs) / len(costs)
     return total / 2
@@ -162,9 +152,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("loss", "reference", "options"), CASES, ids=lambda x: getattr(x, "__name__", str(x))
-)
+@pytest.mark.parametrize(("loss", "reference", "options"), CASES, ids=lambda x: getattr(x, "__name__", str(x)))
 @each_similarity
 @each_positives
 def test_value_and_gradients_are_the_formula(loss, reference, options, similarity, positives):
@@ -172,13 +160,9 @@ def test_value_and_gradients_are_the_formula(loss, reference, options, similarit
     got = loss(**values, similarity=similarity, positives=positives, **options)
     want = reference(values, similarity, positives, **options)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
-    wanted = torch.autograd.grad(
-        want, [values[k] for k in ("image", "text", "scale", "bias")], allow_unused=True
-    )
+    wanted = torch.autograd.grad(want, [values[k] for k in ("image", "text", "scale", "bias")], allow_unused=True)
     for mine, theirs in zip(gradients(got, values), wanted, strict=True):
-        torch.testing.assert_close(
-            mine, torch.zeros_like(mine) if theirs is None else theirs, rtol=1e-10, atol=1e-12
-        )
+        torch.testing.assert_close(mine, torch.zeros_like(mine) if theirs is None else theirs, rtol=1e-10, atol=1e-12)
 
 
 def test_one_row_per_product_is_plain_clip():
@@ -242,6 +226,30 @@ def _graph(loss: Tensor) -> str:
     return names
 
 
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that any operation returns, in the backward pass too."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("loss", [info_nce, siglip], ids=name_of)
+@each_similarity
+@each_positives
+def test_tiles_are_the_largest_matrices(loss, similarity, positives):
+    values = batch(torch.arange(64) // 2)
+    for tile, expected in ((8, 64 * 5), (0, 64 * 64)):
+        with Largest() as largest:
+            gradients(loss(**values, similarity=similarity, positives=positives, tile=tile), values)
+        assert largest.numel == expected
+
+
 def test_tiles_leave_a_locked_tower_alone():
     values = batch()
     values["image"] = values["image"].detach()
@@ -256,9 +264,7 @@ def test_tiles_leave_a_locked_tower_alone():
 @pytest.mark.parametrize("loss", [info_nce, siglip], ids=name_of)
 def test_half_precision_is_computed_in_float32(loss):
     values = batch(torch.arange(40), dim=16, dtype=torch.bfloat16)
-    exact = {
-        k: v.detach().float().requires_grad_() if v.is_floating_point() else v for k, v in values.items()
-    }
+    exact = {k: v.detach().float().requires_grad_() if v.is_floating_point() else v for k, v in values.items()}
     for tile in (0, 16):
         value = loss(**values, tile=tile)
         assert value.dtype == torch.float32
@@ -312,9 +318,7 @@ def test_a_single_product_is_finite(loss, similarity, positives, rows):
     result = loss(**values, similarity=similarity, positives=positives)
     assert all(x.isfinite().all() for x in (result, *gradients(result, values)))
     if positives != "pair" and name_of(loss).startswith(("triplet", "pairwise")):
-        assert result == 0 and not any(
-            g.any() for g in gradients(loss(**values, positives=positives), values)
-        )
+        assert result == 0 and not any(g.any() for g in gradients(loss(**values, positives=positives), values))
 
 
 @pytest.mark.parametrize("loss", [e for e in EVERY if "smoothing" not in name_of(e)], ids=name_of)

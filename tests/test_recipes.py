@@ -59,7 +59,7 @@ def test_unknown_option_names_the_nearest(project: Path) -> None:
 
 
 def test_budget_on_the_command_line_replaces_the_recipes() -> None:
-    from dualtower.launch import parse_overrides
+    from dualtower.launcher import parse_overrides
     from dualtower.training.config import RunConfig, TrainConfig
 
     base = RunConfig(train=TrainConfig(epochs=30))

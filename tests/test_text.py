@@ -73,9 +73,7 @@ def test_special_tokens_have_fixed_ids_and_texts_are_padded_to_the_longest() -> 
     assert set(batch) == {"input_ids", "attention_mask"}
     assert batch["attention_mask"][0] == [1, 1, 1] + [0] * (len(batch["input_ids"][1]) - 3)
     assert 1 in tokenizer("Blue 牛")["input_ids"]
-    assert (
-        tokenizer("Nike [SEP] Blue")["input_ids"].count(3) == 1
-    )  # text in the shape of a special token is text
+    assert tokenizer("Nike [SEP] Blue")["input_ids"].count(3) == 1  # text in the shape of a special token is text
 
 
 def test_words_and_case() -> None:
@@ -105,6 +103,14 @@ def test_vocabulary_shrinks_to_what_the_texts_support_and_never_exceeds_the_limi
     assert len(train_tokenizer(ENGLISH, vocab_size=8000)) < 500
     assert len(train_tokenizer(ENGLISH, vocab_size=48)) <= 48
     assert len(train_tokenizer(["x"])) >= 5
+
+
+def test_small_catalogues_without_spaces_get_no_pieces_that_are_too_rare_to_learn() -> None:
+    held_out = "蓝色条纹陶瓷手提袋"
+    tokenizer = train_tokenizer([text for text in CHINESE if text != held_out])
+    assert len(tokenizer) < 80
+    seen = {piece for text in CHINESE if text != held_out for piece in tokenizer.tokenize(text)}
+    assert set(tokenizer.tokenize(held_out)) <= seen
 
 
 def test_very_long_and_very_many_texts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,8 @@ def augment(pixels: Tensor, name: Augmentation, draw: Draw, *, size: tuple[int, 
 
     Args:
         pixels: uint8 or float ``[B, 3, H, W]`` in 0..255.
-        name: ``product`` (gentle crop and flip; keeps colour), ``simclr`` (strong crop and colour; Chen et al. 2020), ``none``.
+        name: ``product`` (gentle crop and flip; keeps colour), ``simclr`` (strong crop and colour; Chen et al. 2020)
+            or ``none``.
         draw: Source of randomness for this batch.
         size: Output (height, width); default the input's.
 

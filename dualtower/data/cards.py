@@ -1,13 +1,18 @@
 """Data cards: one Markdown file per catalogue that the loader and people read alike.
 
-The YAML front matter names the source and maps its columns once to ``id, product_id, text, image, attributes``;
-the prose below it is for people. A card looks like this::
+The YAML front matter names the source and maps its columns once to
+``id, product_id, text, image, attributes``; the prose below it is for people. A card looks like this::
 
     ---
     name: shop
     title: The winter catalogue
     source: {path: ../shop}
-    columns: {id: sku, product_id: normalised_text, text: "{brand} {title}", image: photo, attributes: [colour]}
+    columns:
+      id: sku
+      product_id: normalised_text
+      text: "{brand} {title}"
+      image: photo
+      attributes: [colour]
     splits: {by_hash: {column: product_id, validation: 0.05, test: 0.1}}
     license: our own
     languages: [en]
@@ -20,7 +25,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +52,17 @@ PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 
 @dataclass(frozen=True)
 class CardSource:
-    """Where the rows come from: a Hub dataset, a path or the drawing code. A source given to the loader replaces it.
+    """Where the rows come from: a Hub dataset, a path or the drawing code.
+
+    A source that is given to the loader replaces it.
 
     Attributes:
         hub: Dataset id on the Hub, ``user/name``.
         revision: Branch, tag or commit there.
         config: Configuration ("subset") there.
         path: File or folder, relative to the card.
-        builder: `datasets` builder of `path` (parquet, csv, json, imagefolder, webdataset), if its files leave a doubt.
+        builder: `datasets` builder of local files, where they leave a doubt: parquet, csv, json, imagefolder
+            or webdataset.
         drawn: Language of the catalogue that is drawn by code.
         options: Passed on to the `datasets` builder or to `draw_catalogue`.
     """
@@ -70,7 +78,7 @@ class CardSource:
     def __post_init__(self) -> None:
         given = [name for name in ("hub", "path", "drawn") if getattr(self, name) is not None]
         if len(given) > 1:
-            raise CardError(f"a source has one of hub, path and drawn, not {' and '.join(given)}")
+            raise ConfigError(f"a source has one of hub, path and drawn, not {' and '.join(given)}")
 
 
 @dataclass(frozen=True)
@@ -78,12 +86,12 @@ class Columns:
     """Which column of the source becomes what. ``a.b`` is field b of a column a that holds records.
 
     Attributes:
-        text: A column, a template such as ``"{brand} {title}"``, or several of them, each one caption of the row.
+        text: A column, a template such as ``"{brand} {title}"``, or several of them, each one caption.
         image: Column with encoded bytes, a path relative to the source's folder, or a `datasets` Image.
             None for a catalogue without pictures.
         id: Column with a unique id. None: rows are numbered (``train-0``, ``train-1`` ...).
-        product_id: Column that is equal for rows of one product, or ``normalised_text``: equal (first) texts are
-            one product. None: every row is a product of its own.
+        product_id: Column that is equal for rows of one product, or ``normalised_text``: equal (first) texts
+            are one product. None: every row is a product of its own.
         attributes: Further columns to keep.
     """
 
@@ -100,12 +108,12 @@ class Columns:
 
     def named(self) -> dict[str, list[str]]:
         """Role -> the source columns that it needs."""
-        roles = {
+        roles: dict[str, list[str | None]] = {
             "text": [name for caption in self.captions for name in template_columns(caption)],
             "image": [self.image],
             "id": [self.id],
             "product_id": [self.product_id] if self.product_id != NORMALISED_TEXT else [],
-            "attributes": self.attributes,
+            "attributes": [*self.attributes],
         }
         return {role: [name for name in names if name] for role, names in roles.items()}
 
@@ -115,7 +123,8 @@ class HashSplit:
     """Split by a hash of one column, which is the same on every machine and for rows that are added later.
 
     Attributes:
-        column: ``product_id`` (the identity, so that no product stands in two splits) or a column of the source.
+        column: ``product_id`` (the identity: no product stands in two splits), ``id``, or a column of the
+            source.
         validation: Share of its values that go to validation.
         test: Share of its values that go to test; the rest is train.
     """
@@ -126,7 +135,9 @@ class HashSplit:
 
     def __post_init__(self) -> None:
         if min(self.validation, self.test) < 0 or self.validation + self.test >= 1:
-            raise CardError(f"splits.by_hash: validation {self.validation} and test {self.test} leave nothing to train on")
+            raise ConfigError(
+                f"splits.by_hash: validation {self.validation} and test {self.test} leave nothing to train on"
+            )
 
 
 @dataclass(frozen=True)
@@ -220,9 +231,10 @@ def load_card(path_or_name: str | Path) -> DataCard:
     except yaml.YAMLError as error:
         raise CardError(f"{path}: the front matter is not YAML: {error}") from error
     try:
-        return from_dict(DataCard, {**values, "body": (parts[2] or "").strip(), "path": path}, where=str(path))
-    except (ConfigError, TypeError) as error:
+        card = from_dict(DataCard, values, where=path.name)
+    except ConfigError as error:
         raise CardError(f"{path}: {error}") from error
+    return replace(card, body=(parts[2] or "").strip(), path=path)
 
 
 def template_columns(caption: str) -> list[str]:
@@ -237,11 +249,14 @@ def is_pattern(source_split: str) -> bool:
 
 def _find(path: Path) -> Path:
     checkout = Path(__file__).parents[2] / FOLDER
-    places = [path] if path.suffix == ".md" else [Path(FOLDER) / f"{path.name}.md", checkout / f"{path.name}.md"]
+    places = (
+        [path] if path.suffix == ".md" else [Path(FOLDER) / f"{path.name}.md", checkout / f"{path.name}.md"]
+    )
     for place in places:
         if place.is_file():
             return place
-    folder = next((p for p in (path.parent, Path(FOLDER), checkout) if list(p.glob("*.md"))), Path(FOLDER))
+    beside = [path.parent] if path.suffix == ".md" else []
+    folder = next((p for p in (*beside, Path(FOLDER), checkout) if list(p.glob("*.md"))), Path(FOLDER))
     known = sorted(p.stem for p in folder.glob("*.md"))
     nearest = difflib.get_close_matches(path.stem, known, n=1, cutoff=0.5)
     message = f"no data card {str(path)!r}; cards in {folder}: {', '.join(known) or '(none)'}."

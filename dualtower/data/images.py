@@ -1,7 +1,7 @@
 """From any picture file to RGB, and from RGB to the pixels that the model expects.
 
-A catalogue's pictures come from many hands: phone photos that are stored sideways, logos with transparency, print
-files in CMYK, animated banners. `open_image` makes the same RGB of them everywhere, or says what is wrong.
+A catalogue's pictures come from many hands: phone photos that are stored sideways, logos with transparency,
+print files in CMYK, animated banners. `open_image` makes RGB of all of them, or says what is wrong.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ from dualtower.errors import BrokenImage, ConfigError
 __all__ = ["MAX_PIXELS", "ImageSettings", "open_image", "to_pixels"]
 
 MAX_PIXELS = 64_000_000
-EXIF_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # asking for EXIF costs a third of a decode
+EXIF_KEYS = {
+    "exif",
+    "Raw profile type exif",
+    "xmp",
+    "XML:com.adobe.xmp",
+}  # asking for EXIF costs a third of a decode
 WHITE = (255, 255, 255)
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -46,7 +51,9 @@ class ImageSettings:
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
-            raise ConfigError(f"an image of {self.height}x{self.width} pixels is not possible; give 1 or more")
+            raise ConfigError(
+                f"an image of {self.height}x{self.width} pixels is not possible; give 1 or more"
+            )
         if min(self.std) <= 0:
             raise ConfigError(f"image std {self.std} is not possible; each value must be greater than 0")
 
@@ -60,12 +67,12 @@ def open_image(
 ) -> Image.Image:
     """Decode a picture to 8-bit RGB.
 
-    The EXIF orientation is applied; transparency is laid over white; CMYK, palette, grey and 16-bit pictures are
-    converted; of an animation the first frame is taken.
+    The EXIF orientation is applied; transparency is laid over white; CMYK, palette, grey and 16-bit pictures
+    are converted; of an animation the first frame is taken.
 
     Args:
         image: Encoded bytes, a path, or an open picture.
-        max_pixels: Larger pictures are refused before they are decoded (a small file can unfold to gigabytes).
+        max_pixels: Larger pictures are refused before they are decoded: a small file can unfold to gigabytes.
         where: File or dataset of the picture, for messages.
         row: Row of the picture there, for messages.
 
@@ -77,12 +84,14 @@ def open_image(
             return _to_rgb(image, max_pixels)
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
             return _to_rgb(opened, max_pixels)
-    except Exception as error:  # decoders raise anything on hostile bytes: struct.error, IndexError, SyntaxError ...
+    except (
+        Exception
+    ) as error:  # decoders raise anything on hostile bytes: struct.error, IndexError, SyntaxError ...
         raise BrokenImage(where, row, _reason(image, error)) from error
 
 
 def to_pixels(image: Image.Image, settings: ImageSettings) -> np.ndarray:
-    """Resize an RGB picture as the settings say; uint8 ``[3, H, W]``. A picture of the right size is not touched."""
+    """Resize an RGB picture as the settings say, unless it has the right size; uint8 ``[3, H, W]``."""
     size = (settings.width, settings.height)
     if image.size != size:
         method = RESAMPLING[settings.interpolation]
@@ -117,7 +126,9 @@ def _deep_to_rgb(image: Image.Image) -> Image.Image:
     """Grey with more than 8 bits. (Pillow's own conversion cuts at 255, which turns such pictures white.)"""
     values = np.asarray(image).astype(np.float64)
     peak = values.max(initial=0)
-    full = 1 if image.mode == "F" and peak <= 1 else 255 if peak <= 255 and image.mode in ("I", "F") else 65535
+    full = (
+        1 if image.mode == "F" and peak <= 1 else 255 if peak <= 255 and image.mode in ("I", "F") else 65535
+    )
     grey = np.clip(values * (255 / full), 0, 255).round().astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")
 

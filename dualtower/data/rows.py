@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dualtower.data.cards import NORMALISED_TEXT, PLACEHOLDER, Columns
 from dualtower.data.pictures import ArrowPictures, Pictures
 from dualtower.data.text import normalise_title
@@ -72,7 +70,7 @@ def read_rows(dataset: Any, columns: Columns, *, where: str, split: str, folder:
 
 
 def bad_rows(rows: Rows, chosen: Iterable[int]) -> dict[int, RowError]:
-    """Row number -> what is wrong with its id, product id or text. Of two rows with one id the first is good."""
+    """Row number -> what is wrong with its id, product id or text. Only the second row of an id is bad."""
     problems: dict[int, RowError] = {}
     seen: set[str] = set()
     for i in chosen:
@@ -136,7 +134,7 @@ def _read_texts(
 
 def _as_text(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(map(_as_text, value))
+        return ", ".join(filter(None, map(_as_text, value)))
     return "" if value is None else str(value).strip()
 
 

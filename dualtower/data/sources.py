@@ -1,14 +1,15 @@
 """Open what a data card names as a source: a Hub dataset, a folder or a file.
 
-Reading is left to the `datasets` library, which turns every format into a memory-mapped Arrow file in its cache
-(``HF_HOME``), so that a catalogue may be larger than the memory. A local source is one of
+Reading is left to the `datasets` library, which turns every format into a memory-mapped Arrow file in its
+cache (``HF_HOME``), so that a catalogue may be larger than the memory. A local source is one of
 
-- Parquet, CSV, TSV, JSON or JSON Lines, with pictures as bytes, as `datasets` Image, or as paths relative to the folder,
+- Parquet, CSV, TSV, JSON or JSON Lines, with pictures as bytes, as `datasets` Image, or as paths relative to
+  the folder,
 - an image folder: pictures and a ``metadata.{csv,jsonl,parquet}`` with a column ``file_name``,
 - WebDataset: tar shards with ``key.jpg``, ``key.txt``, ``key.json`` ...
 
-A file's split is the split word in its path (``train-00000-of-00004.parquet``, ``test/shop.csv``), else its own name
-without a running number.
+A file's split is the split word in its path (``train-00000-of-00004.parquet``, ``test/shop.csv``), else its
+own name without a running number.
 """
 
 from __future__ import annotations
@@ -76,14 +77,13 @@ def open_source(card: DataCard, *, source: str | Path | None = None) -> OpenSour
 
 def _open_hub(card: DataCard) -> OpenSource:
     hub = card.source
+    files = _patterns(card) or None
     try:
-        splits = _load(
-            hub.hub, name=hub.config, revision=hub.revision, data_files=_patterns(card) or None, **hub.options
-        )
-    except Exception as error:  # the network, the Hub and the dataset's own files all have errors of their own
+        splits = _load(hub.hub, name=hub.config, revision=hub.revision, data_files=files, **hub.options)
+    except Exception as error:  # the network, the Hub and the dataset's own files have no common error
         raise SourceError(
-            f"cannot load {hub.hub!r} from the Hub: {error} -- check the name and the network, run `hf auth login` "
-            "if the dataset is gated, or give a local copy with --data.source FOLDER"
+            f"cannot load {hub.hub!r} from the Hub: {error}; check the name and the network, type "
+            "`hf auth login` if the dataset is gated, or give a local copy with --data.source FOLDER"
         ) from error
     return OpenSource(f"{hub.hub} on the Hub", splits, None)
 
@@ -95,6 +95,7 @@ def _open_local(card: DataCard, path: Path) -> OpenSource:
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     builder = card.source.builder or _builder(path, files)
     options = {"sep": "\t"} if builder == "csv" and any(p.suffix == ".tsv" for p in files) else {}
+    data_files: dict[str, Any]
     if patterns := _patterns(card):
         data_files = {split: f"{glob.escape(str(folder))}/{pattern}" for split, pattern in patterns.items()}
     elif builder == "imagefolder":
@@ -112,7 +113,9 @@ def _open_local(card: DataCard, path: Path) -> OpenSource:
 def _load(*args: Any, **options: Any) -> dict[str, Any]:
     import datasets
 
-    return dict(datasets.load_dataset(*args, **options))
+    splits = dict(datasets.load_dataset(*args, **options))
+    usual = list(dict.fromkeys(SPLIT_WORDS.values()))
+    return dict(sorted(splits.items(), key=lambda item: usual.index(item[0]) if item[0] in usual else len(usual)))
 
 
 def _patterns(card: DataCard) -> dict[str, str]:
@@ -130,12 +133,17 @@ def _builder(path: Path, files: list[Path]) -> str:
     for builder, suffixes in SUFFIXES.items():
         if any(p.suffix.lower() in suffixes for p in files):
             return builder
-    hint = "; pictures alone have no titles: add a metadata.csv with file_name and title" if has_pictures else ""
+    hint = (
+        "; pictures alone have no titles: add a metadata.csv with file_name and title" if has_pictures else ""
+    )
     raise SourceError(f"{path} holds no file of a known kind; known are {_known()}{hint}")
 
 
 def _known() -> str:
-    return ", ".join(f"*{s}" for suffixes in SUFFIXES.values() for s in suffixes) + ", pictures with metadata.csv"
+    return (
+        ", ".join(f"*{s}" for suffixes in SUFFIXES.values() for s in suffixes)
+        + ", pictures with metadata.csv"
+    )
 
 
 def _data_files(builder: str, folder: Path, files: list[Path]) -> dict[str, list[str]]:

@@ -28,6 +28,9 @@ LONGEST_PIECE = 16  # characters, with the mark of the space before it: Sentence
 # thousand would lose the digit 8 of an English catalogue.
 CHARACTER_COVERAGE = 0.9999
 SMALLEST_COVERAGE = 0.98  # SentencePiece accepts no less
+# A piece must be seen often enough to learn its vector. Without this limit, a small catalogue of texts without
+# spaces gets pieces such as "brownstripes", and a title with brown dots is a title of unseen words.
+CHARACTERS_PER_PIECE = 150
 
 
 def normalise_title(text: str) -> str:
@@ -46,7 +49,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int = 8000, lowercase: 
 
     Args:
         texts: The titles of the training split. Empty ones are passed over.
-        vocab_size: Largest number of tokens; small catalogues get fewer, as many as their texts support.
+        vocab_size: Largest number of tokens; small catalogues get fewer, as many as their texts can teach.
         lowercase: Whether upper and lower case are the same.
 
     Returns:
@@ -101,9 +104,7 @@ def load_tokenizer(name: str | Path, *, revision: str | None = None, local_files
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(
-            str(name), revision=revision or "main", local_files_only=local_files_only
-        )
+        return AutoTokenizer.from_pretrained(str(name), revision=revision or "main", local_files_only=local_files_only)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"no tokenizer in {str(name)!r}; give a folder with tokenizer.json or a model's Hub id ({error})"
@@ -129,6 +130,8 @@ def _train_unigram(texts: Sequence[str], vocab_size: int) -> list[tuple[str, flo
     if not texts:
         raise DataError("no text to train a tokenizer on; every text is empty")
     texts = texts[:: -(-len(texts) // MAX_TEXTS)]
+    counts = Counter(character for text in texts for character in text)
+    vocab_size = min(vocab_size, max(counts.total() // CHARACTERS_PER_PIECE, 2 * len(counts) + 8))
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([*texts, *_repeated_words(texts)]),
@@ -136,7 +139,7 @@ def _train_unigram(texts: Sequence[str], vocab_size: int) -> list[tuple[str, flo
         model_type="unigram",
         vocab_size=vocab_size,
         hard_vocab_limit=False,
-        character_coverage=_coverage(texts, vocab_size),
+        character_coverage=_coverage(counts, vocab_size),
         max_sentencepiece_length=LONGEST_PIECE,
         normalization_rule_name="identity",  # the texts are normalised already
         pad_id=0,
@@ -165,9 +168,8 @@ def _repeated_words(texts: Sequence[str]) -> list[str]:
     return [word for word, count in counts.items() if count > 1]
 
 
-def _coverage(texts: Sequence[str], vocab_size: int) -> float:
+def _coverage(counts: Counter[str], vocab_size: int) -> float:
     """Share of characters that get a piece; of a large alphabet, what fits into half of the vocabulary."""
-    counts = Counter(character for text in texts for character in text)
     alphabet = counts.most_common()
     kept = sum(count for _, count in alphabet[: vocab_size // 2])
     if len(alphabet) >= vocab_size and kept < SMALLEST_COVERAGE * counts.total():

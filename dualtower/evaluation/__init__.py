@@ -1,0 +1,41 @@
+"""Exact, blocked, tie-aware evaluation: embeddings -> ranks -> metrics with intervals -> report."""
+
+from __future__ import annotations
+
+from dualtower.evaluation.bootstrap import Difference, Interval, intervals, paired_test, summarise
+from dualtower.evaluation.breakdown import BreakdownRow, breakdown
+from dualtower.evaluation.evaluate import Direction, Evaluation, compare, evaluate
+from dualtower.evaluation.metrics import chance_levels, metric_names, per_query
+from dualtower.evaluation.pages import write_report
+from dualtower.evaluation.qrels import Qrels, load_qrels
+from dualtower.evaluation.ranks import Ranks, both_ways, retrieval_ranks
+from dualtower.evaluation.relevance import Relevance, self_positions
+from dualtower.evaluation.report import Report
+from dualtower.evaluation.top import top_k
+
+__all__ = [
+    "BreakdownRow",
+    "Difference",
+    "Direction",
+    "Evaluation",
+    "Interval",
+    "Qrels",
+    "Ranks",
+    "Relevance",
+    "Report",
+    "both_ways",
+    "breakdown",
+    "chance_levels",
+    "compare",
+    "evaluate",
+    "intervals",
+    "load_qrels",
+    "metric_names",
+    "paired_test",
+    "per_query",
+    "retrieval_ranks",
+    "self_positions",
+    "summarise",
+    "top_k",
+    "write_report",
+]

@@ -60,14 +60,11 @@ def siglip(
     return losses.sum() / len(image)
 
 
-def _labels(relations: Relations, rows: slice, columns: slice, like: Tensor) -> Tensor:
-    return relations.positive(rows, columns).to(like.dtype).mul_(2).sub_(1)
-
-
 def _losses(
     logits: Tensor, relations: Relations, rows: slice = EVERYTHING, columns: slice = EVERYTHING
 ) -> Tensor:
-    losses = F.softplus(-_labels(relations, rows, columns, logits) * logits)
+    positive = relations.positive(rows, columns)
+    losses = F.softplus(torch.where(positive, -logits, logits))  # -log sigmoid(y z)
     ignored = relations.ignored(rows, columns)
     return losses if ignored is None else losses.masked_fill(ignored, 0)
 
@@ -87,7 +84,7 @@ class _TiledSigLIP:
         return (self.sum / len(self.relations.same)).to(self.dtype)
 
     def gradient(self, logits: Tensor, rows: slice, columns: slice) -> Tensor:
-        labels = _labels(self.relations, rows, columns, logits)
-        gradient = logits.mul_(labels).neg_().sigmoid_().mul_(labels).div_(-len(self.relations.same))
+        gradient = logits.sigmoid_().sub_(self.relations.positive(rows, columns).to(logits.dtype))
+        gradient.div_(len(self.relations.same))
         ignored = self.relations.ignored(rows, columns)
         return gradient if ignored is None else gradient.masked_fill_(ignored, 0)

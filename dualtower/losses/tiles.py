@@ -22,7 +22,7 @@ from dualtower.losses.similarity import Similarity, accumulate_gradients_, simil
 
 __all__ = ["Objective", "tile_size", "tiled_loss"]
 
-TILED_FROM = 4096  # rows; below, the whole matrix is small and the plain way at least as fast
+TILED_FROM = 4096  # rows; below, a matrix of logits takes under 64 MB and the plain way is about as fast
 TILE = 1024  # rows and columns; large enough for a matrix product at full speed, small enough for the caches
 
 

@@ -22,9 +22,12 @@ from dualtower.training.config import RunConfig
 
 __all__ = ["Checkpoint", "Position", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
 
-# What may differ between a run and its continuation: none of it changes a number.
-_FREE = ("out", "resume", "data.source", "data.workers", "data.cache_mb", "evaluation")
-_FREE_TRAIN = ("trackers", "keep", "checkpoint_steps", "checkpoint_minutes")
+# What may differ between a run and its continuation: none of it changes the weights.
+_FREE = {"out", "resume", "overwrite", "evaluation"}
+_FREE_WITHIN = {
+    "data": {"card", "source", "workers", "cache_mb"},
+    "train": {"trackers", "keep", "checkpoint_steps", "checkpoint_minutes"},
+}
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,8 @@ def load_checkpoint(path: Path, config: RunConfig) -> Checkpoint:
 
 def _binding(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a config that must not change within one run."""
-    binding = {k: v for k, v in config.items() if k not in _FREE}
-    for section, free in (("train", _FREE_TRAIN), ("data", tuple(n.removeprefix("data.") for n in _FREE))):
+    binding = {key: value for key, value in config.items() if key not in _FREE}
+    for section, free in _FREE_WITHIN.items():
         binding[section] = {k: v for k, v in config[section].items() if k not in free}
     return binding
 

@@ -7,7 +7,6 @@ other state is in the checkpoint, so a run that is killed and resumed ends where
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -113,9 +112,7 @@ class Trainer:
             )
         self.budget = Budget.of(train, self.steps_per_epoch)
         self.validation_steps = max(1, round(train.validate_every * self.steps_per_epoch))
-        self.loader = training_loader(
-            products, self.plan, self._collator(model, products), workers=config.data.workers
-        )
+        self.loader = training_loader(products, self.plan, self._collator(model, products), workers=config.data.workers)
         self.loss = build_loss(config.loss, similarity=config.model.similarity)
 
         freeze_locked(model, train)
@@ -194,9 +191,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.unwrapped.clamp_()
-        self.position = replace(
-            self.position, step=self.position.step + 1, epoch=group.epoch, batch=group.next_batch
-        )
+        self.position = replace(self.position, step=self.position.step + 1, epoch=group.epoch, batch=group.next_batch)
         if self.ema is not None:
             self.ema.update(self.unwrapped, step=self.position.step)
         samples = parts * train.batch_size * self.accelerator.num_processes
@@ -265,11 +260,14 @@ class Trainer:
         return self.ema.module if self.ema is not None else self.unwrapped
 
     def _best(self) -> DualTower:
-        """A plain float32 copy of the model, with the best validated weights."""
-        model = copy.deepcopy(self.accelerator.unwrap_model(self._averaged(), keep_fp32_wrapper=False))
+        """A model of its own with the best validated weights, on the CPU and in evaluation mode."""
         best = self.checkpoints / "best.pt"
-        if self.position.best is not None and best.exists():
-            model.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["model"])
+        if self.position.best is not None:
+            weights = torch.load(best, map_location="cpu", weights_only=True)["model"]
+        else:
+            weights = self._averaged().state_dict()
+        model = DualTower(self.unwrapped.config, self.unwrapped.tokenizer)
+        model.load_state_dict(weights)
         return model.eval()
 
     def _save(self) -> None:

@@ -6,7 +6,6 @@ import json
 import logging
 import shutil
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +18,9 @@ from dualtower.data.products import Products, load_products
 from dualtower.data.text import load_tokenizer, train_tokenizer
 from dualtower.errors import ConfigError, MissingExtra
 from dualtower.evaluation import evaluate, load_qrels, write_report
-from dualtower.folder import ModelCard, write_text_atomically
+from dualtower.folder import write_text_atomically
 from dualtower.model import DualTower
+from dualtower.model_card import ModelCard
 from dualtower.training.config import RunConfig, TrainConfig
 from dualtower.training.journal import read_history
 from dualtower.training.loop import Outcome, Trainer
@@ -171,7 +171,7 @@ def _measure_and_save(outcome: Outcome, card: DataCard, config: RunConfig, skipp
         progress=True,
     )
     outcome.model.save_pretrained(config.out / "model", card=ModelCard.of_run(config, result.report))
-    write_report(
-        config.out, result, history=read_history(config.out / "history.jsonl"), skipped=skipped + gallery.skipped
-    )
+    history = read_history(config.out / "history.jsonl")
+    write_report(config.out, result, history=history, skipped=skipped + gallery.skipped)
+    result.report.save(config.out)
     logger.info("\n%s\nmodel: %s\nreport: %s", result.report.table(), config.out / "model", config.out / "report.md")

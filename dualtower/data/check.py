@@ -1,0 +1,238 @@
+"""What a catalogue holds and what is wrong with it, before a model is trained on it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from dualtower.config import to_dict
+from dualtower.data.cards import DataCard
+from dualtower.data.products import Products, read_split
+from dualtower.data.splits import split_names
+from dualtower.data.text import normalise_title
+from dualtower.errors import BrokenImage
+
+__all__ = ["AttributeValues", "CheckReport", "Leak", "Repeated", "SplitCheck", "check_card"]
+
+OVER_LONG = 1_000  # characters; a tokeniser cuts far earlier, so that most of such a text is never read
+SHOWN = 10  # bad rows and attribute values in the report
+
+
+@dataclass(frozen=True)
+class SplitCheck:
+    """One split.
+
+    Attributes:
+        split: Its name.
+        rows: Usable rows.
+        products: Different products among them.
+        left_out: Reason -> number of rows that cannot be used.
+        over_long: Usable rows with a text of more than 1,000 characters.
+    """
+
+    split: str
+    rows: int
+    products: int
+    left_out: dict[str, int]
+    over_long: int
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Values that stand in more than one row.
+
+    Attributes:
+        values: How many values do.
+        rows: In how many rows they stand together.
+        largest: Rows of the most frequent one.
+        example: A row id of the most frequent one.
+    """
+
+    values: int
+    rows: int
+    largest: int
+    example: str
+
+
+@dataclass(frozen=True)
+class Leak:
+    """What two splits share: different products, pictures (byte for byte) and titles."""
+
+    splits: tuple[str, str]
+    products: int
+    pictures: int
+    titles: int
+
+
+@dataclass(frozen=True)
+class AttributeValues:
+    """One attribute: how many different values, rows without one, and the most frequent values."""
+
+    name: str
+    different: int
+    missing: int
+    top: list[tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """The state of a catalogue.
+
+    Attributes:
+        card: Name of the card.
+        splits: Rows per split.
+        products: Products with several rows, over all splits.
+        titles: Equal first texts, character by character, over all splits.
+        pictures: Byte-identical pictures, over all splits.
+        duplicate_ids: Ids that stand in more than one split. (Those within one are among the rows left out.)
+        leaks: What each pair of splits shares.
+        attributes: Values of the attributes, over all splits.
+        bad_rows: The first rows that were left out, with their reasons.
+    """
+
+    card: str
+    splits: list[SplitCheck]
+    products: Repeated
+    titles: Repeated
+    pictures: Repeated
+    duplicate_ids: int
+    leaks: list[Leak]
+    attributes: list[AttributeValues]
+    bad_rows: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Values that JSON can hold."""
+        return to_dict(self)
+
+    def to_markdown(self) -> str:
+        """A short report for people."""
+        reasons = sorted({reason for split in self.splits for reason in split.left_out})
+        lines = [f"# {self.card}", ""]
+        lines += _table(
+            ["split", "rows", "products", *reasons, f"text over {OVER_LONG:,} characters"],
+            [
+                [s.split, s.rows, s.products, *(s.left_out.get(r, 0) for r in reasons), s.over_long]
+                for s in self.splits
+            ],
+        )
+        lines += ["", _repeated_line("products have several rows", self.products)]
+        lines += [_repeated_line("titles are shared", self.titles)]
+        lines += [_repeated_line("groups of byte-identical pictures", self.pictures)]
+        lines += [f"- {self.duplicate_ids:,} ids stand in more than one split"]
+        if self.leaks:
+            lines += ["", "Shared between splits:", ""]
+            lines += _table(
+                ["splits", "products", "pictures", "titles"],
+                [
+                    [" and ".join(leak.splits), leak.products, leak.pictures, leak.titles]
+                    for leak in self.leaks
+                ],
+            )
+        if self.attributes:
+            lines += ["", "Attributes:", ""]
+            rows = [[a.name, a.different, a.missing, _top(a.top)] for a in self.attributes]
+            lines += _table(["name", "values", "missing", "most frequent"], rows)
+        if self.bad_rows:
+            lines += ["", "Rows left out:", "", *(f"- {line}" for line in self.bad_rows)]
+            hidden = sum(sum(s.left_out.values()) for s in self.splits) - len(self.bad_rows)
+            lines += [f"- and {hidden:,} more"] if hidden else []
+        return "\n".join(lines) + "\n"
+
+
+def check_card(card: DataCard, *, source: str | Path | None = None) -> CheckReport:
+    """Read every row and decode every picture of a catalogue.
+
+    Args:
+        card: See `dualtower.data.cards.load_card`.
+        source: Local file or folder to read in place of the card's own source.
+
+    Raises:
+        SourceError: The source is missing, empty or unreadable.
+        CardError: The card does not fit its source.
+    """
+    splits = split_names(card, source=source)
+    parts = [read_split(card, split, source=source, on_error="skip") for split in splits]
+    ids = [row_id for part in parts for row_id in part.ids]
+    pictures = [digest for part in parts for digest in part.picture_digests]
+    return CheckReport(
+        card=card.name,
+        splits=[_check_split(part) for part in parts],
+        products=_repeated([p for part in parts for p in part.product_ids], ids),
+        titles=_repeated([texts[0] for part in parts for texts in part.texts], ids),
+        pictures=_repeated(pictures, ids),
+        duplicate_ids=_ids_in_several(parts),
+        leaks=_leaks(parts),
+        attributes=[_attribute(name, parts) for name in parts[0].attributes],
+        bad_rows=[str(error) for part in parts for error in part.skipped][:SHOWN],
+    )
+
+
+def _check_split(products: Products) -> SplitCheck:
+    reasons = Counter(_kind(error) for error in products.skipped)
+    return SplitCheck(
+        split=products.split,
+        rows=len(products),
+        products=len(set(products.product_ids)),
+        left_out=dict(reasons),
+        over_long=sum(any(len(text) > OVER_LONG for text in texts) for texts in products.texts),
+    )
+
+
+def _kind(error: Any) -> str:
+    """A reason that rows have in common."""
+    if isinstance(error, BrokenImage):
+        return "missing picture" if error.reason.startswith("no picture") else "broken picture"
+    return str(error.reason)
+
+
+def _repeated(values: Sequence[Hashable], ids: Sequence[str]) -> Repeated:
+    counts = {value: n for value, n in Counter(values).items() if n > 1 and value}
+    if not counts:
+        return Repeated(0, 0, 0, "")
+    most, largest = max(counts.items(), key=lambda item: item[1])
+    return Repeated(len(counts), sum(counts.values()), largest, ids[values.index(most)])
+
+
+def _ids_in_several(parts: Sequence[Products]) -> int:
+    return sum(n > 1 for n in Counter(row_id for part in parts for row_id in set(part.ids)).values())
+
+
+def _leaks(parts: Sequence[Products]) -> list[Leak]:
+    products = [set(p.product_ids) for p in parts]
+    pictures = [set(p.picture_digests) - {b""} for p in parts]
+    titles = [{normalise_title(text) for texts in p.texts for text in texts} for p in parts]
+    return [
+        Leak(
+            splits=(parts[a].split, parts[b].split),
+            products=len(products[a] & products[b]),
+            pictures=len(pictures[a] & pictures[b]),
+            titles=len(titles[a] & titles[b]),
+        )
+        for a, b in combinations(range(len(parts)), 2)
+    ]
+
+
+def _attribute(name: str, parts: Iterable[Products]) -> AttributeValues:
+    counts = Counter("" if v is None else str(v) for part in parts for v in part.attributes[name])
+    missing = counts.pop("", 0)
+    return AttributeValues(name, len(counts), missing, counts.most_common(SHOWN))
+
+
+def _repeated_line(what: str, found: Repeated) -> str:
+    line = f"- {found.values:,} {what}"
+    return line + (
+        f": {found.rows:,} rows, the largest {found.largest} (row {found.example})" if found.values else ""
+    )
+
+
+def _top(values: Sequence[tuple[str, int]]) -> str:
+    return ", ".join(f"{value} {count:,}" for value, count in values[:5])
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    cells = [[f"{c:,}" if isinstance(c, int) else str(c).replace("|", "\\|") for c in row] for row in rows]
+    return [f"| {' | '.join(row)} |" for row in [list(head), ["---"] * len(head), *cells]]

@@ -1,0 +1,111 @@
+"""From lists of texts and pictures to arrays of embeddings, in batches."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from dualtower.data.images import open_image, to_pixels
+from dualtower.errors import ConfigError, DataError
+from dualtower.types import Batch
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from dualtower.model import DualTower
+
+__all__ = ["encode_image", "encode_text", "evaluation_mode"]
+
+
+def encode_text(model: DualTower, texts: Sequence[str], *, batch_size: int, progress: bool, bf16: bool) -> np.ndarray:
+    """See `DualTower.encode_text`."""
+    if isinstance(texts, str):
+        raise DataError(f"encode_text takes a list of texts; type encode_text([{texts[:40]!r}])")
+    if model.tokenizer is None:
+        raise ConfigError("this model has no tokenizer; build it with DualTower(config, tokenizer)")
+    for position, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"encode_text: text {position} is {text!r}; every text must be a non-empty string")
+    collator = model.collator()
+
+    def embed(rows: np.ndarray) -> torch.Tensor | None:
+        tokens = collator.tokens([texts[i] for i in rows])
+        return model(_batch(len(rows), tokens=tokens).to(model.device)).text
+
+    by_length = np.argsort([len(text) for text in texts], kind="stable")  # like lengths need little padding
+    return _encode(model, embed, by_length, batch_size=batch_size, progress=progress, bf16=bf16, unit="text")
+
+
+def encode_image(
+    model: DualTower,
+    images: Sequence[Image.Image | str | Path | bytes],
+    *,
+    batch_size: int,
+    progress: bool,
+    bf16: bool,
+) -> np.ndarray:
+    """See `DualTower.encode_image`."""
+    if isinstance(images, str | bytes | Path):
+        raise DataError("encode_image takes a list of pictures; type encode_image([picture])")
+    settings = model.config.image_settings
+
+    def embed(rows: np.ndarray) -> torch.Tensor | None:
+        opened = (open_image(images[i], where="encode_image", row=int(i)) for i in rows)
+        pixels = torch.from_numpy(np.stack([to_pixels(image, settings) for image in opened]))
+        return model(_batch(len(rows), pixels=pixels).to(model.device)).image
+
+    order = np.arange(len(images))
+    return _encode(model, embed, order, batch_size=batch_size, progress=progress, bf16=bf16, unit="image")
+
+
+def _encode(
+    model: DualTower,
+    embed: Callable[[np.ndarray], torch.Tensor | None],
+    order: np.ndarray,
+    *,
+    batch_size: int,
+    progress: bool,
+    bf16: bool,
+    unit: str,
+) -> np.ndarray:
+    """Embed rows in the given order, and return them in their own."""
+    from tqdm import tqdm
+
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+    embeddings = np.empty((len(order), model.config.embed_dim), dtype=np.float32)
+    with (
+        evaluation_mode(model),
+        torch.autocast(model.device.type, torch.bfloat16, enabled=bf16),
+        tqdm(total=len(order), disable=not progress, unit=unit) as bar,
+    ):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            embedded = embed(rows)
+            assert embedded is not None
+            embeddings[rows] = embedded.float().cpu().numpy()
+            bar.update(len(rows))
+    return embeddings
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """No dropout, no batch statistics, no gradients; afterwards every module trains or rests as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _batch(size: int, **sides: Any) -> Batch:
+    """A batch without products: nothing here asks what is a positive of what."""
+    return Batch(ids=tuple(map(str, range(size))), products=torch.arange(size), **sides)

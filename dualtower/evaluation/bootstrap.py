@@ -1,0 +1,175 @@
+"""How far a figure can be trusted: bootstrap intervals and a paired test, both by product.
+
+Queries of one product succeed or fail together, so products, not queries, are what is drawn again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dualtower.errors import ConfigError
+from dualtower.evaluation.metrics import per_query
+from dualtower.evaluation.ranks import Ranks
+
+__all__ = ["Difference", "Interval", "intervals", "paired_test", "summarise"]
+
+_NUMBERS = 1 << 22  # of resampled weights held at a time: 32 MB
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and its 95 % interval; `low` and `high` are None where none was computed."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Difference(Interval):
+    """Second model minus first, with the p-value of "there is no difference"."""
+
+    p_value: float = 1.0
+
+
+def summarise(
+    ranks: Ranks,
+    *,
+    ks: Sequence[int] = (1, 5, 10),
+    groups: Sequence[int] | np.ndarray | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Every metric under the expected rule for ties, with its interval.
+
+    Args:
+        ranks: Q queries.
+        ks: Cut-offs of recall and hit.
+        groups: Product code of each query, ``[Q]``; None lets each query stand for itself.
+        bootstrap: Number of resamples; 0 for no intervals.
+        seed: Of the resamples.
+    """
+    chosen = None if groups is None else np.asarray(groups)[ranks.judged]
+    return intervals(per_query(ranks, ks=ks), groups=chosen, bootstrap=bootstrap, seed=seed)
+
+
+def intervals(
+    values: Mapping[str, np.ndarray],
+    *,
+    groups: np.ndarray | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Means over queries (the median for ``median_rank``) with 95 % percentile intervals.
+
+    Args:
+        values: Metric name -> ``[N]`` over queries.
+        groups: Product code of each query, ``[N]``.
+        bootstrap: Number of resamples; 0 for no intervals.
+        seed: Of the resamples.
+
+    Raises:
+        ConfigError: There is no query at all, or lengths differ.
+    """
+    names = list(values)
+    table = np.stack([np.asarray(values[n], np.float64) for n in names], axis=1)
+    if not len(table):
+        raise ConfigError("no query has a relevant item in the gallery, so there is nothing to measure")
+    group, count = _numbered(groups, len(table))
+    points = [_centre(name, table[:, i]) for i, name in enumerate(names)]
+    if not bootstrap:
+        return {name: Interval(point) for name, point in zip(names, points, strict=True)}
+    sums = np.stack([np.bincount(group, table[:, i], minlength=count) for i in range(len(names))], axis=1)
+    sizes = np.bincount(group, minlength=count)
+    order = np.argsort(table[:, names.index("median_rank")]) if "median_rank" in names else np.arange(0)
+    drawn = []
+    for weights in _resamples(count, bootstrap, seed):
+        means = (weights @ sums) / (weights @ sizes)[:, None]
+        if len(order):
+            column = names.index("median_rank")
+            means[:, column] = _weighted_medians(table[order, column], weights, group[order])
+        drawn.append(means)
+    low, high = np.percentile(np.concatenate(drawn), [2.5, 97.5], axis=0)
+    return {n: Interval(point, float(a), float(b)) for n, point, a, b in zip(names, points, low, high, strict=True)}
+
+
+def paired_test(
+    first: np.ndarray,
+    second: np.ndarray,
+    *,
+    groups: np.ndarray | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Difference:
+    """Compare two models on the same queries: mean of second - first, its 95 % interval, and a p-value.
+
+    The interval is a bootstrap by product. The p-value is that of a randomisation test: if the models were
+    alike, all queries of a product could have been swapped between them (two-sided; smallest value
+    ``1 / (resamples + 1)``).
+
+    Args:
+        first: Values of one metric, ``[N]`` over queries.
+        second: Values of the other model on the same queries, ``[N]``.
+        groups: Product code of each query, ``[N]``.
+        resamples: Of the bootstrap and of the test.
+        seed: Of both.
+
+    Raises:
+        ConfigError: Lengths differ, or there are no queries.
+    """
+    if np.shape(first) != np.shape(second) or not len(first):
+        raise ConfigError(f"cannot pair {len(first)} queries with {len(second)}; measure both on the same queries")
+    gain = np.asarray(second, np.float64) - np.asarray(first, np.float64)
+    interval = intervals({"difference": gain}, groups=groups, bootstrap=resamples, seed=seed)["difference"]
+    group, count = _numbered(groups, len(gain))
+    sums = np.bincount(group, gain, minlength=count)
+    random = np.random.default_rng([seed, 1])
+    limit = abs(sums.sum()) * (1 - 1e-12)
+    extreme = 0
+    for size in _portions(resamples, count):
+        signs = random.integers(0, 2, (size, count), dtype=np.int8) * 2.0 - 1.0
+        extreme += int((np.abs(signs @ sums) >= limit).sum())
+    return Difference(interval.value, interval.low, interval.high, (1 + extreme) / (1 + resamples))
+
+
+def _centre(name: str, values: np.ndarray) -> float:
+    return float(np.median(values) if name == "median_rank" else values.mean())
+
+
+def _numbered(groups: np.ndarray | None, queries: int) -> tuple[np.ndarray, int]:
+    """Group number of each query, and how many groups there are."""
+    if groups is None:
+        return np.arange(queries), queries
+    if len(groups) != queries:
+        raise ConfigError(f"{len(groups)} groups were given for {queries} queries")
+    known, number = np.unique(groups, return_inverse=True)
+    return number.reshape(-1), len(known)
+
+
+def _portions(total: int, width: int) -> Iterator[int]:
+    """Split `total` rows of `width` numbers into portions of bounded memory."""
+    step = max(1, _NUMBERS // width)
+    for start in range(0, total, step):
+        yield min(step, total - start)
+
+
+def _resamples(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each group is drawn, float64 ``[portion, count]``, in portions; each row adds up to `count`."""
+    random = np.random.default_rng(seed)
+    for size in _portions(resamples, count):
+        drawn = random.integers(0, count, (size, count)) + np.arange(size)[:, None] * count
+        yield np.bincount(drawn.reshape(-1), minlength=size * count).reshape(size, count).astype(np.float64)
+
+
+def _weighted_medians(ordered: np.ndarray, weights: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Median of each resample; `ordered` ``[N]`` ascends and `group` names the weight of each value."""
+    medians = np.empty(len(weights))
+    for i, weight in enumerate(weights):
+        running = np.cumsum(weight[group])
+        low = np.searchsorted(running, running[-1] / 2, side="left")
+        high = np.searchsorted(running, running[-1] / 2, side="right")
+        medians[i] = (ordered[low] + ordered[min(high, len(ordered) - 1)]) / 2
+    return medians

@@ -1,0 +1,340 @@
+"""Measure a model on products: embed once, rank exactly in every direction, report with protocol."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from dualtower.data.products import Products
+from dualtower.errors import ConfigError, DataError, UnknownName
+from dualtower.evaluation.bootstrap import Difference, intervals, paired_test
+from dualtower.evaluation.breakdown import BreakdownRow, breakdown
+from dualtower.evaluation.metrics import TieRule, chance_levels, per_query
+from dualtower.evaluation.qrels import Qrels
+from dualtower.evaluation.ranks import Ranks, both_ways, retrieval_ranks
+from dualtower.evaluation.relevance import Relevance
+from dualtower.evaluation.report import Report
+from dualtower.evaluation.top import top_k
+from dualtower.losses.similarity import Similarity
+
+__all__ = ["Direction", "Encoder", "Evaluation", "Side", "compare", "evaluate"]
+
+
+class Encoder(Protocol):
+    """What `evaluate` needs of a model; `DualTower` is one."""
+
+    @property
+    def config(self) -> Any: ...
+    @property
+    def fingerprint(self) -> str: ...
+    def encode_text(self, texts: list[str], *, batch_size: int = ..., progress: bool = ...) -> np.ndarray: ...
+    def encode_image(self, images: Any, *, batch_size: int = ..., progress: bool = ...) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """Texts or pictures that are queries in one direction and gallery in the other.
+
+    Attributes:
+        embeddings: float32 ``[N, D]``.
+        rows: Row of the catalogue that each came from, int64 ``[N]``. A query of a relevance file stands for its
+            most relevant row, or -1 if it has none.
+        keys: Tells queries apart across models: row id, or id of the query.
+        texts: The texts, or None for pictures.
+    """
+
+    embeddings: np.ndarray
+    rows: np.ndarray
+    keys: list[str]
+    texts: list[str] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """One way of searching. Arrays over queries have an entry for each query with a relevant item.
+
+    Attributes:
+        queries: All queries.
+        gallery: What is searched.
+        ranks: Exact ranks.
+        per_query: Metric -> float64 ``[N_q]``.
+        groups: Product code of each query, int64 ``[N_q]``.
+        similarity: Of the model.
+        exclude: Gallery position of each query's own row, or None.
+    """
+
+    queries: Side
+    gallery: Side
+    ranks: Ranks
+    per_query: Mapping[str, np.ndarray]
+    groups: np.ndarray
+    similarity: Similarity
+    exclude: np.ndarray | None = None
+
+    def top_hits(self, queries: np.ndarray, *, k: int = 8) -> np.ndarray:
+        """Gallery positions of the best hits of some queries (positions among all), int64 ``[N, k]``."""
+        hits, _ = top_k(
+            self.queries.embeddings[queries],
+            self.gallery.embeddings,
+            k=k,
+            exclude=None if self.exclude is None else self.exclude[queries],
+            similarity=self.similarity,
+        )
+        return hits
+
+    def relevant_to(self, query: int) -> np.ndarray:
+        """Gallery positions that are relevant to a query."""
+        return self.ranks.items[self.ranks.starts[query] : self.ranks.starts[query + 1]]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The report of a model, and what it was made from.
+
+    Attributes:
+        report: Figures and protocol.
+        directions: ``text_to_image``, ``image_to_text`` and, where products have several pictures, ``image_to_image``.
+        breakdowns: Attribute -> direction -> figures of each value.
+        products: The catalogue that was searched.
+    """
+
+    report: Report
+    directions: Mapping[str, Direction]
+    breakdowns: Mapping[str, Mapping[str, list[BreakdownRow]]]
+    products: Products
+
+
+def evaluate(
+    model: Encoder,
+    products: Products,
+    *,
+    queries: Qrels | None = None,
+    missing: Literal["raise", "drop"] = "raise",
+    ks: Sequence[int] = (1, 5, 10),
+    bootstrap: int = 1000,
+    seed: int = 0,
+    breakdown: Sequence[str] = (),
+    batch_size: int = 256,
+    progress: bool = False,
+) -> Evaluation:
+    """Measure text -> image and image -> text retrieval, and image -> image where products have several pictures.
+
+    Without `queries`, the texts are the first captions of all rows, equal captions of one product merged into one;
+    the pictures are those of all rows; relevant is what belongs to the same product. Image -> image leaves out each
+    query's own row.
+
+    With `queries`, their texts search the pictures of all `products` (so pass the whole card), and backwards
+    each relevant picture searches the texts of the queries.
+
+    Args:
+        model: Encodes texts and pictures.
+        products: N rows.
+        queries: A relevance file (`load_qrels`).
+        missing: What to do with its document ids that `products` lacks.
+        ks: Cut-offs of recall and hit.
+        bootstrap: Resamples behind the 95 % intervals, by product; 0 for none.
+        seed: Of the resamples.
+        breakdown: Attributes to break the figures down by.
+        batch_size: Rows embedded at a time.
+        progress: Show progress bars.
+
+    Raises:
+        QrelsError: The relevance file does not fit the products.
+        DataError: There are no pictures, or no query has a relevant item.
+        UnknownName: No such attribute.
+    """
+    for attribute in breakdown:
+        if attribute not in products.attributes:
+            raise UnknownName("attribute", attribute, products.attributes)
+    images, texts, relevance = _sides(products, queries, missing)
+    if not relevance.counts.any():
+        raise DataError(f"{products.card}, split {products.split}: no text belongs to any of the pictures")
+    images = _embedded(images, model, products, batch_size=batch_size, progress=progress)
+    texts = _embedded(texts, model, products, batch_size=batch_size, progress=progress)
+    directions = _directions(
+        texts, images, relevance, products, model.config.similarity, ks, image_to_image=queries is None
+    )
+    report = Report(
+        metrics={
+            name: intervals(d.per_query, groups=d.groups, bootstrap=bootstrap, seed=seed)
+            for name, d in directions.items()
+        },
+        chance={name: chance_levels(d.ranks, ks=ks) for name, d in directions.items()},
+        protocol=_protocol(model, products, queries, directions, ks=ks, bootstrap=bootstrap, seed=seed),
+    )
+    tables = {a: _break_down(a, directions, products, bootstrap=bootstrap, seed=seed) for a in breakdown}
+    return Evaluation(report, directions, tables, products)
+
+
+def compare(
+    first: Evaluation, second: Evaluation, *, resamples: int = 10_000, seed: int = 0
+) -> dict[str, dict[str, Difference]]:
+    """Paired test of two models that were measured on the same queries and gallery.
+
+    Returns:
+        Direction -> metric -> mean of second - first. ``median_rank`` becomes the mean difference of the ranks.
+
+    Raises:
+        ConfigError: The queries or galleries differ.
+    """
+    result: dict[str, dict[str, Difference]] = {}
+    for name, a in first.directions.items():
+        b = second.directions.get(name)
+        if b is None or a.queries.keys != b.queries.keys or a.gallery.keys != b.gallery.keys:
+            raise ConfigError(f"{name}: the two models were measured on different queries or galleries")
+        result[name] = {
+            metric: paired_test(
+                a.per_query[metric], b.per_query[metric], groups=a.groups, resamples=resamples, seed=seed
+            )
+            for metric in a.per_query
+            if metric in b.per_query
+        }
+    return result
+
+
+def _sides(
+    products: Products, queries: Qrels | None, missing: Literal["raise", "drop"]
+) -> tuple[Side, Side, Relevance]:
+    """Pictures and texts, without embeddings yet, and which pictures are relevant to which text."""
+    pictured = np.array([i for i, picture in enumerate(products.pictures) if picture is not None], np.int64)
+    if not len(pictured):
+        raise DataError(f"{products.card}, split {products.split}: there are no pictures to search")
+    nothing = np.empty((0, 0), np.float32)
+    images = Side(nothing, pictured, [products.ids[i] for i in pictured])
+    if queries is not None:
+        relevance = Relevance.from_qrels(queries, images.keys, missing=missing)
+        texts = Side(nothing, _best_rows(relevance, pictured), list(queries.ids), list(queries.texts))
+        return images, texts, relevance
+    first_row: dict[tuple[str, str], int] = {}
+    for row, (product, captions) in enumerate(zip(products.product_ids, products.texts, strict=True)):
+        first_row.setdefault((captions[0], product), row)
+    rows = np.array(list(first_row.values()), np.int64)
+    texts = Side(nothing, rows, [products.ids[i] for i in rows], [text for text, _ in first_row])
+    return images, texts, Relevance.from_products(products.codes[rows], products.codes[pictured])
+
+
+def _best_rows(relevance: Relevance, gallery_rows: np.ndarray) -> np.ndarray:
+    """Row of the catalogue that is most relevant to each query, -1 where none is."""
+    rows = np.full(len(relevance), -1)
+    order = np.lexsort((-relevance.items, relevance.grades))  # the last write wins: best grade, then first item
+    rows[relevance.queries[order]] = gallery_rows[relevance.items[order]]
+    return rows
+
+
+def _embedded(side: Side, model: Encoder, products: Products, *, batch_size: int, progress: bool) -> Side:
+    if side.texts is not None:
+        embeddings = model.encode_text(side.texts, batch_size=batch_size, progress=progress)
+    else:
+        pictures = products.pictures.select(side.rows)
+        embeddings = model.encode_image(pictures, batch_size=batch_size, progress=progress)
+    return Side(np.asarray(embeddings, np.float32), side.rows, side.keys, side.texts)
+
+
+def _directions(
+    texts: Side,
+    images: Side,
+    relevance: Relevance,
+    products: Products,
+    similarity: Similarity,
+    ks: Sequence[int],
+    *,
+    image_to_image: bool,
+) -> dict[str, Direction]:
+    def direction(queries: Side, gallery: Side, ranks: Ranks, exclude: np.ndarray | None = None) -> Direction:
+        groups = products.codes[queries.rows[ranks.judged]]
+        return Direction(queries, gallery, ranks, per_query(ranks, ks=ks), groups, similarity, exclude)
+
+    forward, backward = both_ways(texts.embeddings, images.embeddings, relevance, similarity=similarity)
+    directions = {
+        "text_to_image": direction(texts, images, forward),
+        "image_to_text": direction(images, texts, backward),
+    }
+    codes = products.codes[images.rows]
+    if image_to_image and len(np.unique(codes)) < len(codes):
+        own = np.arange(len(codes))
+        ranks = retrieval_ranks(
+            images.embeddings,
+            images.embeddings,
+            Relevance.from_products(codes, codes),
+            exclude=own,
+            similarity=similarity,
+        )
+        directions["image_to_image"] = direction(images, images, ranks, own)
+    return directions
+
+
+def _break_down(
+    attribute: str, directions: Mapping[str, Direction], products: Products, *, bootstrap: int, seed: int
+) -> dict[str, list[BreakdownRow]]:
+    values = products.attributes[attribute]
+    return {
+        name: breakdown(
+            d.per_query,
+            [values[row] for row in d.queries.rows[d.ranks.judged]],
+            groups=d.groups,
+            bootstrap=bootstrap,
+            seed=seed,
+        )
+        for name, d in directions.items()
+    }
+
+
+def _protocol(
+    model: Encoder,
+    products: Products,
+    queries: Qrels | None,
+    directions: Mapping[str, Direction],
+    *,
+    ks: Sequence[int],
+    bootstrap: int,
+    seed: int,
+) -> dict[str, Any]:
+    import torch
+
+    import dualtower
+
+    return {
+        "card": products.card,
+        "split": products.split,
+        "data_fingerprint": products.fingerprint,
+        "rows": len(products),
+        "rows_left_out": len(products.skipped),
+        "relevance": f"qrels {queries.name}" if queries else "same product",
+        "model_fingerprint": model.fingerprint,
+        "similarity": model.config.similarity,
+        "directions": {name: _sizes(d, ks) for name, d in directions.items()},
+        "ties": "expected",
+        "intervals": {"level": 0.95, "method": "bootstrap by product", "resamples": bootstrap, "seed": seed},
+        "versions": {
+            "dualtower": dualtower.__version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "torch": torch.__version__,
+        },
+    }
+
+
+def _sizes(direction: Direction, ks: Sequence[int]) -> dict[str, Any]:
+    """What one must know of a direction to read its figures."""
+    ranks = direction.ranks
+
+    def bound(ties: TieRule) -> dict[str, float]:
+        return {
+            name: figure.value for name, figure in intervals(per_query(ranks, ks=ks, ties=ties), bootstrap=0).items()
+        }
+
+    return {
+        "queries": len(ranks.judged),
+        "queries_without_relevant": len(ranks) - len(ranks.judged),
+        "gallery": len(direction.gallery.rows),
+        "own_row_excluded": direction.exclude is not None,
+        "relevant_per_query": len(ranks.items) / len(ranks.judged),
+        "queries_with_ties": len(np.unique(ranks.queries[ranks.tied > 0])),
+        "chance": chance_levels(ranks, ks=ks),
+        "optimistic": bound("optimistic"),
+        "pessimistic": bound("pessimistic"),
+    }

@@ -1,0 +1,94 @@
+"""The figures of one evaluation, with everything that one must know to trust or repeat them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dualtower.evaluation.bootstrap import Interval
+from dualtower.folder import write_text_atomically
+
+__all__ = ["Report", "format_interval", "markdown_table"]
+
+TITLES = {
+    "text_to_image": "text → image",
+    "image_to_text": "image → text",
+    "image_to_image": "image → image",
+}
+_LABELS = {"mrr": "MRR", "map": "mAP", "ndcg@10": "nDCG@10", "median_rank": "median rank"}
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """Metrics of each direction and the protocol behind them.
+
+    Attributes:
+        metrics: Direction (``text_to_image``, ``image_to_text``, ``image_to_image``) -> metric -> figure.
+        chance: Direction -> metric -> what a random order would reach on average.
+        protocol: What was measured on what, and how. ``protocol["directions"]`` holds the sizes, the chance levels and
+            the bounds of the optimistic and the pessimistic rule for ties.
+    """
+
+    metrics: Mapping[str, Mapping[str, Interval]]
+    chance: Mapping[str, Mapping[str, float]]
+    protocol: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: ``{direction: {metric: {"value", "low", "high"}}, "protocol": {...}}``."""
+        figures: dict[str, Any] = {
+            direction: {
+                name: {"value": figure.value, "low": figure.low, "high": figure.high}
+                for name, figure in metrics.items()
+            }
+            for direction, metrics in self.metrics.items()
+        }
+        return {**figures, "protocol": dict(self.protocol)}
+
+    def table(self) -> str:
+        """Markdown that also reads well in a terminal: metrics down, directions and their chance levels across."""
+        names = list(next(iter(self.metrics.values())))
+        header = ["metric"]
+        for direction in self.metrics:
+            header += [TITLES[direction], "chance"]
+        rows = []
+        for name in names:
+            row = [_LABELS.get(name, name)]
+            for direction, metrics in self.metrics.items():
+                row += [format_interval(name, metrics[name]), _number(name, self.chance[direction][name])]
+            rows.append(row)
+        return markdown_table(header, rows)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``metrics.json`` into `folder`, atomically; returns its path."""
+        path = Path(folder) / "metrics.json"
+        write_text_atomically(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        return path
+
+
+def format_interval(name: str, figure: Interval) -> str:
+    """``0.352 [0.331, 0.374]``."""
+    value = _number(name, figure.value)
+    if figure.low is None or figure.high is None:
+        return value
+    return f"{value} [{_number(name, figure.low)}, {_number(name, figure.high)}]"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with columns of even width; the first is set left, the others right."""
+    widths = [max(3, *(len(line[i]) for line in (header, *rows))) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = zip(cells, widths, strict=True)
+        return " | ".join(["| " + first[0].ljust(first[1]), *(c.rjust(w) for c, w in others)]) + " |"
+
+    rule = "|".join(["", "-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:]), ""])
+    return "\n".join([line(header), rule, *(line(row) for row in rows)])
+
+
+def _number(name: str, value: float) -> str:
+    if name == "median_rank":
+        return f"{value:,.1f}".removesuffix(".0")
+    return f"{value:.3f}" if value == 0 or value >= 0.0005 else f"{value:.1g}"

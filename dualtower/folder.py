@@ -1,0 +1,308 @@
+"""The model folder: everything that a dual tower needs, in four parts, and nothing that needs pickle.
+
+::
+
+    config.json         version of dualtower, fingerprint, model config (with the whole encoder config)
+    model.safetensors   weights
+    tokenizer/          a Transformers tokenizer
+    README.md           model card
+
+A folder is written beside its place and renamed, so there is never half a model. Loading is strict: towers are built
+from the config without asking the Hub, and every weight must be there, with its shape, and no other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from dualtower.data.text import load_tokenizer
+from dualtower.errors import ConfigError, ModelFolderError, UnknownKey
+from dualtower.model_card import ModelCard
+
+__all__ = [
+    "FolderParts",
+    "ModelCard",
+    "find_folder",
+    "load_weights",
+    "push_folder",
+    "read_folder",
+    "write_folder",
+    "write_text_atomically",
+]
+
+CONFIG, WEIGHTS, TOKENIZER, README = "config.json", "model.safetensors", "tokenizer", "README.md"
+PARTS = (CONFIG, WEIGHTS, TOKENIZER, README)
+_LEFT_BY_DOWNLOADS = (".cache", ".gitattributes")
+_KEYS = ("dualtower", "fingerprint", "model")
+
+
+@dataclass(frozen=True)
+class FolderParts:
+    """What stands in a model folder.
+
+    Attributes:
+        config: The model config as plain values.
+        weights: State dict.
+        tokenizer: A Transformers tokenizer.
+        readme: Text of the model card.
+        fingerprint: Of config and weights when they were saved.
+    """
+
+    config: Mapping[str, Any]
+    weights: Mapping[str, Tensor]
+    tokenizer: Any
+    readme: str
+    fingerprint: str
+
+
+def write_folder(folder: Path, parts: FolderParts) -> Path:
+    """Write a model folder, all or nothing, and return it.
+
+    Raises:
+        ModelFolderError: The file system refused (disk full, no permission), or something else lies there. What was
+            there is untouched.
+    """
+    _finish_replacement(folder)
+    _refuse_foreign(folder)
+    partial = _beside(folder, f"partial-{os.getpid()}")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write_parts(partial, parts)
+        _replace_folder(folder, partial)
+    except Exception as error:  # tokenizers and safetensors report a full disk with classes of their own
+        raise ModelFolderError(
+            f"cannot write {folder}: {error}. A model that was there is intact; make room, or choose another folder"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def read_folder(folder: Path) -> FolderParts:
+    """Read the parts of a model folder.
+
+    Raises:
+        ModelFolderError: A part is missing or unreadable.
+        UnknownKey: `config.json` holds a key that this version does not know.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    missing = [name for name in (CONFIG, WEIGHTS, TOKENIZER) if not (folder / name).exists()]
+    if missing:
+        raise ModelFolderError(
+            f"{folder} is no complete model of dualtower; missing: {', '.join(missing)}. "
+            "Give a folder that save_pretrained wrote (a run keeps it in its model/), or user/name on the Hub"
+        )
+    config = _read_config(folder / CONFIG)
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise ModelFolderError(f"{folder / WEIGHTS} is broken: {error}; save or download the model again") from error
+    try:
+        tokenizer = load_tokenizer(folder / TOKENIZER, local_files_only=True)
+    except ConfigError as error:
+        raise ModelFolderError(f"{folder / TOKENIZER} holds no tokenizer: {error}") from error
+    readme = folder / README
+    return FolderParts(
+        config=config["model"],
+        weights=weights,
+        tokenizer=tokenizer,
+        readme=readme.read_text(encoding="utf-8") if readme.exists() else "",
+        fingerprint=str(config.get("fingerprint", "")),
+    )
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: Path) -> None:
+    """Load a state dict strictly.
+
+    Raises:
+        ModelFolderError: Weights are missing, extra, or of another shape; names them.
+    """
+    expected = model.state_dict()
+    problems = [f"missing: {name}" for name in expected.keys() - weights.keys()]
+    problems += [f"extra: {name}" for name in weights.keys() - expected.keys()]
+    problems += [
+        f"shape of {name}: {tuple(weights[name].shape)}, not {tuple(expected[name].shape)}"
+        for name in expected.keys() & weights.keys()
+        if weights[name].shape != expected[name].shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+        shown = "; ".join(sorted(problems)[:8]) + more
+        raise ModelFolderError(f"{where} does not fit the model in its config.json: {shown}")
+    model.load_state_dict(weights)
+
+
+def find_folder(name: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> Path:
+    """Return the folder of a model: `name` itself, or the cached copy of a Hub repository.
+
+    Raises:
+        ModelFolderError: Neither a folder nor a model that the Hub or its cache has.
+    """
+    folder = Path(name)
+    _finish_replacement(folder)
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    patterns = [CONFIG, WEIGHTS, README, f"{TOKENIZER}/*"]
+    try:
+        if isinstance(name, Path) or name.count("/") != 1:
+            raise HFValidationError("not of the form user/name")
+        found = snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=local_files_only)
+    except (OSError, ValueError) as error:  # all errors of the Hub's client are one of these
+        raise ModelFolderError(
+            f"no model {str(name)!r}: there is no such folder here, and the Hub says: {_first_line(error)}. "
+            "Give a folder that save_pretrained wrote, or user/name of a model on the Hub"
+        ) from error
+    return Path(found)
+
+
+def push_folder(
+    repo_id: str, parts: FolderParts, *, private: bool | None, revision: str | None, commit_message: str
+) -> str:
+    """Upload a model folder to the Hub and return the commit's URL.
+
+    Raises:
+        ModelFolderError: The Hub refused (not logged in, no such user, no network).
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(library_name="dualtower")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = write_folder(Path(temporary) / "model", parts)
+        try:
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            if revision is not None:
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                revision=revision,
+                commit_message=commit_message,
+                delete_patterns=f"{TOKENIZER}/*",  # another tokenizer may have other files
+            )
+        except (OSError, ValueError) as error:
+            raise ModelFolderError(
+                f"the Hub did not take {repo_id!r}: {_first_line(error)}. Log in with: hf auth login"
+            ) from error
+    return str(commit.commit_url)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a text file that is either old or new, never half; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        _write_synced(partial, text)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_parts(folder: Path, parts: FolderParts) -> None:
+    from safetensors.torch import save_file
+
+    from dualtower import __version__
+
+    config = {"dualtower": __version__, "fingerprint": parts.fingerprint, "model": parts.config}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / README).write_text(parts.readme, encoding="utf-8")
+    parts.tokenizer.save_pretrained(str(folder / TOKENIZER))
+    # Memory order (channels_last) and shared storage are the running model's business.
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in parts.weights.items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelFolderError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict) or "dualtower" not in config:
+        raise ModelFolderError(f"{path} is not the config of a dualtower model")
+    for key in config:
+        if key not in _KEYS:
+            raise UnknownKey(f"key in {path}", key, _KEYS)
+    return config
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Only an empty folder or a model is replaced: everything in it goes."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ModelFolderError(f"{folder} is a file; choose a folder")
+    foreign = sorted(p.name for p in folder.iterdir() if p.name not in (*PARTS, *_LEFT_BY_DOWNLOADS))
+    config = folder / CONFIG
+    if not foreign and config.exists() and '"dualtower"' not in config.read_text(encoding="utf-8"):
+        foreign = [CONFIG]
+    if foreign:
+        raise ModelFolderError(
+            f"{folder} holds what is no part of a dualtower model ({', '.join(foreign[:5])}); choose another folder"
+        )
+
+
+def _replace_folder(folder: Path, new: Path) -> None:
+    """Put `new` where `folder` is; between the two renames `_finish_replacement` knows the old model's name."""
+    folder, previous = folder.resolve(), _beside(folder, "previous")
+    if folder.exists():
+        folder.rename(previous)
+    try:
+        new.rename(folder)
+    except OSError:
+        if previous.exists():
+            previous.rename(folder)
+        raise
+    _sync(folder.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _finish_replacement(folder: Path) -> None:
+    """Clean up after a process that was killed inside `_replace_folder`."""
+    previous = _beside(folder, "previous")
+    if not previous.is_dir():
+        return
+    if folder.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+    else:
+        previous.rename(folder)
+
+
+def _beside(folder: Path, role: str) -> Path:
+    resolved = folder.resolve()  # a link to a folder stays a link
+    return resolved.with_name(f".{resolved.name}.{role}")
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,327 @@
+"""The dual tower: one tower for texts, one for pictures, two heads into one space."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dualtower import folder as model_folder
+from dualtower.config import from_dict, to_dict
+from dualtower.data.batches import Collator
+from dualtower.data.images import ImageSettings
+from dualtower.errors import ConfigError
+from dualtower.losses.similarity import Similarity, similarities
+from dualtower.towers import (
+    ImageTowerConfig,
+    ProjectionHead,
+    TextTowerConfig,
+    create_image_tower,
+    create_text_tower,
+)
+from dualtower.towers.heads import HeadKind
+from dualtower.towers.image import pretrained_backbone
+from dualtower.towers.transformer import complete_encoder, pretrained_encoder
+from dualtower.types import Batch, Embeddings
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from dualtower.model_card import ModelCard
+
+__all__ = ["DualTower", "ModelConfig"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A complete dual tower. It is saved with the weights."""
+
+    text: TextTowerConfig = field(default_factory=TextTowerConfig)
+    image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
+    image_settings: ImageSettings = field(default_factory=ImageSettings)
+    embed_dim: int = 256
+    """Width of the shared space."""
+    head: HeadKind = "linear"
+    """`linear` or `mlp`, from each tower's features to the shared space."""
+    head_dropout: float = 0.0
+    """Dropout inside the heads while training."""
+    similarity: Similarity = "cosine"
+    """`cosine` of normalised embeddings, `dot` product, or `euclidean` (the negative distance)."""
+    init_scale: float = 1 / 0.07
+    """What the similarity is multiplied with at the start; learned. The default is CLIP's."""
+    max_scale: float = 100.0
+    """The scale is clamped to 1/max_scale ... max_scale after every step."""
+    init_bias: float | None = None
+    """What is added to the logits at the start (SigLIP: -10); learned. None is no bias."""
+
+    def __post_init__(self) -> None:
+        if self.embed_dim < 1:
+            raise ConfigError(f"embed_dim is {self.embed_dim}; it must be at least 1")
+        if not (self.max_scale >= 1 and 1 / self.max_scale <= self.init_scale <= self.max_scale):
+            raise ConfigError(
+                f"init_scale {self.init_scale} is not between 1/max_scale and max_scale = {self.max_scale}"
+            )
+
+
+class DualTower(nn.Module):
+    """Embed texts and pictures into one space.
+
+    The constructor builds fresh weights and never downloads. `create` starts from pretrained towers,
+    `from_pretrained` loads a saved dual tower.
+
+    Args:
+        config: The model. `self.config` is the same with everything that loading needs filled in.
+        tokenizer: Transformers tokenizer of the text tower; `forward` does not need it, all else does.
+
+    Raises:
+        UnknownTower: No tower of that name.
+        ConfigError: Settings that do not fit each other.
+    """
+
+    def __init__(self, config: ModelConfig, tokenizer: Any | None = None) -> None:
+        super().__init__()
+        if config.text.name == "bert":
+            config = replace(config, text=complete_encoder(config.text))
+        self.config, self.tokenizer = config, tokenizer
+        self._check_vocabulary()
+        self.text_tower = create_text_tower(config.text)
+        self.image_tower = create_image_tower(config.image, config.image_settings)
+        self.text_head, self.image_head = (
+            ProjectionHead(config.head, tower.width, embed_dim=config.embed_dim, dropout=config.head_dropout)
+            for tower in (self.text_tower, self.image_tower)
+        )
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(config.init_scale)))
+        self.logit_bias = None if config.init_bias is None else nn.Parameter(torch.tensor(float(config.init_bias)))
+        self._readme: tuple[str, str] | None = None  # fingerprint and model card that came with the weights
+
+    @classmethod
+    def create(cls, config: ModelConfig, tokenizer: Any) -> DualTower:
+        """Build a model for a tokenizer, with the pretrained towers that `config` names.
+
+        Only here may something be downloaded. The vocabulary size becomes the tokenizer's; a pretrained image tower
+        brings its own mean and standard deviation.
+
+        Raises:
+            UnknownTower: No tower of that name.
+            ConfigError: Settings that do not fit, or pretrained weights that cannot be loaded.
+        """
+        text, settings = replace(config.text, vocab_size=len(tokenizer)), config.image_settings
+        encoder = backbone = None
+        if text.name == "bert" and text.pretrained:
+            encoder, text = pretrained_encoder(text)
+        if config.image.pretrained:
+            backbone = pretrained_backbone(config.image, settings)
+            brought = backbone.pretrained_cfg
+            settings = replace(settings, mean=tuple(brought["mean"]), std=tuple(brought["std"]))
+        model = cls(replace(config, text=text, image_settings=settings), tokenizer)
+        if encoder is not None:
+            model.text_tower.get_submodule("encoder").load_state_dict(encoder.state_dict())
+        if backbone is not None:
+            model.image_tower.get_submodule("backbone").load_state_dict(backbone.state_dict())
+        return model
+
+    def forward(self, batch: Batch) -> Embeddings:
+        """Embed a batch; either side may be absent."""
+        image = text = None
+        if batch.pixels is not None:
+            image = self._finish(self.image_head(self.image_tower(batch.pixels).pooled))
+        if batch.tokens is not None:
+            features = self.text_tower(batch.tokens["input_ids"], batch.tokens["attention_mask"])
+            text = self._finish(self.text_head(features.pooled))
+        scale = self.logit_scale.exp()
+        bias = scale.new_zeros(()) if self.logit_bias is None else self.logit_bias
+        return Embeddings(image, text, scale, bias)
+
+    def _finish(self, embeddings: Tensor) -> Tensor:
+        """At least float32 (autocast computes in less), and unit length under cosine similarity."""
+        embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+        return F.normalize(embeddings, dim=-1) if self.config.similarity == "cosine" else embeddings
+
+    def similarity(self, image: Tensor | np.ndarray, text: Tensor | np.ndarray) -> Tensor:
+        """Compare embeddings ``[N, D]`` with ``[M, D]`` in the model's own measure: ``[N, M]``, more is more alike."""
+        return similarities(torch.as_tensor(image), torch.as_tensor(text), self.config.similarity)
+
+    @property
+    def scale(self) -> float:
+        """What the similarity is multiplied with."""
+        return math.exp(self.logit_scale.item())
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Keep the scale within its limits; to be called after every optimiser step."""
+        limit = math.log(self.config.max_scale)
+        self.logit_scale.clamp_(-limit, limit)
+
+    def layers_above(self, name: str) -> int:
+        """Number of layers from a parameter to its tower's output, its own included; 0 in heads and scale."""
+        part, _, rest = name.partition(".")
+        return int(getattr(self, part).layers_above(rest)) if part in ("text_tower", "image_tower") else 0
+
+    def collator(self) -> Collator:
+        """The collator that makes this model's batches: the same in training, evaluation and serving."""
+        return Collator(self.tokenizer, self.config.image_settings, self.config.text.max_length)
+
+    def encode_text(
+        self, texts: Sequence[str], *, batch_size: int = 256, progress: bool = False, bf16: bool = False
+    ) -> np.ndarray:
+        """Embed texts, in any order of lengths.
+
+        Args:
+            texts: Non-empty strings.
+            batch_size: Texts per forward pass; texts of like length go together.
+            progress: Show a progress bar.
+            bf16: Compute in bfloat16: faster where the hardware has it, less exact everywhere.
+
+        Returns:
+            float32 ``[N, D]``, of unit length under cosine similarity.
+
+        Raises:
+            DataError: A text is empty or no string; names its position.
+            ConfigError: The model has no tokenizer.
+        """
+        from dualtower.encoding import encode_text
+
+        return encode_text(self, texts, batch_size=batch_size, progress=progress, bf16=bf16)
+
+    def encode_image(
+        self,
+        images: Sequence[Image.Image | str | Path | bytes],
+        *,
+        batch_size: int = 256,
+        progress: bool = False,
+        bf16: bool = False,
+    ) -> np.ndarray:
+        """Embed pictures: PIL images, paths, or encoded bytes.
+
+        Arguments and result are those of `encode_text`.
+
+        Raises:
+            BrokenImage: A picture is missing or cannot be decoded; names it.
+        """
+        from dualtower.encoding import encode_image
+
+        return encode_image(self, images, batch_size=batch_size, progress=progress, bf16=bf16)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.logit_scale.device
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hex over config and weights: equal models have equal ones, also after saving and loading."""
+        digest = hashlib.blake2b(json.dumps(to_dict(self.config), sort_keys=True).encode(), digest_size=8)
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def save_pretrained(self, folder: str | Path, *, card: ModelCard | None = None) -> Path:
+        """Write the model into a folder, all or nothing; a model that is there is replaced.
+
+        Args:
+            folder: To hold ``config.json model.safetensors tokenizer/ README.md``.
+            card: What the README says. Without it, the one that these very weights were loaded with is kept.
+
+        Raises:
+            ModelFolderError: The file system refused, or the folder holds other things. What was there is intact.
+            ConfigError: The model has no tokenizer.
+        """
+        return model_folder.write_folder(Path(folder), self._parts(card, name=str(folder)))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        card: ModelCard | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload a dualtower model",
+    ) -> str:
+        """Upload the model to the Hub, creating the repository where needed. Log in with ``hf auth login``.
+
+        Args:
+            repo_id: ``user/name``.
+            card: As in `save_pretrained`.
+            private: For a new repository; None is the account's default.
+            revision: Branch to upload to; created where needed.
+            commit_message: What the Hub shows.
+
+        Returns:
+            The commit's URL.
+
+        Raises:
+            ModelFolderError: The Hub refused.
+        """
+        parts = self._parts(card, name=repo_id)
+        return model_folder.push_folder(
+            repo_id, parts, private=private, revision=revision, commit_message=commit_message
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, revision: str | None = None, local_files_only: bool = False
+    ) -> DualTower:
+        """Load a saved model, strictly; it comes back in evaluation mode on the CPU.
+
+        Args:
+            name: A folder, or ``user/name`` on the Hub.
+            revision: Branch, tag or commit on the Hub.
+            local_files_only: Take the Hub's files from the cache and ask no network.
+
+        Raises:
+            ModelFolderError: No such model, or one with a missing, extra or unfitting part.
+            UnknownKey: Its config holds a key that this version does not know.
+        """
+        path = model_folder.find_folder(name, revision=revision, local_files_only=local_files_only)
+        parts = model_folder.read_folder(path)
+        config = from_dict(ModelConfig, parts.config, where=f"{path / 'config.json'}: model")
+        model = cls(config, parts.tokenizer)
+        model_folder.load_weights(model, parts.weights, where=path / "model.safetensors")
+        model._readme = (parts.fingerprint, parts.readme)
+        return model.eval()
+
+    def _check_vocabulary(self) -> None:
+        text = self.config.text
+        size = text.encoder.get("vocab_size", text.vocab_size)
+        if self.tokenizer is not None and len(self.tokenizer) > size:
+            raise ConfigError(
+                f"the tokenizer has {len(self.tokenizer)} tokens, the text tower knows {size}; "
+                "DualTower.create(config, tokenizer) sets text.vocab_size to fit"
+            )
+
+    def _parts(self, card: ModelCard | None, *, name: str) -> model_folder.FolderParts:
+        from dualtower.model_card import ModelCard, with_name
+
+        if self.tokenizer is None:
+            raise ConfigError("a model without tokenizer cannot be saved; type DualTower(config, tokenizer)")
+        fingerprint = self.fingerprint
+        if card is None and self._readme is not None and self._readme[0] == fingerprint:
+            readme = with_name(self._readme[1], name)
+        else:
+            readme = (card or ModelCard()).to_markdown(name=name, model=self.config, fingerprint=fingerprint)
+        return model_folder.FolderParts(
+            config=to_dict(self.config),
+            weights=self.state_dict(),
+            tokenizer=self.tokenizer,
+            readme=readme,
+            fingerprint=fingerprint,
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DualTower:
+        """Keep scale and bias in float32 when the model is cast to less: bf16 would swallow their steps."""
+        before = {n: p.detach().clone() for n, p in self.named_parameters(recurse=False)}
+        super()._apply(fn, recurse)
+        for name, parameter in self.named_parameters(recurse=False):
+            if parameter.dtype.itemsize < 4:
+                parameter.data = before[name].to(parameter.device)
+        return self

@@ -1,0 +1,61 @@
+"""What every tower is and returns, and how tokens become one vector."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Features", "TokenPooling", "Tower", "pool_tokens"]
+
+TokenPooling = Literal["mean", "cls", "max"]
+
+
+class Features(NamedTuple):
+    """Output of a text or image tower.
+
+    Attributes:
+        pooled: One vector per row, ``[B, width]``.
+        tokens: Text tokens or picture patches, ``[B, T, token_width]``. They are views of what the tower
+            computes anyway, so they cost nothing where nobody uses them.
+        mask: True where a token is real, bool ``[B, T]``; None where all of them are.
+    """
+
+    pooled: Tensor
+    tokens: Tensor
+    mask: Tensor | None
+
+
+class Tower(nn.Module):
+    """Base of all towers.
+
+    Attributes:
+        width: Of the pooled features.
+        token_width: Of the tokens; equal to `width` but for a few image backbones.
+    """
+
+    width: int
+    token_width: int
+
+    def layers_above(self, name: str) -> int:
+        """Number of layers from a parameter of this tower to its output, its own included."""
+        raise NotImplementedError
+
+
+def pool_tokens(tokens: Tensor, mask: Tensor, kind: TokenPooling) -> Tensor:
+    """Pool ``[B, T, W]`` over its real tokens to ``[B, W]``; what stands in the padding never counts.
+
+    Args:
+        tokens: ``[B, T, W]``.
+        mask: bool ``[B, T]``, True for real tokens.
+        kind: ``mean`` or ``max`` over the real tokens, or ``cls``, the first token.
+    """
+    if kind == "cls":
+        return tokens[:, 0]
+    real = mask.unsqueeze(-1)
+    if kind == "max":
+        return tokens.masked_fill(~real, -torch.inf).amax(1)
+    # bf16 loses digits in a sum, so the sum is taken in float32 at least.
+    total = tokens.masked_fill(~real, 0).sum(1, dtype=torch.promote_types(tokens.dtype, torch.float32))
+    return (total / real.sum(1).clamp(min=1)).to(tokens.dtype)

@@ -1,0 +1,42 @@
+"""Projection heads: from a tower's features into the shared space."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from dualtower.errors import UnknownName
+
+__all__ = ["HeadKind", "ProjectionHead"]
+
+HeadKind = Literal["linear", "mlp"]
+
+
+class ProjectionHead(nn.Module):
+    """Map features ``[B, in]`` to embeddings ``[B, out]``.
+
+    ``linear`` is one matrix, as in CLIP; ``mlp`` has one hidden layer as wide as its input, as in SimCLR
+    (https://arxiv.org/abs/2002.05709), with GELU.
+
+    Args:
+        kind: ``linear`` or ``mlp``.
+        width: Of the features.
+        embed_dim: Of the embeddings.
+        dropout: Before the last matrix.
+
+    Raises:
+        UnknownName: No head of that kind.
+    """
+
+    def __init__(self, kind: HeadKind, width: int, *, embed_dim: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if kind not in ("linear", "mlp"):
+            raise UnknownName("head", kind, ("linear", "mlp"))
+        hidden = [nn.Linear(width, width), nn.GELU()] if kind == "mlp" else []
+        self.layers = nn.Sequential(*hidden, nn.Dropout(dropout), nn.Linear(width, embed_dim, bias=False))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Project ``[B, in]`` to ``[B, out]``."""
+        projected: Tensor = self.layers(features)
+        return projected

@@ -1,0 +1,118 @@
+"""The command does what the README says, and wrong words get a message that helps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dualtower.cli import main
+from dualtower.data.drawn import draw_catalogue
+from dualtower.data.images import ImageSettings
+from dualtower.data.text import train_tokenizer
+from dualtower.model import DualTower, ModelConfig
+from dualtower.towers import ImageTowerConfig, TextTowerConfig
+
+CARDS = Path(__file__).parent.parent / "data_cards"
+
+OWN_CARD = """---
+name: shapes
+source: {{path: {folder}}}
+license: none
+columns:
+  id: id
+  product_id: product_id
+  text: title
+  image: file_name
+  attributes: [object, colour]
+splits: {{by_hash: {{column: product_id, validation: 0.1, test: 0.2}}}}
+---
+Shapes on disk.
+"""
+
+
+def command(*words: object) -> int:
+    """Run the command; returns its exit status."""
+    try:
+        main([str(w) for w in words])
+    except SystemExit as end:
+        if isinstance(end.code, str):  # Python prints the message and exits with 1
+            print(end.code)
+            return 1
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny untrained model folder."""
+    titles = [t for texts in draw_catalogue(split="test").texts for t in texts]
+    tokenizer = train_tokenizer(titles, vocab_size=300)
+    config = ModelConfig(
+        text=TextTowerConfig(name="textcnn", width=16),
+        image=ImageTowerConfig(name="resnet10t", options={"channels": (8, 8, 16, 16), "stem_width": 8}),
+        image_settings=ImageSettings(height=32, width=24),
+        embed_dim=16,
+    )
+    folder = tmp_path_factory.mktemp("model") / "model"
+    DualTower.create(config, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_evaluate_prints_a_table_and_writes_json(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "figures.json"
+    words = ("evaluate", model, "--data.card", CARDS / "drawn.md", "--json", out, "--breakdown", "colour")
+    assert command(*words, "--bootstrap", 50, "--report", tmp_path / "report") == 0
+    printed = capsys.readouterr().out
+    assert "recall@10" in printed and "chance" in printed
+    figures = json.loads(out.read_text())
+    for direction in ("text_to_image", "image_to_text"):
+        figure = figures[direction]["recall@10"]
+        assert figure["low"] <= figure["value"] <= figure["high"]
+    assert figures["protocol"]["split"] == "test"
+    assert (tmp_path / "report" / "report.md").exists()
+
+
+def test_draw_then_check_then_evaluate_a_folder_of_ones_own(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert command("data", "draw", tmp_path / "shapes", "--split", "test") == 0
+    card = tmp_path / "card.md"
+    card.write_text(OWN_CARD.format(folder=tmp_path / "shapes"))
+    assert command("data", "check", card, "--json", tmp_path / "findings.json") == 0
+    assert "rows" in capsys.readouterr().out
+    assert json.loads((tmp_path / "findings.json").read_text())
+    assert command("evaluate", model, "--data.card", card, "--bootstrap", 20) == 0
+    assert command("data", "draw", tmp_path / "shapes") == 1
+    assert "exists already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("evaluate", "nowhere", "--data.card", CARDS / "drawn.md"), "nowhere"),
+        (("evaluate", "MODEL", "--data.card", "no_card.md"), "no_card.md"),
+        (("evaluate", "MODEL", "--data.card", CARDS / "drawn.md", "--split", "tset"), "Did you mean 'test'"),
+        (("evaluate", "MODEL", "--data.card", CARDS / "drawn.md", "--qrels", "no.json"), "no.json"),
+        (("data", "check", CARDS / "fashion_products.md", "--data.source", "no_folder/"), "no_folder"),
+    ],
+)
+def test_wrong_words_are_named(
+    words: tuple, message: str, model: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    status = command(*(model if w == "MODEL" else w for w in words))
+    printed = capsys.readouterr()
+    assert status == 1 and message in printed.out + printed.err
+
+
+@pytest.mark.parametrize("words", [(), ("data",), ("evaluate",), ("data", "check"), ("data", "draw")])
+def test_every_level_has_help(words: tuple, capsys: pytest.CaptureFixture) -> None:
+    assert command(*words, "--help") == 0
+    assert "usage: dualtower" in capsys.readouterr().out
+
+
+def test_unknown_option_names_the_nearest(capsys: pytest.CaptureFixture) -> None:
+    assert command("evaluate", "m", "--data.card", "c", "--bootstrp", 3) == 2
+    assert "--bootstrap" in capsys.readouterr().err

@@ -1,0 +1,208 @@
+"""The same catalogue is the same, in whichever format it lies on disk or on the Hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import shops
+from hub_stand_in import HubStandIn
+from shops import own_cache  # noqa: F401
+
+from dualtower.data.cards import CardSource, DataCard, Splits
+from dualtower.data.products import Products, load_products
+from dualtower.data.sources import open_source
+from dualtower.data.splits import split_names
+from dualtower.errors import CardError, SourceError, UnknownName
+
+
+def same_as(products: Products, table: list[dict]) -> None:
+    assert sorted(products.ids) == [row["sku"] for row in table]
+    by_id = {product.id: product for product in products}
+    for row in table:
+        product = by_id[row["sku"]]
+        assert (product.product_id, product.texts) == (row["item"], (row["title"],))
+        assert product.attributes == {"colour": row["colour"]}
+        encoded = product.image if isinstance(product.image, bytes) else product.image.read_bytes()
+        assert encoded == row["photo"]
+
+
+@pytest.mark.parametrize("photos", ["bytes", "Image", "relative"])
+def test_parquet(tmp_path: Path, photos: str) -> None:
+    folder = shops.write_parquet(tmp_path / "shop" / "train.parquet", shops.rows(), photos=photos)
+    (folder / "queries.json").write_text('{"other": "files do not matter"}')
+    same_as(load_products(shops.card(), "train", source=folder), shops.rows())
+
+
+@pytest.mark.parametrize(("name", "delimiter"), [("train.csv", ","), ("train.tsv", "\t")])
+def test_csv_with_relative_paths(tmp_path: Path, name: str, delimiter: str) -> None:
+    folder = shops.write_csv(tmp_path / name, shops.rows(), delimiter=delimiter)
+    same_as(load_products(shops.card(), "train", source=folder), shops.rows())
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    folder = shops.write_jsonl(tmp_path / "train.jsonl", shops.rows())
+    same_as(load_products(shops.card(), "train", source=folder), shops.rows())
+
+
+def test_one_file(tmp_path: Path) -> None:
+    folder = shops.write_csv(tmp_path / "train.csv", shops.rows())
+    (folder / "test.csv").write_text("not,read\n")
+    same_as(load_products(shops.card(), "train", source=folder / "train.csv"), shops.rows())
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_image_folder(tmp_path: Path, kind: str) -> None:
+    folder = shops.write_image_folder(tmp_path / "shop", shops.rows(), kind=kind)
+    same_as(load_products(shops.card(image="image"), "train", source=folder), shops.rows())
+
+
+def test_image_folder_with_splits(tmp_path: Path) -> None:
+    shops.write_image_folder(tmp_path / "shop" / "train", shops.rows(4))
+    shops.write_image_folder(tmp_path / "shop" / "test", shops.rows(2, start=4))
+    card = shops.card(image="image")
+    assert split_names(card, source=tmp_path / "shop") == ["train", "test"]
+    same_as(load_products(card, "train", source=tmp_path / "shop"), shops.rows(4))
+    same_as(load_products(card, "test", source=tmp_path / "shop"), shops.rows(2, start=4))
+
+
+def test_web_dataset(tmp_path: Path) -> None:
+    shops.write_tar(tmp_path / "shop" / "train-000000.tar", shops.rows(4))
+    shops.write_tar(tmp_path / "shop" / "train-000001.tar", shops.rows(2, start=4))
+    card = shops.card(
+        text="txt", image="jpg", id="json.sku", product_id="json.item", attributes=["json.colour"]
+    )
+    products = load_products(card, "train", source=tmp_path / "shop")
+    assert products.ids == [f"sku-{i}" for i in range(6)]
+    assert products.texts[5] == ("blue mug 2",)
+    assert products.attributes["json.colour"] == ["red", "red", "green", "green", "blue", "blue"]
+    assert products[5].image == shops.rows(6)[5]["photo"]
+
+
+@pytest.mark.parametrize(
+    ("file", "split"),
+    [
+        ("train.parquet", "train"),
+        ("train-00000-of-00003.parquet", "train"),
+        ("training_set.parquet", "train"),
+        ("val.parquet", "validation"),
+        ("shop_dev.parquet", "validation"),
+        ("test/part-0.parquet", "test"),
+        ("products.parquet", "products"),
+        ("products-0007.parquet", "products"),
+        ("my shop.parquet", "my_shop"),
+        ("contest.parquet", "contest"),
+        ("0000.parquet", "train"),
+    ],
+)
+def test_split_of_a_file(tmp_path: Path, file: str, split: str) -> None:
+    shops.write_parquet(tmp_path / "shop" / file, shops.rows(1))
+    assert list(open_source(shops.card(), source=tmp_path / "shop").splits) == [split]
+
+
+def test_named_splits_may_be_file_patterns(tmp_path: Path) -> None:
+    shops.write_parquet(tmp_path / "shop [new]" / "autumn-1.parquet", shops.rows(2))
+    shops.write_parquet(tmp_path / "shop [new]" / "winter-1.parquet", shops.rows(2, start=2))
+    shops.write_parquet(tmp_path / "shop [new]" / "winter-2.parquet", shops.rows(2, start=4))
+    card = shops.card(splits=Splits(named={"train": "winter-*.parquet", "test": "autumn-1.parquet"}))
+    assert load_products(card, "train", source=tmp_path / "shop [new]").ids == ["sku-2", "sku-3", "sku-4", "sku-5"]
+    assert load_products(card, "test", source=tmp_path / "shop [new]").ids == ["sku-0", "sku-1"]
+
+
+def test_path_in_the_card_is_relative_to_the_card(tmp_path: Path) -> None:
+    shops.write_csv(tmp_path / "train.csv", shops.rows())
+    (tmp_path / "cards").mkdir()
+    card = DataCard(
+        name="shop",
+        title="A shop",
+        columns=shops.card().columns,
+        source=CardSource(path="../train.csv"),
+        splits=Splits(by_hash=None),
+        path=tmp_path / "cards" / "shop.md",
+    )
+    same_as(load_products(card, "train"), shops.rows())
+
+
+def test_missing_source(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"no source at .*nowhere; type --data\.source"):
+        open_source(shops.card(), source=tmp_path / "nowhere")
+    with pytest.raises(SourceError, match="names no source"):
+        open_source(shops.card())
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "shop").mkdir()
+    with pytest.raises(SourceError, match="is empty"):
+        open_source(shops.card(), source=tmp_path / "shop")
+
+
+def test_folder_without_a_table(tmp_path: Path) -> None:
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "a.jpg").write_bytes(shops.jpeg("red"))
+    with pytest.raises(SourceError, match=r"add a metadata\.csv"):
+        open_source(shops.card(), source=tmp_path / "shop")
+
+
+@pytest.mark.parametrize("name", ["train.parquet", "train.jsonl", "train.tar"])
+def test_unreadable_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"{ this is none of these formats")
+    with pytest.raises(SourceError, match=r"cannot read .*train\."):
+        open_source(shops.card(), source=tmp_path / name)
+
+
+def test_unknown_builder(tmp_path: Path) -> None:
+    folder = shops.write_csv(tmp_path / "train.csv", shops.rows())
+    card = DataCard(name="s", title="s", columns=shops.card().columns, source=CardSource(builder="csw"))
+    with pytest.raises(UnknownName, match="Did you mean 'csv'"):
+        open_source(card, source=folder)
+
+
+def test_urls_are_not_pictures(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("sku,item,title,colour,photo\n1,1,mug,red,https://example.org/1.jpg\n")
+    with pytest.raises(CardError, match="URLs; download"):
+        load_products(shops.card(), "train", source=tmp_path)
+
+
+def test_column_that_holds_no_pictures(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("sku,item,title,colour,photo\n1,1,mug,red,17\n")
+    with pytest.raises(CardError, match="'photo' holds int64, not pictures"):
+        load_products(shops.card(), "train", source=tmp_path)
+
+
+HUB_CARD = """---
+name: shop
+title: A shop on the Hub
+source: {hub: user/shop}
+columns: {id: sku, product_id: item, text: title, image: photo, attributes: [colour]}
+splits: {named: {train: train, test: test}}
+---
+"""
+LOAD = """
+import json, sys
+from dualtower.data.cards import load_card
+from dualtower.data.products import load_products
+from dualtower.errors import SourceError
+try:
+    products = load_products(load_card(sys.argv[1]), "test")
+    print(json.dumps([products.ids, products[0].image.hex(), products.fingerprint]))
+except SourceError as error:
+    print(error)
+"""
+
+
+def test_hub_dataset(tmp_path: Path) -> None:
+    repo = tmp_path / "repo"
+    shops.write_parquet(repo / "data" / "train-00000-of-00001.parquet", shops.rows(4), photos="Image")
+    shops.write_parquet(repo / "data" / "test-00000-of-00001.parquet", shops.rows(2, start=4), photos="Image")
+    (tmp_path / "shop.md").write_text(HUB_CARD)
+    with HubStandIn(tmp_path) as hub:
+        hub.add_repo("dataset", "user/shop", repo)
+        ids, first, fingerprint = json.loads(hub.run(LOAD, str(tmp_path / "shop.md")))
+        hub.add_repo("dataset", "user/other")
+        (tmp_path / "shop.md").write_text(HUB_CARD.replace("user/shop", "user/missing"))
+        complaint = hub.run(LOAD, str(tmp_path / "shop.md"))
+    assert ids == ["sku-4", "sku-5"]
+    assert bytes.fromhex(first) == shops.rows(5)[4]["photo"]
+    assert fingerprint == load_products(shops.card(), "test", source=repo).fingerprint
+    assert "cannot load 'user/missing' from the Hub" in complaint and "--data.source" in complaint
