@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -39,7 +40,8 @@ def launch(
     tiny = smoke or (lambda: config().smoke())
     base = tiny() if "--smoke" in given else config()
     overridden = parse_overrides(base, [a for a in given if a != "--smoke"], description=_description(config))
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    first = os.environ.get("RANK", "0") == "0"  # one voice for all processes
+    logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s")
     for chatty in ("httpx", "datasets", "accelerate", "huggingface_hub"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:

@@ -204,9 +204,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self._place(kind, repo_id, revision):
             files = [f["path"] for f in json.loads(self.body)["files"]]
             # "regular" for every size: the content then comes within the commit, without a second store.
-            self._json(
-                {"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in files]}
-            )
+            self._json({"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in files]})
 
     def commit(self, kind: Kind, repo_id: str, revision: str) -> None:
         place = self._place(kind, repo_id, revision)

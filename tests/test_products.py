@@ -225,9 +225,7 @@ def test_select_and_concatenate(tmp_path: Path) -> None:
 
 def test_fingerprint(tmp_path: Path) -> None:
     products = load(tmp_path / "a", shops.rows(4))
-    from_files = load_products(
-        shops.card(), "train", source=shops.write_csv(tmp_path / "train.csv", shops.rows(4))
-    )
+    from_files = load_products(shops.card(), "train", source=shops.write_csv(tmp_path / "train.csv", shops.rows(4)))
     assert products.fingerprint == from_files.fingerprint == Products.from_rows(list(products)).fingerprint
     assert products.fingerprint != products.select([0, 1, 3, 2]).fingerprint
     for change in ({"title": "cup"}, {"item": "cup"}, {"sku": "cup"}, {"photo": shops.jpeg("red", 99)}):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from dualtower.data.cards import CardSource, DataCard, Splits
 from dualtower.data.products import Products, load_products
 from dualtower.data.sources import open_source
 from dualtower.data.splits import split_names
-from dualtower.errors import CardError, SourceError, UnknownName
+from dualtower.errors import CardError, RowError, SourceError, UnknownName
 
 
 def same_as(products: Products, table: list[dict]) -> None:
@@ -39,6 +40,23 @@ def test_parquet(tmp_path: Path, photos: str) -> None:
 def test_csv_with_relative_paths(tmp_path: Path, name: str, delimiter: str) -> None:
     folder = shops.write_csv(tmp_path / name, shops.rows(), delimiter=delimiter)
     same_as(load_products(shops.card(), "train", source=folder), shops.rows())
+
+
+def test_csv_values_are_kept_as_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("sku,item,title,colour\n007,01,None,null\n008,,1.50,\n")
+    products = load_products(shops.card(image=None, product_id=None), "train", source=tmp_path)
+    assert (products.ids, products.texts) == (["007", "008"], [("None",), ("1.50",)])
+    assert products.attributes == {"colour": ["null", ""]}
+    with pytest.raises(RowError, match=r"1 \(id 008\): missing product id"):
+        load_products(shops.card(image=None), "train", source=tmp_path)
+
+
+def test_image_folder_with_a_missing_picture(tmp_path: Path) -> None:
+    folder = shops.write_image_folder(tmp_path / "shop", shops.rows())
+    (folder / "photos" / "sku-1.jpg").unlink()
+    kept = load_products(shops.card(image="image"), "train", source=folder, on_error="skip")
+    assert kept.ids == ["sku-0", "sku-2", "sku-3"]
+    assert "no picture at" in kept.skipped[0].reason
 
 
 def test_json_lines(tmp_path: Path) -> None:
@@ -70,9 +88,7 @@ def test_image_folder_with_splits(tmp_path: Path) -> None:
 def test_web_dataset(tmp_path: Path) -> None:
     shops.write_tar(tmp_path / "shop" / "train-000000.tar", shops.rows(4))
     shops.write_tar(tmp_path / "shop" / "train-000001.tar", shops.rows(2, start=4))
-    card = shops.card(
-        text="txt", image="jpg", id="json.sku", product_id="json.item", attributes=["json.colour"]
-    )
+    card = shops.card(text="txt", image="jpg", id="json.sku", product_id="json.item", attributes=["json.colour"])
     products = load_products(card, "train", source=tmp_path / "shop")
     assert products.ids == [f"sku-{i}" for i in range(6)]
     assert products.texts[5] == ("blue mug 2",)
@@ -183,26 +199,55 @@ import json, sys
 from dualtower.data.cards import load_card
 from dualtower.data.products import load_products
 from dualtower.errors import SourceError
+card, split, source = sys.argv[1:]
 try:
-    products = load_products(load_card(sys.argv[1]), "test")
+    products = load_products(load_card(card), split, source=source or None)
     print(json.dumps([products.ids, products[0].image.hex(), products.fingerprint]))
 except SourceError as error:
     print(error)
 """
 
 
-def test_hub_dataset(tmp_path: Path) -> None:
+@pytest.fixture
+def shop_on_the_hub(tmp_path: Path) -> Path:
     repo = tmp_path / "repo"
     shops.write_parquet(repo / "data" / "train-00000-of-00001.parquet", shops.rows(4), photos="Image")
     shops.write_parquet(repo / "data" / "test-00000-of-00001.parquet", shops.rows(2, start=4), photos="Image")
     (tmp_path / "shop.md").write_text(HUB_CARD)
+    return repo
+
+
+def test_hub_dataset(tmp_path: Path, shop_on_the_hub: Path) -> None:
     with HubStandIn(tmp_path) as hub:
-        hub.add_repo("dataset", "user/shop", repo)
-        ids, first, fingerprint = json.loads(hub.run(LOAD, str(tmp_path / "shop.md")))
-        hub.add_repo("dataset", "user/other")
-        (tmp_path / "shop.md").write_text(HUB_CARD.replace("user/shop", "user/missing"))
-        complaint = hub.run(LOAD, str(tmp_path / "shop.md"))
+        hub.add_repo("dataset", "user/shop", shop_on_the_hub)
+        ids, first, fingerprint = json.loads(hub.run(LOAD, str(tmp_path / "shop.md"), "test", ""))
     assert ids == ["sku-4", "sku-5"]
     assert bytes.fromhex(first) == shops.rows(5)[4]["photo"]
-    assert fingerprint == load_products(shops.card(), "test", source=repo).fingerprint
+    assert fingerprint == load_products(shops.card(), "test", source=shop_on_the_hub).fingerprint
+
+
+def test_another_hub_dataset_in_place_of_the_cards(tmp_path: Path, shop_on_the_hub: Path) -> None:
+    with HubStandIn(tmp_path) as hub:
+        hub.add_repo("dataset", "user/copy", shop_on_the_hub)
+        ids, _, _ = json.loads(hub.run(LOAD, str(tmp_path / "shop.md"), "train", "hub:user/copy"))
+        complaint = hub.run(LOAD, str(tmp_path / "shop.md"), "train", "hub:user/missing")
+    assert ids == ["sku-0", "sku-1", "sku-2", "sku-3"]
     assert "cannot load 'user/missing' from the Hub" in complaint and "--data.source" in complaint
+
+
+@pytest.mark.shared
+def test_fashion_products_from_the_hub(tmp_path: Path, shared_fashion: Path) -> None:
+    """The Hub dataset has one split, which the card divides by a hash of the title."""
+    repo = tmp_path / "repo" / "data"
+    repo.mkdir(parents=True)
+    for number, name in enumerate(("validation", "test")):  # some real rows are enough
+        shutil.copy(shared_fashion / f"{name}.parquet", repo / f"train-0000{number}-of-00002.parquet")
+    with HubStandIn(tmp_path) as hub:
+        hub.add_repo("dataset", "ashraq/fashion-product-images-small", tmp_path / "repo")
+        splits = {
+            split: json.loads(hub.run(LOAD, "fashion_products", split, ""))[0]
+            for split in ("train", "validation", "test")
+        }
+    assert sum(len(ids) for ids in splits.values()) == len(set().union(*splits.values())) == 1_957 + 2_867
+    shares = {split: len(ids) / (1_957 + 2_867) for split, ids in splits.items()}
+    assert shares == pytest.approx({"train": 0.85, "validation": 0.05, "test": 0.1}, abs=0.03)

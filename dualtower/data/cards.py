@@ -249,9 +249,7 @@ def is_pattern(source_split: str) -> bool:
 
 def _find(path: Path) -> Path:
     checkout = Path(__file__).parents[2] / FOLDER
-    places = (
-        [path] if path.suffix == ".md" else [Path(FOLDER) / f"{path.name}.md", checkout / f"{path.name}.md"]
-    )
+    places = [path] if path.suffix == ".md" else [Path(FOLDER) / f"{path.name}.md", checkout / f"{path.name}.md"]
     for place in places:
         if place.is_file():
             return place

@@ -114,10 +114,7 @@ class CheckReport:
         lines = [f"# {self.card}", ""]
         lines += _table(
             ["split", "rows", "products", *reasons, f"text over {OVER_LONG:,} characters"],
-            [
-                [s.split, s.rows, s.products, *(s.left_out.get(r, 0) for r in reasons), s.over_long]
-                for s in self.splits
-            ],
+            [[s.split, s.rows, s.products, *(s.left_out.get(r, 0) for r in reasons), s.over_long] for s in self.splits],
         )
         lines += ["", _repeated_line("products have several rows", self.products)]
         lines += [_repeated_line("titles are shared", self.titles)]
@@ -127,10 +124,7 @@ class CheckReport:
             lines += ["", "Shared between splits:", ""]
             lines += _table(
                 ["splits", "products", "pictures", "titles"],
-                [
-                    [" and ".join(leak.splits), leak.products, leak.pictures, leak.titles]
-                    for leak in self.leaks
-                ],
+                [[" and ".join(leak.splits), leak.products, leak.pictures, leak.titles] for leak in self.leaks],
             )
         if self.attributes:
             lines += ["", "Attributes:", ""]
@@ -148,7 +142,7 @@ def check_card(card: DataCard, *, source: str | Path | None = None) -> CheckRepo
 
     Args:
         card: See `dualtower.data.cards.load_card`.
-        source: Local file or folder to read in place of the card's own source.
+        source: Local file or folder, or ``hub:user/name``, to read in place of the card's own source.
 
     Raises:
         SourceError: The source is missing, empty or unreadable.
@@ -217,16 +211,15 @@ def _leaks(parts: Sequence[Products]) -> list[Leak]:
 
 
 def _attribute(name: str, parts: Iterable[Products]) -> AttributeValues:
-    counts = Counter("" if v is None else str(v) for part in parts for v in part.attributes[name])
+    values = (value for part in parts for value in part.attributes[name])
+    counts = Counter("" if value is None or value != value else str(value) for value in values)
     missing = counts.pop("", 0)
     return AttributeValues(name, len(counts), missing, counts.most_common(SHOWN))
 
 
 def _repeated_line(what: str, found: Repeated) -> str:
     line = f"- {found.values:,} {what}"
-    return line + (
-        f": {found.rows:,} rows, the largest {found.largest} (row {found.example})" if found.values else ""
-    )
+    return line + (f": {found.rows:,} rows, the largest {found.largest} (row {found.example})" if found.values else "")
 
 
 def _top(values: Sequence[tuple[str, int]]) -> str:

@@ -51,9 +51,7 @@ class ImageSettings:
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
-            raise ConfigError(
-                f"an image of {self.height}x{self.width} pixels is not possible; give 1 or more"
-            )
+            raise ConfigError(f"an image of {self.height}x{self.width} pixels is not possible; give 1 or more")
         if min(self.std) <= 0:
             raise ConfigError(f"image std {self.std} is not possible; each value must be greater than 0")
 
@@ -84,9 +82,7 @@ def open_image(
             return _to_rgb(image, max_pixels)
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
             return _to_rgb(opened, max_pixels)
-    except (
-        Exception
-    ) as error:  # decoders raise anything on hostile bytes: struct.error, IndexError, SyntaxError ...
+    except Exception as error:  # decoders raise anything on hostile bytes: struct.error, IndexError, SyntaxError ...
         raise BrokenImage(where, row, _reason(image, error)) from error
 
 
@@ -126,9 +122,7 @@ def _deep_to_rgb(image: Image.Image) -> Image.Image:
     """Grey with more than 8 bits. (Pillow's own conversion cuts at 255, which turns such pictures white.)"""
     values = np.asarray(image).astype(np.float64)
     peak = values.max(initial=0)
-    full = (
-        1 if image.mode == "F" and peak <= 1 else 255 if peak <= 255 and image.mode in ("I", "F") else 65535
-    )
+    full = 1 if image.mode == "F" and peak <= 1 else 255 if peak <= 255 and image.mode in ("I", "F") else 65535
     grey = np.clip(values * (255 / full), 0, 255).round().astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")
 

@@ -42,9 +42,7 @@ class ArrowPictures:
             return encoded
         if self.paths is None or not (path := self.paths[row].as_py()):
             return None
-        if (
-            self.folder is None
-        ):  # a path from the machine that made the dataset, unless it is in our own cache
+        if self.folder is None:  # a path from the machine that made the dataset, unless it is in our own cache
             return Path(path) if Path(path).is_absolute() else None
         return self.folder / path
 
@@ -95,12 +93,8 @@ def _bytes_and_paths(column: Any, name: str) -> tuple[Any, Any]:
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         first = next((value.as_py() for value in column if value.is_valid), "")
         if first.startswith(("http://", "https://")):
-            raise CardError(
-                f"image column {name!r} holds URLs; download the pictures and give their paths instead"
-            )
+            raise CardError(f"image column {name!r} holds URLs; download the pictures and give their paths instead")
         return None, column
     if pa.types.is_null(kind):
         return None, None
-    raise CardError(
-        f"image column {name!r} holds {kind}, not pictures: encoded bytes, paths, or datasets Image"
-    )
+    raise CardError(f"image column {name!r} holds {kind}, not pictures: encoded bytes, paths, or datasets Image")

@@ -173,7 +173,7 @@ def load_products(
     Args:
         card: See `dualtower.data.cards.load_card`.
         split: A split of the card, or ``all`` for the whole catalogue.
-        source: Local file or folder to read in place of the card's own source.
+        source: Local file or folder, or ``hub:user/name``, to read in place of the card's own source.
         on_error: ``raise`` stops at the first bad row; ``skip`` leaves bad rows out and lists them in
             ``skipped``.
         check_images: Decode every picture once (some 6,000 thumbnails per second). Without it, a broken
@@ -190,11 +190,7 @@ def load_products(
     if products.skipped:
         logger.warning("%s, %s: left out %d bad rows", card.name, split, len(products.skipped))
     if not len(products):
-        first = (
-            f"; the first of {len(products.skipped):,} bad rows: {products.skipped[0]}"
-            if products.skipped
-            else ""
-        )
+        first = f"; the first of {len(products.skipped):,} bad rows: {products.skipped[0]}" if products.skipped else ""
         raise SourceError(f"{card.name}: split {split!r} has no usable row{first}")
     return products
 
@@ -231,9 +227,7 @@ def _draw(card: DataCard, split: str, source: object) -> Products:
     from dualtower.data.drawn import draw_catalogue
 
     if source is not None:
-        raise SourceError(
-            f"card {card.name!r} is drawn by code and has no other source; leave out --data.source"
-        )
+        raise SourceError(f"card {card.name!r} is drawn by code and has no other source; leave out --data.source")
     language: Any = card.source.drawn
     products = draw_catalogue(language=language, split=split, **card.source.options)
     products.card = card.name
@@ -243,9 +237,7 @@ def _draw(card: DataCard, split: str, source: object) -> Products:
 def _load_part(card: DataCard, opened: OpenSource, name: str, share: Share, on_error: OnError) -> Products:
     """The good rows of one split of the source, of those whose hash lies in `share`."""
     dataset = opened.splits[name]
-    rows = read_rows(
-        dataset, card.columns, where=f"{opened.where} ({name})", split=name, folder=opened.folder
-    )
+    rows = read_rows(dataset, card.columns, where=f"{opened.where} ({name})", split=name, folder=opened.folder)
     chosen = list(range(len(dataset)))
     if share != EVERYTHING:
         assert card.splits.by_hash is not None

@@ -114,9 +114,7 @@ def arrow_column(dataset: Any, name: str) -> Any:
     return pc.struct_field(dataset.data.column(outer), path.split("."))
 
 
-def _read_texts(
-    captions: tuple[str, ...], values: Callable[[str], list[Any]], count: int
-) -> list[tuple[str, ...]]:
+def _read_texts(captions: tuple[str, ...], values: Callable[[str], list[Any]], count: int) -> list[tuple[str, ...]]:
     """Fill columns and templates; a column of lists gives one caption for each member."""
     texts: list[list[str]] = [[] for _ in range(count)]
     for caption in captions:
@@ -135,7 +133,7 @@ def _read_texts(
 def _as_text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(filter(None, map(_as_text, value)))
-    return "" if value is None else str(value).strip()
+    return "" if value is None or value != value else str(value).strip()  # a NaN is not equal to itself
 
 
 def _require(wanted: Mapping[str, list[str]], dataset: Any, where: str) -> None:

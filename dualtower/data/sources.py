@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dualtower.data.cards import DataCard, is_pattern
+from dualtower.data.cards import CardSource, DataCard, is_pattern
 from dualtower.errors import SourceError, UnknownName
 
 __all__ = ["OpenSource", "open_source"]
@@ -36,6 +36,7 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "csv": (".csv", ".tsv"),
     "json": (".jsonl", ".json"),
 }
+HUB_PREFIX = "hub:"
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 SPLIT_WORDS = {
@@ -61,22 +62,27 @@ class OpenSource:
 
 
 def open_source(card: DataCard, *, source: str | Path | None = None) -> OpenSource:
-    """Open the source of a card, or the local `source` in its place.
+    """Open the source of a card, or another one in its place.
+
+    Args:
+        card: Names the columns, and the source.
+        source: A local folder or file, or ``hub:user/name`` for a Hub dataset, to read in place of the card's.
 
     Raises:
         SourceError: It is missing, empty or unreadable.
     """
+    if source is not None and str(source).startswith(HUB_PREFIX):
+        return _open_hub(card, CardSource(hub=str(source).removeprefix(HUB_PREFIX)))
     if source is not None:
         return _open_local(card, Path(source))
     if card.source.path is not None:
         return _open_local(card, (card.path.parent if card.path else Path()) / card.source.path)
     if card.source.hub is not None:
-        return _open_hub(card)
+        return _open_hub(card, card.source)
     raise SourceError(f"card {card.name!r} names no source; type --data.source FOLDER")
 
 
-def _open_hub(card: DataCard) -> OpenSource:
-    hub = card.source
+def _open_hub(card: DataCard, hub: CardSource) -> OpenSource:
     files = _patterns(card) or None
     try:
         splits = _load(hub.hub, name=hub.config, revision=hub.revision, data_files=files, **hub.options)
@@ -90,11 +96,13 @@ def _open_hub(card: DataCard) -> OpenSource:
 
 def _open_local(card: DataCard, path: Path) -> OpenSource:
     if not path.exists():
-        raise SourceError(f"no source at {path}; type --data.source with a folder or file that exists")
+        raise SourceError(
+            f"no source at {path}; type --data.source with a folder or file that exists, or with hub:user/name"
+        )
     folder = path if path.is_dir() else path.parent
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     builder = card.source.builder or _builder(path, files)
-    options = {"sep": "\t"} if builder == "csv" and any(p.suffix == ".tsv" for p in files) else {}
+    options = _csv_options(card, files) if builder == "csv" else {}
     data_files: dict[str, Any]
     if patterns := _patterns(card):
         data_files = {split: f"{glob.escape(str(folder))}/{pattern}" for split, pattern in patterns.items()}
@@ -118,6 +126,14 @@ def _load(*args: Any, **options: Any) -> dict[str, Any]:
     return dict(sorted(splits.items(), key=lambda item: usual.index(item[0]) if item[0] in usual else len(usual)))
 
 
+def _csv_options(card: DataCard, files: list[Path]) -> dict[str, Any]:
+    """Keep what the file says: "007" is an id, not the number 7, and "None" is a word, not a missing value."""
+    names = card.columns.named()
+    as_text = [name for role in ("id", "product_id", "text") for name in names[role]]
+    tabs = {"sep": "\t"} if any(p.suffix == ".tsv" for p in files) else {}
+    return {"keep_default_na": False, "converters": dict.fromkeys(as_text, str), **tabs}
+
+
 def _patterns(card: DataCard) -> dict[str, str]:
     """The named splits that are file patterns."""
     return {split: value for split, value in card.splits.named.items() if is_pattern(value)}
@@ -133,17 +149,12 @@ def _builder(path: Path, files: list[Path]) -> str:
     for builder, suffixes in SUFFIXES.items():
         if any(p.suffix.lower() in suffixes for p in files):
             return builder
-    hint = (
-        "; pictures alone have no titles: add a metadata.csv with file_name and title" if has_pictures else ""
-    )
+    hint = "; pictures alone have no titles: add a metadata.csv with file_name and title" if has_pictures else ""
     raise SourceError(f"{path} holds no file of a known kind; known are {_known()}{hint}")
 
 
 def _known() -> str:
-    return (
-        ", ".join(f"*{s}" for suffixes in SUFFIXES.values() for s in suffixes)
-        + ", pictures with metadata.csv"
-    )
+    return ", ".join(f"*{s}" for suffixes in SUFFIXES.values() for s in suffixes) + ", pictures with metadata.csv"
 
 
 def _data_files(builder: str, folder: Path, files: list[Path]) -> dict[str, list[str]]:

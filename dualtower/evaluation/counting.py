@@ -226,7 +226,7 @@ def _sort_and_count(block: np.ndarray, lines: _Lines) -> None:
 
 
 def _settle(
-    block: np.ndarray, lines: _Lines, exact: Callable[[np.ndarray, np.ndarray], np.ndarray], step: int = 256
+    block: np.ndarray, lines: _Lines, exact: Callable[[np.ndarray, np.ndarray], np.ndarray], step: int = 32
 ) -> None:
     """Decide the pairs whose fast scores are too near to a threshold, by their exact scores."""
     open_thresholds = np.flatnonzero(lines.possible > lines.above)

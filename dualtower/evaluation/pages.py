@@ -75,8 +75,8 @@ def write_report(
 
 _READING = (
     "In brackets: 95 % interval, bootstrap by product. *chance*: a random order of the gallery. *recall@K*: share "
-    "of the relevant items among the first K; *hit@K*: at least one of them is; *median rank*: of the first relevant item. "
-    "Items of equal score count by the average over their orders."
+    "of the relevant items among the first K; *hit@K*: at least one of them is; *median rank*: of the first relevant "
+    "item. Items of equal score count by the average over their orders."
 )
 
 

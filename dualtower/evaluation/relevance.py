@@ -111,20 +111,16 @@ class Relevance:
             QrelsError: Documents are not in the gallery (with ``raise``), or none of them is.
         """
         position = {row: i for i, row in enumerate(gallery_ids)}
-        triples = [
-            (query, position.get(document, -1), grade, document)
-            for query, documents in enumerate(qrels.relevant)
-            for document, grade in documents.items()
-        ]
-        found = [t for t in triples if t[1] >= 0]
-        lost = sorted({t[3] for t in triples if t[1] < 0})
+        judged = [(q, doc, grade) for q, docs in enumerate(qrels.relevant) for doc, grade in docs.items()]
+        found = [(q, position[doc], grade) for q, doc, grade in judged if doc in position]
+        lost = sorted({doc for _, doc, _ in judged if doc not in position})
         if lost and (missing == "raise" or not found):
             shown = ", ".join(lost[:5]) + (", ..." if len(lost) > 5 else "")
             raise QrelsError(
                 f"{len(lost)} document ids of {qrels.name} are not among the {len(gallery_ids)} ids of the gallery: "
                 f"{shown}. Measure on the whole card, or drop them with missing='drop'"
             )
-        queries, items, grades = ([t[i] for t in found] for i in range(3))
+        queries, items, grades = np.array(found, np.float64).reshape(-1, 3).T
         return cls.from_pairs(queries, items, grades, shape=(len(qrels), len(gallery_ids)))
 
     def transpose(self) -> Relevance:

@@ -56,7 +56,8 @@ def draw_curves(history: Sequence[Mapping[str, Any]]) -> Image.Image | None:
     """Training curves over the optimiser steps: a panel per quantity, all validation figures in one.
 
     Args:
-        history: Lines ``{"step", "loss", "lr", "scale", "samples_per_s"}``, or ``{"step", "validation"}`` with named figures.
+        history: Lines ``{"step", "loss", "lr", "scale", "samples_per_s"}``
+            or ``{"step", "validation"}``, the latter with named figures.
 
     Returns:
         The figure, or None if there is nothing to draw.

@@ -93,7 +93,8 @@ class Journal:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from dataclasses import replace
 from typing import Any
@@ -68,6 +69,7 @@ def run(config: RunConfig) -> bool:
     if accelerator.is_main_process:
         _measure_and_save(outcome, card, config, train.skipped + validation.skipped)
     accelerator.wait_for_everyone()
+    accelerator.end_training()
     return True
 
 
@@ -78,11 +80,19 @@ def _accelerator(config: RunConfig) -> Accelerator:
                 import wandb  # noqa: F401
             except ImportError:
                 raise MissingExtra("wandb", "wandb") from None
-    return Accelerator(
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # without this word, Accelerate overlooks torchrun's CPU ranks
         mixed_precision=_precision(config.train),
         log_with=list(config.train.trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(config.out), logging_dir=str(config.out / "logs")),
     )
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if accelerator.num_processes != launched:
+        raise ConfigError(
+            f"{launched} processes were launched, but they train as {accelerator.num_processes}; "
+            "on CPUs type: torchrun --nproc_per_node 2 RECIPE"
+        )
+    return accelerator
 
 
 def _precision(train: TrainConfig) -> str:

@@ -1,0 +1,65 @@
+"""Dual towers so small that they are built in milliseconds, for tests."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dualtower import DualTower, ImageSettings, ImageTowerConfig, ModelConfig, TextTowerConfig
+from dualtower.data.text import train_tokenizer
+
+TITLES = [
+    f"{brand} {colour} {thing}"
+    for brand in ("Nike", "Puma", "Fila")
+    for colour in ("red", "navy blue", "white striped")
+    for thing in ("mug", "running shoes", "tote bag", "dress")
+]
+
+TEXT = {
+    "bert": TextTowerConfig(name="bert", width=16, layers=2, heads=2, max_length=16),
+    "lstm": TextTowerConfig(name="lstm", width=16, layers=2, max_length=16),
+    "textcnn": TextTowerConfig(name="textcnn", width=18, max_length=16),
+}
+
+_NARROW_RESNET = {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16), "stem_width": 4}
+IMAGE = {
+    "resnet": ImageTowerConfig(name="resnet10t", options=_NARROW_RESNET),
+    "vit": ImageTowerConfig(name="vit_tiny_patch16_224", options={"embed_dim": 24, "depth": 2, "num_heads": 2}),
+    "swin": ImageTowerConfig(
+        name="swin_tiny_patch4_window7_224", options={"embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2)}
+    ),
+}
+
+SETTINGS = ImageSettings(height=40, width=30)  # neither is a multiple of a ViT's patch
+
+
+def tokenizer() -> Any:
+    return train_tokenizer(TITLES, vocab_size=100)
+
+
+def config(text: str = "bert", image: str = "resnet", **more: Any) -> ModelConfig:
+    return replace(
+        ModelConfig(text=TEXT[text], image=IMAGE[image], image_settings=SETTINGS, embed_dim=12),
+        **more,
+    )
+
+
+def model(text: str = "bert", image: str = "resnet", *, seed: int = 0, **more: Any) -> DualTower:
+    torch.manual_seed(seed)
+    return DualTower.create(config(text, image, **more), tokenizer()).eval()
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (30, 40)) -> Image.Image:
+    width, height = size
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
