@@ -136,6 +136,7 @@ class Draw:
         self.folder.mkdir(parents=True)
         with (self.folder / "metadata.jsonl").open("w", encoding="utf-8") as stream:
             for product in products:
+                assert isinstance(product.image, bytes)
                 (self.folder / f"{product.id}.png").write_bytes(product.image)
                 row = {"file_name": f"{product.id}.png", "id": product.id, "product_id": product.product_id}
                 row |= {"title": product.texts[0], **product.attributes}
@@ -168,7 +169,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args=args,
         description=__doc__.splitlines()[0],
         config=(OmitSubcommandPrefixes,),
-    )  # type: ignore[arg-type,union-attr]
+    )
     try:
         command.run()
     except DualTowerError as error:

@@ -53,7 +53,7 @@ def from_dict(cls: type[C], values: Mapping[str, Any], *, where: str = "config")
     _refuse_unknown(cls, values, where)
     settings = dacite.Config(cast=[tuple, Path], type_hooks={float: _whole_is_float})
     try:
-        return dacite.from_dict(cls, values, settings)  # type: ignore[arg-type,type-var]
+        return dacite.from_dict(cls, values, settings)
     except dacite.DaciteError as error:
         raise ConfigError(f"{where}: {error}") from error
 

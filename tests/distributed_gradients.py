@@ -43,8 +43,7 @@ class Towers(nn.Module):
     def __init__(self, normalise: bool) -> None:
         super().__init__()
         self.image, self.text = (
-            nn.Sequential(nn.Linear(WIDTH, 8), nn.Tanh(), nn.Dropout(0.0), nn.Linear(8, DIM))
-            for _ in range(2)
+            nn.Sequential(nn.Linear(WIDTH, 8), nn.Tanh(), nn.Dropout(0.0), nn.Linear(8, DIM)) for _ in range(2)
         )
         self.logit_scale = nn.Parameter(torch.tensor(1.5))
         self.logit_bias = nn.Parameter(torch.tensor(-2.0))

@@ -107,7 +107,9 @@ def test_scale_and_bias_stay_in_float32_when_the_model_is_cast() -> None:
     assert tower(batch(tower)).image.dtype == torch.float64
 
 
-@pytest.mark.parametrize("settings", [{"init_scale": 200.0}, {"init_scale": 0.001}, {"max_scale": 0.5}, {"embed_dim": 0}])
+@pytest.mark.parametrize(
+    "settings", [{"init_scale": 200.0}, {"init_scale": 0.001}, {"max_scale": 0.5}, {"embed_dim": 0}]
+)
 def test_settings_that_cannot_be(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         ModelConfig(**settings)

@@ -128,6 +128,14 @@ def test_unchecked_pictures_can_be_checked_later(tmp_path: Path) -> None:
     assert [(e.row, e.where) for e in find_broken_images(products)] == [("sku-3", "shop (train)")]
 
 
+def test_fingerprint_of_a_missing_file(tmp_path: Path) -> None:
+    folder = shops.write_csv(tmp_path / "train.csv", shops.rows(2))
+    (folder / "photos" / "sku-1.jpg").unlink()
+    products = load_products(shops.card(), "train", source=folder, check_images=False)
+    assert products.picture_digests[1] == b""
+    assert len(products.fingerprint) == 12
+
+
 def test_over_long_title_is_kept(tmp_path: Path) -> None:
     table = shops.rows(1)
     table[0]["title"] = "mug " * 25_000
@@ -136,7 +144,7 @@ def test_over_long_title_is_kept(tmp_path: Path) -> None:
 
 def test_nothing_usable(tmp_path: Path) -> None:
     table = [{**row, "photo": b"?"} for row in shops.rows(2)]
-    with pytest.raises(SourceError, match="no usable row; the first of 2 bad rows: .*not a picture"):
+    with pytest.raises(SourceError, match=r"no usable row; the first of 2 bad rows: .*not a picture"):
         load(tmp_path, table, on_error="skip")
 
 
@@ -165,6 +173,16 @@ def test_named_splits(tmp_path: Path) -> None:
         load_products(card, "test", source=folder)
 
 
+def test_an_id_in_two_splits(tmp_path: Path) -> None:
+    folder = three_splits(tmp_path / "shop")
+    shops.write_parquet(folder / "test.parquet", shops.rows(2, start=1))
+    with pytest.raises(RowError, match=r"\(test\), row 0 \(id sku-1\): duplicate id"):
+        load_products(shops.card(), "all", source=folder)
+    kept = load_products(shops.card(), "all", source=folder, on_error="skip")
+    assert kept.ids == ["sku-0", "sku-1", "sku-4", "sku-5", "sku-2"]
+    assert len(kept.skipped) == 1
+
+
 def test_splits_that_the_source_lacks(tmp_path: Path) -> None:
     folder = three_splits(tmp_path / "shop")
     card = shops.card(splits=Splits(named={"train": "training"}, by_hash=None))
@@ -180,7 +198,7 @@ def test_split_by_hash(tmp_path: Path, column: str) -> None:
     folder = shops.write_parquet(tmp_path / "data.parquet", table)
     assert split_names(card, source=folder) == ["train", "validation", "test"]
     splits = {name: load_products(card, name, source=folder) for name in ("train", "validation", "test")}
-    assert sorted(sum((s.ids for s in splits.values()), [])) == sorted(row["sku"] for row in table)
+    assert sorted(i for s in splits.values() for i in s.ids) == sorted(row["sku"] for row in table)
     assert load_products(card, "all", source=folder).ids == [row["sku"] for row in table]
     for share, name in ((0.5, "train"), (0.2, "validation"), (0.3, "test")):
         assert len(splits[name]) / 300 == pytest.approx(share, abs=0.2)

@@ -199,10 +199,11 @@ import json, sys
 from dualtower.data.cards import load_card
 from dualtower.data.products import load_products
 from dualtower.errors import SourceError
-card, split, source = sys.argv[1:]
+card, source, *splits = sys.argv[1:]
 try:
-    products = load_products(load_card(card), split, source=source or None)
-    print(json.dumps([products.ids, products[0].image.hex(), products.fingerprint]))
+    for split in splits:
+        products = load_products(load_card(card), split, source=source or None, check_images=False)
+        print(json.dumps([products.ids, products[0].image.hex(), products.fingerprint]))
 except SourceError as error:
     print(error)
 """
@@ -220,7 +221,7 @@ def shop_on_the_hub(tmp_path: Path) -> Path:
 def test_hub_dataset(tmp_path: Path, shop_on_the_hub: Path) -> None:
     with HubStandIn(tmp_path) as hub:
         hub.add_repo("dataset", "user/shop", shop_on_the_hub)
-        ids, first, fingerprint = json.loads(hub.run(LOAD, str(tmp_path / "shop.md"), "test", ""))
+        ids, first, fingerprint = json.loads(hub.run(LOAD, str(tmp_path / "shop.md"), "", "test"))
     assert ids == ["sku-4", "sku-5"]
     assert bytes.fromhex(first) == shops.rows(5)[4]["photo"]
     assert fingerprint == load_products(shops.card(), "test", source=shop_on_the_hub).fingerprint
@@ -229,8 +230,8 @@ def test_hub_dataset(tmp_path: Path, shop_on_the_hub: Path) -> None:
 def test_another_hub_dataset_in_place_of_the_cards(tmp_path: Path, shop_on_the_hub: Path) -> None:
     with HubStandIn(tmp_path) as hub:
         hub.add_repo("dataset", "user/copy", shop_on_the_hub)
-        ids, _, _ = json.loads(hub.run(LOAD, str(tmp_path / "shop.md"), "train", "hub:user/copy"))
-        complaint = hub.run(LOAD, str(tmp_path / "shop.md"), "train", "hub:user/missing")
+        ids, _, _ = json.loads(hub.run(LOAD, str(tmp_path / "shop.md"), "hub:user/copy", "train"))
+        complaint = hub.run(LOAD, str(tmp_path / "shop.md"), "hub:user/missing", "train")
     assert ids == ["sku-0", "sku-1", "sku-2", "sku-3"]
     assert "cannot load 'user/missing' from the Hub" in complaint and "--data.source" in complaint
 
@@ -244,10 +245,9 @@ def test_fashion_products_from_the_hub(tmp_path: Path, shared_fashion: Path) -> 
         shutil.copy(shared_fashion / f"{name}.parquet", repo / f"train-0000{number}-of-00002.parquet")
     with HubStandIn(tmp_path) as hub:
         hub.add_repo("dataset", "ashraq/fashion-product-images-small", tmp_path / "repo")
-        splits = {
-            split: json.loads(hub.run(LOAD, "fashion_products", split, ""))[0]
-            for split in ("train", "validation", "test")
-        }
+        printed = hub.run(LOAD, "fashion_products", "", "train", "validation", "test").splitlines()
+    names = ("train", "validation", "test")
+    splits = {name: json.loads(line)[0] for name, line in zip(names, printed, strict=True)}
     assert sum(len(ids) for ids in splits.values()) == len(set().union(*splits.values())) == 1_957 + 2_867
     shares = {split: len(ids) / (1_957 + 2_867) for split, ids in splits.items()}
     assert shares == pytest.approx({"train": 0.85, "validation": 0.05, "test": 0.1}, abs=0.03)

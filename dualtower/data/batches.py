@@ -214,6 +214,7 @@ def training_loader(products: Products, plan: BatchPlan, collator: Collator, *, 
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),  # every new iterator draws a seed; from the global state, it would move dropout's
         worker_init_fn=_leave_signals_to_the_trainer,
     )
 

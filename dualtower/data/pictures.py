@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import os
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from dualtower.errors import CardError
+from dualtower.data.images import open_image
+from dualtower.errors import BrokenImage, CardError
 
-__all__ = ["ArrowPictures", "Picture", "Pictures"]
+__all__ = ["ArrowPictures", "Picture", "Pictures", "arrow_column", "broken_pictures", "digest"]
 
 Picture = bytes | Path | None
+CHECKED_AT_ONCE = 256  # pictures per task of the thread pool
 
 
 class ArrowPictures:
@@ -26,8 +31,6 @@ class ArrowPictures:
     """
 
     def __init__(self, dataset: Any, name: str, folder: Path | None) -> None:
-        from dualtower.data.rows import arrow_column
-
         self.dataset, self.name, self.folder = dataset, name, folder
         self.bytes, self.paths = _bytes_and_paths(arrow_column(dataset, name), name)
 
@@ -80,6 +83,56 @@ class Pictures(Sequence[Picture]):
         offsets = np.cumsum([0, *(part.starts[-1] for part in parts)])
         addresses = [part.addresses + offset for part, offset in zip(parts, offsets, strict=False)]
         return Pictures([store for part in parts for store in part.stores], np.concatenate(addresses))
+
+
+def arrow_column(dataset: Any, name: str) -> Any:
+    """The raw Arrow column ``name`` of a `datasets.Dataset`; ``a.b`` is field b of a column of records a."""
+    import pyarrow.compute as pc
+
+    if name in dataset.column_names:
+        return dataset.data.column(name)
+    outer, _, path = name.partition(".")
+    return pc.struct_field(dataset.data.column(outer), path.split("."))
+
+
+def broken_pictures(
+    pictures: Sequence[Picture], ids: Sequence[str], *, where: str
+) -> Generator[tuple[int, BrokenImage], None, None]:
+    """Decode every picture; yield number and error of those that are missing or cannot be decoded, in order.
+
+    Decoders release the interpreter lock, so threads help, above all with large pictures.
+    """
+    starts = range(0, len(pictures), CHECKED_AT_ONCE)
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
+        for found in pool.map(lambda start: _check_some(pictures, ids, start, where), starts):
+            yield from found
+    finally:  # also when the caller stops at the first error, and on Ctrl-C
+        pool.shutdown(cancel_futures=True)
+
+
+def digest(picture: Picture) -> bytes:
+    """A hash of the encoded bytes; empty where there are none."""
+    try:
+        content = picture.read_bytes() if isinstance(picture, Path) else picture
+    except OSError:  # a missing file is for the check to report
+        content = None
+    return b"" if content is None else hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _check_some(
+    pictures: Sequence[Picture], ids: Sequence[str], start: int, where: str
+) -> list[tuple[int, BrokenImage]]:
+    found = []
+    for i in range(start, min(start + CHECKED_AT_ONCE, len(pictures))):
+        picture = pictures[i]
+        try:
+            if picture is None:
+                raise BrokenImage(where, ids[i], "no picture")
+            open_image(picture, where=where, row=ids[i])
+        except BrokenImage as error:
+            found.append((i, error))
+    return found
 
 
 def _bytes_and_paths(column: Any, name: str) -> tuple[Any, Any]:

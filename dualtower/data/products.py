@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -16,8 +15,7 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from dualtower.data.cards import DataCard
-from dualtower.data.images import open_image
-from dualtower.data.pictures import Picture, Pictures
+from dualtower.data.pictures import Pictures, broken_pictures, digest
 from dualtower.data.rows import bad_rows, hash_values, read_rows
 from dualtower.data.sources import OpenSource, open_source
 from dualtower.data.splits import EVERYTHING, Share, hashed, split_parts
@@ -29,7 +27,6 @@ __all__ = ["Products", "find_broken_images", "load_products"]
 logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "skip"]
-CHECKED_AT_ONCE = 256  # pictures per task of the thread pool
 
 
 class Products(Sequence[Product]):
@@ -121,8 +118,12 @@ class Products(Sequence[Product]):
         )
 
     @staticmethod
-    def concatenate(parts: Sequence[Products]) -> Products:
+    def concatenate(parts: Sequence[Products], *, split: str | None = None) -> Products:
         """All rows of all parts, such as the splits of one card as one gallery.
+
+        Args:
+            parts: One or more.
+            split: Name of the whole; by default the names of the parts, joined by a plus.
 
         Raises:
             DataError: Two rows have the same id, or there is no part.
@@ -140,23 +141,23 @@ class Products(Sequence[Product]):
                 for name in names
             },
             card="+".join(dict.fromkeys(part.card for part in parts)),
-            split="+".join(dict.fromkeys(part.split for part in parts)),
+            split=split or "+".join(dict.fromkeys(part.split for part in parts)),
             skipped=[error for part in parts for error in part.skipped],
         )
 
     @cached_property
     def picture_digests(self) -> list[bytes]:
         """A hash of each picture's bytes; empty where there is no picture. Reads them all."""
-        return [_digest(picture) for picture in self.pictures]
+        return [digest(picture) for picture in self.pictures]
 
     @cached_property
     def fingerprint(self) -> str:
         """Twelve hex digits over ids, product ids, texts and picture bytes; the same on every machine."""
         state = hashlib.blake2b(digest_size=6)
-        for row_id, product_id, texts, digest in zip(
+        for row_id, product_id, texts, picture in zip(
             self.ids, self.product_ids, self.texts, self.picture_digests, strict=True
         ):
-            state.update(json.dumps([row_id, product_id, texts, digest.hex()]).encode())
+            state.update(json.dumps([row_id, product_id, texts, picture.hex()]).encode())
         return state.hexdigest()
 
 
@@ -207,20 +208,20 @@ def read_split(
     if card.source.drawn is not None:
         return _draw(card, split, source)
     opened = open_source(card, source=source)
-    parts = []
+    parts: list[Products] = []
+    taken: set[str] = set()  # ids, which must differ between the splits of the source as well
     for name, share in split_parts(card, opened, split):
-        part = _load_part(card, opened, name, share, on_error)
+        part = _load_part(card, opened, name, share, on_error, taken)
         if check_images and card.columns.image is not None:
             part = _without_broken_images(part, f"{opened.where} ({name})", on_error)
         parts.append(part)
-    products = Products.concatenate(parts)
-    products.split = split
-    return products
+    return Products.concatenate(parts, split=split)
 
 
 def find_broken_images(products: Products) -> list[BrokenImage]:
     """Decode every picture; return those that are missing or cannot be decoded, in the order of the rows."""
-    return [error for _, error in _broken_images(products, f"{products.card} ({products.split})")]
+    where = f"{products.card} ({products.split})"
+    return [error for _, error in broken_pictures(products.pictures, products.ids, where=where)]
 
 
 def _draw(card: DataCard, split: str, source: object) -> Products:
@@ -234,7 +235,9 @@ def _draw(card: DataCard, split: str, source: object) -> Products:
     return products
 
 
-def _load_part(card: DataCard, opened: OpenSource, name: str, share: Share, on_error: OnError) -> Products:
+def _load_part(
+    card: DataCard, opened: OpenSource, name: str, share: Share, on_error: OnError, taken: set[str]
+) -> Products:
     """The good rows of one split of the source, of those whose hash lies in `share`."""
     dataset = opened.splits[name]
     rows = read_rows(dataset, card.columns, where=f"{opened.where} ({name})", split=name, folder=opened.folder)
@@ -243,7 +246,7 @@ def _load_part(card: DataCard, opened: OpenSource, name: str, share: Share, on_e
         assert card.splits.by_hash is not None
         shares = hashed(hash_values(rows, dataset, card.splits.by_hash.column))
         chosen = np.flatnonzero((share[0] <= shares) & (shares < share[1])).tolist()
-    problems = bad_rows(rows, chosen)
+    problems = bad_rows(rows, chosen, taken)
     if problems and on_error == "raise":
         raise _with_advice(next(iter(problems.values())))
     good = [i for i in chosen if i not in problems]
@@ -261,10 +264,11 @@ def _load_part(card: DataCard, opened: OpenSource, name: str, share: Share, on_e
 
 def _without_broken_images(products: Products, where: str, on_error: OnError) -> Products:
     broken: dict[int, RowError] = {}
-    for i, error in _broken_images(products, where):
-        if on_error == "raise":
-            raise _with_advice(error)
-        broken[i] = error
+    with closing(broken_pictures(products.pictures, products.ids, where=where)) as found:
+        for i, error in found:
+            if on_error == "raise":
+                raise _with_advice(error)
+            broken[i] = error
     if not broken:
         return products
     kept = products.select(i for i in range(len(products)) if i not in broken)
@@ -272,36 +276,5 @@ def _without_broken_images(products: Products, where: str, on_error: OnError) ->
     return kept
 
 
-def _broken_images(products: Products, where: str) -> Iterator[tuple[int, BrokenImage]]:
-    """Row number and error of each broken picture. Decoders release the interpreter lock, so threads help."""
-    starts = range(0, len(products), CHECKED_AT_ONCE)
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-    try:
-        for found in pool.map(lambda start: _check_some(products, start, where), starts):
-            yield from found
-    finally:  # also when the caller stops at the first error, and on Ctrl-C
-        pool.shutdown(cancel_futures=True)
-
-
-def _check_some(products: Products, start: int, where: str) -> list[tuple[int, BrokenImage]]:
-    found = []
-    for i in range(start, min(start + CHECKED_AT_ONCE, len(products))):
-        picture = products.pictures[i]
-        try:
-            if picture is None:
-                raise BrokenImage(where, products.ids[i], "no picture")
-            open_image(picture, where=where, row=products.ids[i])
-        except BrokenImage as error:
-            found.append((i, error))
-    return found
-
-
 def _with_advice(error: RowError) -> RowError:
     return type(error)(error.where, error.row, f"{error.reason}; --data.on_error skip leaves such rows out")
-
-
-def _digest(picture: Picture) -> bytes:
-    if picture is None:
-        return b""
-    content = picture if isinstance(picture, bytes) else picture.read_bytes()
-    return hashlib.blake2b(content, digest_size=16).digest()

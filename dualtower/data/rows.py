@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dualtower.data.cards import NORMALISED_TEXT, PLACEHOLDER, Columns
-from dualtower.data.pictures import ArrowPictures, Pictures
+from dualtower.data.pictures import ArrowPictures, Pictures, arrow_column
 from dualtower.data.text import normalise_title
 from dualtower.errors import CardError, RowError
 
-__all__ = ["Rows", "arrow_column", "bad_rows", "hash_values", "read_rows"]
+__all__ = ["Rows", "bad_rows", "hash_values", "read_rows"]
 
 
 @dataclass(frozen=True)
@@ -69,22 +69,29 @@ def read_rows(dataset: Any, columns: Columns, *, where: str, split: str, folder:
     return Rows(where, ids, product_ids, texts, attributes, Pictures(pictures))
 
 
-def bad_rows(rows: Rows, chosen: Iterable[int]) -> dict[int, RowError]:
-    """Row number -> what is wrong with its id, product id or text. Only the second row of an id is bad."""
+def bad_rows(rows: Rows, chosen: Iterable[int], taken: set[str]) -> dict[int, RowError]:
+    """Row number -> what is wrong with its id, product id or text.
+
+    Of two rows with one id the second is bad.
+
+    Args:
+        rows: All rows of a split of the source.
+        chosen: Numbers of the rows to look at.
+        taken: Ids that other rows have; those of the good rows are added.
+    """
     problems: dict[int, RowError] = {}
-    seen: set[str] = set()
     for i in chosen:
         row_id = rows.ids[i]
         if not row_id:
             reason = "missing id"
-        elif row_id in seen:
+        elif row_id in taken:
             reason = "duplicate id"
         elif not rows.texts[i]:
             reason = "empty text"
         elif not rows.product_ids[i]:
             reason = "missing product id"
         else:
-            seen.add(row_id)
+            taken.add(row_id)
             continue
         problems[i] = RowError(rows.where, f"{i} (id {row_id})" if row_id else i, reason)
     return problems
@@ -102,16 +109,6 @@ def hash_values(rows: Rows, dataset: Any, column: str) -> list[str]:
         return rows.ids
     _require({"splits.by_hash": [column]}, dataset, rows.where)
     return [_as_text(value) for value in arrow_column(dataset, column).to_pylist()]
-
-
-def arrow_column(dataset: Any, name: str) -> Any:
-    """The raw Arrow column ``name`` of a `datasets.Dataset`; ``a.b`` is field b of a column of records a."""
-    import pyarrow.compute as pc
-
-    if name in dataset.column_names:
-        return dataset.data.column(name)
-    outer, _, path = name.partition(".")
-    return pc.struct_field(dataset.data.column(outer), path.split("."))
 
 
 def _read_texts(captions: tuple[str, ...], values: Callable[[str], list[Any]], count: int) -> list[tuple[str, ...]]:

@@ -22,7 +22,7 @@ from dualtower.errors import ConfigError
 from dualtower.evaluation.relevance import Relevance
 from dualtower.evaluation.scores import Scores
 
-__all__ = ["BLOCK", "count_irrelevant", "single_threaded_products"]
+__all__ = ["BLOCK", "count_irrelevant"]
 
 BLOCK = (1024, 4096)  # queries x gallery items: large enough for the product, small enough for the cache
 _PANEL = 128  # rows counted at a time, so that they are read from the cache; sums of a column must fit a byte
@@ -126,24 +126,24 @@ def count_irrelevant(
         _visit(scores, forward[0], rows, columns, excluded, row, column, local.buffers)
 
     corners = [(r, c) for r in range(0, queries, height) for c in range(0, gallery, width)]
-    with single_threaded_products() as workers, ThreadPoolExecutor(workers) as pool:
+    with _workers() as pool:
         for _ in pool.map(visit, corners):
             pass
     return [(side.above, side.tied) for side in (rows, columns) if side is not None]
 
 
 @contextmanager
-def single_threaded_products() -> Iterator[int]:
-    """Give each worker a product of its own on one thread, in full float32; yields the number of workers.
+def _workers() -> Iterator[ThreadPoolExecutor]:
+    """As many workers as torch has threads, each with a product of its own on one thread, in full float32.
 
-    Workers that take blocks of their own never wait for each other, which a product on several threads does
-    after each block.
+    Such workers never wait for each other, which a product on several threads does after each block. The
+    number of threads is a setting of each thread: without it every worker would start threads of its own.
     """
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    torch.set_num_threads(1)
     torch.set_float32_matmul_precision("highest")
     try:
-        yield threads
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
     finally:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)

@@ -45,9 +45,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 class Loss(Protocol):
     """A loss with its options settled."""
 
-    def __call__(
-        self, image: Tensor, text: Tensor, *, scale: Tensor, bias: Tensor, products: Tensor
-    ) -> Tensor: ...
+    def __call__(self, image: Tensor, text: Tensor, *, scale: Tensor, bias: Tensor, products: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,7 @@ class LossConfig:
         if self.name not in LOSSES:
             raise UnknownLoss("loss", self.name, LOSSES)
         if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(
-                f"loss.label_smoothing is {self.label_smoothing}; it is a share from 0 to below 1"
-            )
+            raise ConfigError(f"loss.label_smoothing is {self.label_smoothing}; it is a share from 0 to below 1")
         if not self.margin > 0:
             raise ConfigError(f"loss.margin is {self.margin}; it must be above 0")
         known = inspect.signature(LOSSES[self.name]).parameters

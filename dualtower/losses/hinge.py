@@ -55,9 +55,7 @@ def pairwise_hinge(
     relations = Relations.of(products, positives)
     positive, negative = relations.positive(), relations.negative()
     alike = similarities(image, text, similarity)
-    directions = _direction(alike, positive, negative, margin) + _direction(
-        alike.T, positive, negative, margin
-    )
+    directions = _direction(alike, positive, negative, margin) + _direction(alike.T, positive, negative, margin)
     # Distributed training wants a gradient for every parameter, be it zero.
     return directions / 2 + 0 * scale + 0 * bias
 

@@ -63,9 +63,7 @@ def info_nce(
     untouched = 0 * bias  # distributed training wants a gradient for every parameter, be it zero
     if size := tile_size(tile, len(image)):
         objective = _TiledInfoNCE(targets, len(image), image)
-        loss = tiled_loss(
-            objective, image, text=text, scale=scale, bias=None, similarity=similarity, tile=size
-        )
+        loss = tiled_loss(objective, image, text=text, scale=scale, bias=None, similarity=similarity, tile=size)
         return loss + untouched
     logits = scale * similarities(image, text, similarity)
     attraction = (targets.block() * logits).sum()

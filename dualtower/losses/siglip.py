@@ -53,16 +53,12 @@ def siglip(
     relations = Relations.of(products, positives)
     if size := tile_size(tile, len(image)):
         objective = _TiledSigLIP(relations, image)
-        return tiled_loss(
-            objective, image, text=text, scale=scale, bias=bias, similarity=similarity, tile=size
-        )
+        return tiled_loss(objective, image, text=text, scale=scale, bias=bias, similarity=similarity, tile=size)
     losses = _losses(scale * similarities(image, text, similarity) + bias, relations)
     return losses.sum() / len(image)
 
 
-def _losses(
-    logits: Tensor, relations: Relations, rows: slice = EVERYTHING, columns: slice = EVERYTHING
-) -> Tensor:
+def _losses(logits: Tensor, relations: Relations, rows: slice = EVERYTHING, columns: slice = EVERYTHING) -> Tensor:
     positive = relations.positive(rows, columns)
     losses = F.softplus(torch.where(positive, -logits, logits))  # -log sigmoid(y z)
     ignored = relations.ignored(rows, columns)

@@ -111,9 +111,7 @@ class _TiledLoss(torch.autograd.Function):
         ctx.save_for_backward(image, text, scale, bias)
         ctx.objective, ctx.similarity, ctx.tile = objective, similarity, tile
         for rows, columns in _blocks(len(image), tile):
-            objective.see(
-                _logits(similarities(image[rows], text[columns], similarity), scale, bias), rows, columns
-            )
+            objective.see(_logits(similarities(image[rows], text[columns], similarity), scale, bias), rows, columns)
         return objective.value()
 
     @staticmethod

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -286,7 +286,7 @@ class Trainer:
             save_checkpoint(checkpoint, self.checkpoints, keep=self.config.train.keep)
         self.accelerator.wait_for_everyone()
 
-    def _random_states(self) -> list[dict[str, torch.Tensor]]:
+    def _random_states(self) -> list[Mapping[str, torch.Tensor]]:
         """Every rank's random state: dropout draws from it."""
         mine = {"cpu": torch.get_rng_state()}
         if self.accelerator.device.type == "cuda":
