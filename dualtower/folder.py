@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +25,11 @@ from torch import Tensor, nn
 
 from dualtower.data.text import load_tokenizer
 from dualtower.errors import ConfigError, ModelFolderError, UnknownKey
-from dualtower.model_card import ModelCard
 
 __all__ = [
     "FolderParts",
-    "ModelCard",
-    "find_folder",
+    "current_folder",
     "load_weights",
-    "push_folder",
     "read_folder",
     "write_folder",
     "write_text_atomically",
@@ -144,63 +140,6 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: Path
     model.load_state_dict(weights)
 
 
-def find_folder(name: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> Path:
-    """Return the folder of a model: `name` itself, or the cached copy of a Hub repository.
-
-    Raises:
-        ModelFolderError: Neither a folder nor a model that the Hub or its cache has.
-    """
-    folder = Path(name)
-    _finish_replacement(folder)
-    if folder.is_dir():
-        return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    patterns = [CONFIG, WEIGHTS, README, f"{TOKENIZER}/*"]
-    try:
-        if isinstance(name, Path) or name.count("/") != 1:
-            raise HFValidationError("not of the form user/name")
-        found = snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=local_files_only)
-    except (OSError, ValueError) as error:  # all errors of the Hub's client are one of these
-        raise ModelFolderError(
-            f"no model {str(name)!r}: there is no such folder here, and the Hub says: {_first_line(error)}. "
-            "Give a folder that save_pretrained wrote, or user/name of a model on the Hub"
-        ) from error
-    return Path(found)
-
-
-def push_folder(
-    repo_id: str, parts: FolderParts, *, private: bool | None, revision: str | None, commit_message: str
-) -> str:
-    """Upload a model folder to the Hub and return the commit's URL.
-
-    Raises:
-        ModelFolderError: The Hub refused (not logged in, no such user, no network).
-    """
-    from huggingface_hub import HfApi
-
-    api = HfApi(library_name="dualtower")
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = write_folder(Path(temporary) / "model", parts)
-        try:
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            if revision is not None:
-                api.create_branch(repo_id, branch=revision, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                revision=revision,
-                commit_message=commit_message,
-                delete_patterns=f"{TOKENIZER}/*",  # another tokenizer may have other files
-            )
-        except (OSError, ValueError) as error:
-            raise ModelFolderError(
-                f"the Hub did not take {repo_id!r}: {_first_line(error)}. Log in with: hf auth login"
-            ) from error
-    return str(commit.commit_url)
-
-
 def write_text_atomically(path: Path, text: str) -> None:
     """Write a text file that is either old or new, never half; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -258,7 +197,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _replace_folder(folder: Path, new: Path) -> None:
-    """Put `new` where `folder` is; between the two renames `_finish_replacement` knows the old model's name."""
+    """Put `new` where `folder` is; between the two renames `current_folder` knows the old model's name."""
     folder, previous = folder.resolve(), _beside(folder, "previous")
     if folder.exists():
         folder.rename(previous)
@@ -272,15 +211,18 @@ def _replace_folder(folder: Path, new: Path) -> None:
     shutil.rmtree(previous, ignore_errors=True)
 
 
+def current_folder(folder: Path) -> Path:
+    """Where the model of a folder is to be read: beside it, if a process was killed between the two renames."""
+    previous = _beside(folder, "previous")
+    return previous if previous.is_dir() and not folder.exists() else folder
+
+
 def _finish_replacement(folder: Path) -> None:
     """Clean up after a process that was killed inside `_replace_folder`."""
     previous = _beside(folder, "previous")
-    if not previous.is_dir():
-        return
-    if folder.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-    else:
+    if current_folder(folder) == previous:
         previous.rename(folder)
+    shutil.rmtree(previous, ignore_errors=True)
 
 
 def _beside(folder: Path, role: str) -> Path:
@@ -301,8 +243,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__

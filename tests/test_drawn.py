@@ -58,9 +58,7 @@ def test_pictures_are_pinned() -> None:
 
 
 def test_held_out_combinations_are_new_and_made_of_known_parts(catalogue: dict[str, Products]) -> None:
-    combinations = {
-        split: {tuple(sorted(row.attributes.items())) for row in rows} for split, rows in catalogue.items()
-    }
+    combinations = {split: {tuple(sorted(row.attributes.items())) for row in rows} for split, rows in catalogue.items()}
     products = {split: {row.product_id for row in rows} for split, rows in catalogue.items()}
     for one, other in [("train", "validation"), ("train", "test"), ("validation", "test")]:
         assert not combinations[one] & combinations[other]
@@ -80,9 +78,7 @@ def test_every_seed_of_the_smallest_catalogue_has_every_value_in_training(seed: 
 
 def test_products_have_near_misses_beside_them(catalogue: dict[str, Products]) -> None:
     looks = sorted({tuple(row.attributes.values()) for row in catalogue["test"]})
-    near = [
-        any(0 < sum(a != b for a, b in zip(one, other, strict=True)) <= 2 for other in looks) for one in looks
-    ]
+    near = [any(0 < sum(a != b for a, b in zip(one, other, strict=True)) <= 2 for other in looks) for one in looks]
     assert np.mean(near) > 0.9
 
 
@@ -102,9 +98,7 @@ def test_titles_name_every_attribute(language: str) -> None:
 
 
 def test_both_languages_name_the_same_pictures() -> None:
-    english, chinese = (
-        draw_catalogue(language=name, products=200, split="validation") for name in ("en", "zh")
-    )
+    english, chinese = (draw_catalogue(language=name, products=200, split="validation") for name in ("en", "zh"))
     assert [(row.id, row.image, row.attributes) for row in english] == [
         (row.id, row.image, row.attributes) for row in chinese
     ]

@@ -127,7 +127,7 @@ def test_create_fits_the_vocabulary_to_the_tokenizer() -> None:
 @pytest.mark.parametrize("text", list(TEXT))
 def test_tokenizer_larger_than_the_vocabulary_is_refused(text: str) -> None:
     small = replace(config(text), text=replace(TEXT[text], vocab_size=20))
-    with pytest.raises(ConfigError, match="DualTower.create"):
+    with pytest.raises(ConfigError, match=r"DualTower\.create"):
         DualTower(small, tokenizer())
 
 

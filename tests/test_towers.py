@@ -265,7 +265,7 @@ def test_unknown_timm_model_names_the_nearest() -> None:
 
 
 def test_option_that_the_backbone_lacks() -> None:
-    with pytest.raises(ConfigError, match="resnet10t.*colour"):
+    with pytest.raises(ConfigError, match=r"resnet10t.*colour"):
         image_tower(ImageTowerConfig(name="resnet10t", options={"colour": 3}))
 
 
@@ -308,7 +308,7 @@ def test_pretrained_weights_from_a_folder_or_file(tmp_path: Path, as_file: bool)
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     _, folder = saved_backbone(tmp_path / "weights")
     config = ImageTowerConfig(name="resnet18", pretrained=str(folder), options=IMAGE["resnet"].options)
-    with pytest.raises(ConfigError, match="type --model.image.name resnet10t"):
+    with pytest.raises(ConfigError, match=r"type --model\.image\.name resnet10t"):
         pretrained_backbone(config, SETTINGS)
 
 

@@ -186,9 +186,7 @@ def _step(x: np.ndarray, sharpness: float = 5.0) -> np.ndarray:
     return np.clip(x * sharpness + 0.5, 0, 1)
 
 
-def _surface(
-    look: Look, rng: np.random.Generator, x: np.ndarray, y: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _surface(look: Look, rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Colour ``[64, 64, 3]`` and brightness ``[64, 64]`` of the product's surface at each pixel."""
     base, accent = _pair(look)
     weight = _pattern(look.pattern, rng, x, y)

@@ -186,9 +186,7 @@ def silhouette(name: str) -> tuple[Part, ...]:
             Part("hollow", _oval(0, -0.88, 0.32, 0.07)),
         ),
         "bottle": (
-            Part(
-                "body", _both(*_corners((0.15, -0.75)), (0.14, -0.4), (0.44, -0.25), *_corners((0.42, 0.9)))
-            ),
+            Part("body", _both(*_corners((0.15, -0.75)), (0.14, -0.4), (0.44, -0.25), *_corners((0.42, 0.9)))),
             Part("trim", _both(*_corners((0.19, -0.95), (0.19, -0.68)))),
         ),
         "lamp": (

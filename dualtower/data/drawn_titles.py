@@ -139,9 +139,7 @@ def title(look: Look, language: Language, rng: np.random.Generator) -> str:
     """
     templates = PLAIN if look.pattern == "plain" else PATTERNED
     words = {slot: _pick(WORDS[language].get(value, ("",)), rng) for slot, value in asdict(look).items()}
-    text = " ".join(
-        _pick(templates[language], rng).format(**words).split()
-    )  # an empty word leaves two spaces
+    text = " ".join(_pick(templates[language], rng).format(**words).split())  # an empty word leaves two spaces
     text = text.removesuffix(",")
     return text[0].upper() + text[1:]
 

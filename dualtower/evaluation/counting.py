@@ -24,7 +24,7 @@ from dualtower.evaluation.scores import Scores
 
 __all__ = ["BLOCK", "count_irrelevant"]
 
-BLOCK = (1024, 4096)  # queries x gallery items: large enough for the product, small enough for the cache
+BLOCK = (1024, 2048)  # queries x gallery items: large enough for the product, small enough for the cache
 _PANEL = 128  # rows counted at a time, so that they are read from the cache; sums of a column must fit a byte
 _LANE = 1024  # width of a block is a multiple; sums of 1024 / 8 flags must fit a byte
 _FEW = 16  # with more thresholds on one line, sorting it beats comparing it with each

@@ -142,7 +142,7 @@ def _examples(folder: Path, result: Evaluation, name: str, stem: str, chosen: np
         if own is not None or shown:
             file = folder / PICTURES / f"{stem}_{number}.png"
             save_png(draw_strip(shown, query=own), file)
-            cells.append(f"![hits]({PICTURES}/{file.name})")
+            cells.append(f"![pictures]({PICTURES}/{file.name})")
         if gallery.texts is not None:
             texts = [(_cell(gallery.texts[i]), g) for i, g in zip(found, good, strict=True)]
             cells.append("<br>".join(f"**{t} ✓**" if g else t for t, g in texts))

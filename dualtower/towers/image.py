@@ -138,7 +138,7 @@ def _create(config: ImageTowerConfig, settings: ImageSettings, *, source: str | 
 
     if not timm.is_model(config.name):
         raise UnknownTower("image tower", config.name, timm.list_models(), "timm.list_models() has them all.")
-    options = {"num_classes": 0, **{k: _tuples(v) for k, v in config.options.items()}, **extra}
+    options = {"num_classes": 0, **{k: _as_timm(v) for k, v in config.options.items()}, **extra}
     if config.pooling != "auto":
         options["global_pool"] = config.pooling
     if config.drop_path:
@@ -179,6 +179,12 @@ def _rounded(size: tuple[int, int], multiple: tuple[int, int]) -> tuple[int, int
     return height, width
 
 
-def _tuples(value: Any) -> Any:
-    """JSON and YAML turn timm's tuples into lists."""
-    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
+def _as_timm(value: Any) -> Any:
+    """JSON and YAML know neither timm's tuples nor the block configs of its ByobNet (``{type, d, c, s, gs, br}``)."""
+    if isinstance(value, list | tuple):
+        return tuple(_as_timm(v) for v in value)
+    if isinstance(value, Mapping) and {"type", "d", "c"} <= value.keys():
+        from timm.models.byobnet import ByoBlockCfg
+
+        return ByoBlockCfg(**value)
+    return value
