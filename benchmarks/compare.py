@@ -18,13 +18,12 @@ import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from common import save_results
 
 from dualtower import DualTower, ImageTowerConfig, LossConfig, RunConfig, TextTowerConfig
 from dualtower.data.cards import load_card
 from dualtower.data.products import load_products
-from dualtower.evaluation import evaluate, load_qrels, paired_test
+from dualtower.evaluation import compare, evaluate, load_qrels
 from dualtower.training.run import run
 
 HERE = Path(__file__).parent
@@ -136,9 +135,8 @@ def difference(result, first) -> str:
     """Paired difference of text→image recall@10."""
     if result is first:
         return ""
-    ours, theirs = (np.asarray(r.per_query["text_to_image"]["recall@10"]) for r in (result, first))
-    test = paired_test(ours, theirs, groups=result.groups["text_to_image"])
-    return f"{test.difference:+.3f} ({test.low:+.3f} to {test.high:+.3f})"
+    figure = compare(first, result)["text_to_image"]["recall@10"]
+    return f"{figure.value:+.3f} ({figure.low:+.3f} to {figure.high:+.3f})"
 
 
 if __name__ == "__main__":

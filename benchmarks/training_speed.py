@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -145,14 +146,11 @@ def time_parts(trainer, products, accelerator) -> dict[str, float]:
         draw = Draw(number, size=BATCH)
         pixels = timed("augment", lambda p=pixels, d=draw: augment(p, "product", d))
         with accelerator.autocast():
-            image = timed("image tower, forward", lambda p=pixels: model.embed_pixels(p))
-            text = timed("text tower, forward", lambda b=batch: model.embed_tokens(b.tokens))
-        loss = timed(
-            "loss",
-            lambda i=image, t=text, b=batch: trainer.loss(
-                i.float(), t.float(), scale=model.scale_tensor, bias=model.bias_tensor, products=b.products
-            ),
-        )
+            seen = replace(batch, pixels=pixels, tokens=None)
+            image = timed("image tower, forward", lambda s=seen: model(s))
+            text = timed("text tower, forward", lambda b=batch: model(replace(b, pixels=None)))
+        shared = {"scale": image.scale, "bias": image.bias, "products": batch.products}
+        loss = timed("loss", lambda i=image, t=text, kw=shared: trainer.loss(i.image, t.text, **kw))
         timed("backward", loss.backward)
         timed("optimiser", trainer.optimizer.step)
         trainer.optimizer.zero_grad()

@@ -24,7 +24,7 @@ columns:
   id: id
   product_id: product_id
   text: title
-  image: file_name
+  image: image
   attributes: [object, colour]
 splits: {{by_hash: {{column: product_id, validation: 0.1, test: 0.2}}}}
 ---

@@ -45,7 +45,7 @@ def test_smoke(recipe: Path, project: Path) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
 def test_smoke_on_two_processes(recipe: Path, project: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     done = run([*torchrun, str(recipe), "--smoke"], project)
     assert done.returncode == 0, done.stderr
     assert "2 process(es)" in done.stderr + done.stdout, "two processes were asked for"

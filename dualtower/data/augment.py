@@ -7,14 +7,14 @@ Crop, flip and resize are one affine resampling, so a smaller output size (progr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["AUGMENTATIONS", "Augmentation", "Draw", "augment"]
+__all__ = ["AUGMENTATIONS", "Augmentation", "Draw", "augment", "drop_tokens"]
 
 Augmentation = Literal["product", "simclr", "none"]
 
@@ -42,6 +42,10 @@ class Draw:
         numbers = torch.rand(self.size, generator=self.generator)
         return (low + (high - low) * numbers).to(self.device)
 
+    def chances(self, probability: float, count: int) -> Tensor:
+        """``[B, count]`` booleans, true with that probability."""
+        return (torch.rand(self.size, count, generator=self.generator) < probability).to(self.device)
+
     def chance(self, probability: float) -> Tensor:
         """``[B]`` booleans, true with that probability."""
         return self.uniform(0, 1) < probability
@@ -62,6 +66,24 @@ def augment(pixels: Tensor, name: Augmentation, draw: Draw, *, size: tuple[int, 
     """
     size = size or (pixels.shape[-2], pixels.shape[-1])
     return AUGMENTATIONS[name](pixels.float(), draw, size)
+
+
+def drop_tokens(
+    tokens: Mapping[str, Tensor], draw: Draw, *, share: float, unknown: int, kept: Set[int]
+) -> dict[str, Tensor]:
+    """Replace a random share of the tokens by the unknown token, so that no title is learned by a single word.
+
+    Args:
+        tokens: ``input_ids`` and ``attention_mask``, int64 ``[B, L]``.
+        draw: Source of randomness for this batch.
+        share: Probability of each token.
+        unknown: Id of the unknown (or mask) token.
+        kept: Ids of special tokens, which are never dropped.
+    """
+    ids = tokens["input_ids"]
+    special = torch.isin(ids, torch.tensor(sorted(kept), device=ids.device))
+    dropped = draw.chances(share, ids.shape[1]) & ~special
+    return {**tokens, "input_ids": ids.masked_fill(dropped, unknown)}
 
 
 def _none(pixels: Tensor, draw: Draw, size: tuple[int, int]) -> Tensor:

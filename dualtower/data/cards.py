@@ -196,8 +196,8 @@ class DataCard:
     """
 
     name: str
-    title: str
     columns: Columns
+    title: str = ""
     source: CardSource = field(default_factory=CardSource)
     splits: Splits = field(default_factory=Splits)
     license: str = "not stated"

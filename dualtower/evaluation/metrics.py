@@ -10,6 +10,7 @@ The chance level of a metric is its expected value when the whole gallery ties.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -69,7 +70,32 @@ def per_query(ranks: Ranks, *, ks: Sequence[int] = (1, 5, 10), ties: TieRule = "
 def chance_levels(ranks: Ranks, *, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
     """What each metric would be on average if the gallery were put in random order."""
     values = per_query(ranks.at_random(), ks=ks)
-    return {name: float(np.median(v) if name == "median_rank" else np.mean(v)) for name, v in values.items()}
+    levels = {name: float(np.mean(v)) for name, v in values.items()}
+    return levels | {"median_rank": _median_first_rank(ranks)}
+
+
+def _median_first_rank(ranks: Ranks) -> float:
+    """Median, over queries and random orders, of the rank of the first relevant item.
+
+    It is lower than the median of the queries' mean ranks, because the rank of the first of several items is skewed.
+    With R relevant items among G, none of the first x is relevant with chance C(G - x, R) / C(G, R).
+    """
+    if not len(ranks.judged):
+        return float("nan")
+    kinds = np.stack([ranks.gallery_sizes, ranks.counts])[:, ranks.judged]
+    (size, relevant), weight = np.unique(kinds, axis=1, return_counts=True)
+    log_factorial = _prefix_sums(np.log(np.arange(1, size.max() + 1)))
+
+    def found(x: int) -> float:
+        rest = np.maximum(size - x, relevant)
+        log_none = log_factorial[rest] - log_factorial[rest - relevant]
+        log_none -= log_factorial[size] - log_factorial[size - relevant]
+        return float(weight @ np.where(size - x < relevant, 1, -np.expm1(log_none)) / weight.sum())
+
+    places = range(1, int(size.max()) + 1)
+    low = bisect.bisect_left(places, 0.5 - 1e-9, key=found)
+    high = bisect.bisect_right(places, 0.5 + 1e-9, key=found)
+    return (places[low] + places[high]) / 2
 
 
 @dataclass(frozen=True, eq=False)

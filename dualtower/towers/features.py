@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ class Features(NamedTuple):
     mask: Tensor | None
 
 
-class Tower(nn.Module):
+class Tower(nn.Module, ABC):
     """Base of all towers.
 
     Attributes:
@@ -38,9 +39,9 @@ class Tower(nn.Module):
     width: int
     token_width: int
 
+    @abstractmethod
     def layers_above(self, name: str) -> int:
         """Number of layers from a parameter of this tower to its output, its own included."""
-        raise NotImplementedError
 
 
 def pool_tokens(tokens: Tensor, mask: Tensor, kind: TokenPooling) -> Tensor:

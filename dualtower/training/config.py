@@ -56,6 +56,8 @@ class TrainConfig:
     """`rows`: every row once per epoch; `distinct`: and no product twice in one batch."""
     augmentation: Augmentation = "product"
     """Picture augmentation preset."""
+    token_dropout: float = 0.0
+    """Share of a title's tokens that are hidden, anew in every batch."""
     progressive: tuple[float, ...] = ()
     """Picture scales of equal shares of the budget, such as 0.6 0.8 1.0: small pictures first, full size last."""
 
@@ -87,6 +89,8 @@ class TrainConfig:
     """Decay of an exponential moving average of the weights, which is then what is validated and saved."""
     precision: Precision = "auto"
     """Autocast precision; auto is bf16 where the hardware has it."""
+    sync_batchnorm: bool = False
+    """On several GPUs: batch statistics over all processes instead of each process's own rows."""
     compile: bool = False
     """Compile the towers with torch.compile."""
     seed: int = 0
@@ -115,7 +119,7 @@ class TrainConfig:
         for name in ("batch_size", "accumulate", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("warmup", "lock_text", "lock_image"):
+        for name in ("warmup", "lock_text", "lock_image", "token_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it is a share between 0 and 1")
         for name in ("epochs", "steps", "minutes", "lr", "validate_every"):

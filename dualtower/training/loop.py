@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 
 from dualtower.config import to_dict
-from dualtower.data.augment import Draw, augment
+from dualtower.data.augment import Draw, augment, drop_tokens
 from dualtower.data.batches import BatchPlan, Collator, PixelCache, training_loader
 from dualtower.data.products import Products
 from dualtower.errors import ConfigError, NonFiniteLoss
@@ -116,10 +116,12 @@ class Trainer:
         self.loss = build_loss(config.loss, similarity=config.model.similarity)
 
         freeze_locked(model, train)
-        self.unwrapped = model
         self.ema = ModelEmaV3(model, decay=train.ema, use_warmup=True) if train.ema else None
+        if train.sync_batchnorm and accelerator.num_processes > 1:
+            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
         if train.compile:
             model.compile()
+        self.unwrapped = model
         self.model, self.optimizer = accelerator.prepare(model, create_optimizer(model, train))
         if self.ema is not None:
             self.ema.to(accelerator.device)
@@ -203,14 +205,21 @@ class Trainer:
         seeds = (self.config.train.seed, self.position.step, number, self.accelerator.process_index)
         draw = Draw(*seeds, size=len(batch.pixels), device=batch.pixels.device)
         pixels = augment(batch.pixels, self.config.train.augmentation, draw, size=size)
-        embeddings = self.model(replace(batch, pixels=pixels))
+        embeddings = self.model(replace(batch, pixels=pixels, tokens=self._tokens(batch, draw)))
         return self.loss(
-            gather(embeddings.image.float()),
-            gather(embeddings.text.float()),
+            gather(embeddings.image),
+            gather(embeddings.text),
             scale=embeddings.scale,
             bias=embeddings.bias,
             products=gather_codes(batch.products),
         )
+
+    def _tokens(self, batch: Batch, draw: Draw) -> Mapping[str, torch.Tensor] | None:
+        share, tokenizer = self.config.train.token_dropout, self.unwrapped.tokenizer
+        if not share or batch.tokens is None:
+            return batch.tokens
+        hidden = tokenizer.unk_token_id if tokenizer.mask_token_id is None else tokenizer.mask_token_id
+        return drop_tokens(batch.tokens, draw, share=share, unknown=hidden, kept=set(tokenizer.all_special_ids))
 
     def _picture_size(self, progress: float) -> tuple[int, int]:
         settings, scales = self.config.model.image_settings, self.config.train.progressive

@@ -1,0 +1,228 @@
+"""The training loop: it learns, obeys its config, and N processes do what one does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from accelerate import Accelerator
+
+from dualtower import DualTower, LossConfig, Product, RunConfig, TrainConfig
+from dualtower.data.augment import Draw
+from dualtower.data.products import Products
+from dualtower.errors import ConfigError, NonFiniteLoss, UnknownName
+from dualtower.training.config import DataConfig
+from dualtower.training.journal import read_history
+from dualtower.training.loop import Trainer
+from dualtower.training.optim import parameter_groups
+
+ROWS = 48
+
+
+def products() -> Products:
+    """Every title twice, with pictures of its own."""
+    rows = [
+        Product(str(i), tiny.TITLES[i % 24], (tiny.TITLES[i % 24],), tiny.png(tiny.picture(i % 24)))
+        for i in range(ROWS)
+    ]
+    return Products.from_rows(rows)
+
+
+def run_config(out: Path, model: DualTower | None = None, **train: Any) -> RunConfig:
+    options = {"steps": 4, "batch_size": 16, "precision": "fp32", "trackers": (), "checkpoint_minutes": None}
+    return RunConfig(
+        model=(model or tiny.model()).config,
+        data=DataConfig(workers=0),
+        train=TrainConfig(**{**options, **train}),
+        out=out,
+    )
+
+
+def trainer(out: Path, model: DualTower | None = None, *, validate: Any = None, **train: Any) -> Trainer:
+    model = model or tiny.model()
+    config = run_config(out, model, **train)
+    return Trainer(config, model, products(), accelerator=Accelerator(cpu=True), validate=validate)
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    made = trainer(tmp_path, tiny.model("textcnn", "vit"), steps=90, lr=3e-3, augmentation="none")
+    assert made.fit().ended == "budget"
+    losses = [line["loss"] for line in read_history(tmp_path / "history.jsonl")]
+    # 16 rows of 24 products: log 16 at chance
+    last = float(made._forward(next(made._groups()).batches[0], 0, (40, 30)).detach())
+    assert losses[0] > 2.4 and last < 1.0
+
+
+@pytest.mark.parametrize("text", ["bert", "lstm", "textcnn"])
+@pytest.mark.parametrize("image", ["resnet", "vit", "swin"])
+def test_every_pair_of_towers_trains(text: str, image: str, tmp_path: Path) -> None:
+    model = tiny.model(text, image)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    trainer(tmp_path, model, steps=2, progressive=(0.8, 1.0)).fit()
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    moved = {n.split(".")[0] for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert {"image_tower", "text_tower", "image_head", "text_head", "logit_scale"} <= moved
+
+
+@pytest.mark.parametrize("loss", ["infonce", "siglip", "triplet", "hinge"])
+def test_every_loss_trains(loss: str, tmp_path: Path) -> None:
+    model = tiny.model(init_bias=-5.0)
+    config = replace(run_config(tmp_path, model), loss=LossConfig(name=loss))
+    Trainer(config, model, products(), accelerator=Accelerator(cpu=True)).fit()
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lamb"])
+def test_optimisers_by_name(optimizer: str, tmp_path: Path) -> None:
+    assert trainer(tmp_path, optimizer=optimizer, steps=2).fit().position.step == 2
+
+
+def test_unknown_optimiser_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match="Did you mean 'adamw'"):
+        trainer(tmp_path, optimizer="admw")
+
+
+def test_locked_tower_keeps_weights_and_statistics(tmp_path: Path) -> None:
+    model = tiny.model()
+    before = {k: v.clone() for k, v in model.image_tower.state_dict().items()}
+    trainer(tmp_path, model, lock_image=1.0).fit()
+    assert all(torch.equal(v, before[k]) for k, v in model.image_tower.state_dict().items())
+    assert not any(p.requires_grad for p in model.image_tower.parameters())
+
+
+def test_warm_up_lock_ends(tmp_path: Path) -> None:
+    model = tiny.model()
+    before = {k: v.clone() for k, v in model.image_tower.named_parameters()}
+    made = trainer(tmp_path, model, lock_image=0.5, steps=4, warmup=0.0)
+    groups = made._groups()
+    for step in range(3):
+        made._step(next(groups), step / 4)
+        still = all(torch.equal(p, before[k]) for k, p in model.image_tower.named_parameters())
+        assert still == (step < 2), f"after step {step}"
+
+
+def test_groups_have_their_own_rates_and_decay() -> None:
+    model = tiny.model("bert", "vit")
+    config = TrainConfig(steps=1, lr=1.0, text_lr=0.1, image_lr=0.01, layer_decay=0.5, weight_decay=0.3)
+    groups = parameter_groups(model, config)
+    names = {id(p): n for n, p in model.named_parameters()}
+    rate = {names[id(p)]: (g["peak_lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert len(rate) == len(list(model.parameters()))
+    assert rate["logit_scale"] == (1.0, 0.0)
+    assert all(rate[n] == (1.0, 0.3) for n in rate if n.startswith("image_head.") and n.endswith("weight"))
+    text = [n for n in rate if n.startswith("text_tower.encoder.encoder.layer.1.") and n.endswith("dense.weight")]
+    assert text and all(rate[n][0] == pytest.approx(0.05) for n in text)
+    deeper = [n for n in rate if n.startswith("text_tower.encoder.encoder.layer.0.")]
+    assert deeper and all(rate[n][0] == pytest.approx(0.025) for n in deeper)
+    assert all(decay == 0 for n, (_, decay) in rate.items() if n.endswith("bias"))
+
+
+def test_average_of_weights_is_what_is_kept(tmp_path: Path) -> None:
+    made = trainer(tmp_path, ema=0.5, steps=3)
+    kept = made.fit().model.state_dict()
+    assert made.ema is not None
+    average, last = made.ema.module.state_dict(), made.unwrapped.state_dict()
+    assert all(torch.equal(kept[k], average[k]) for k in kept)
+    assert not torch.equal(kept["logit_scale"], last["logit_scale"])
+
+
+def test_patience_stops_and_the_best_weights_come_back(tmp_path: Path) -> None:
+    scores = iter([0.1, 0.5, 0.4, 0.3, 0.9])
+    made = trainer(tmp_path, steps=100, patience=2, validate=lambda m: {"score": next(scores)})
+    outcome = made.fit()
+    assert (outcome.ended, outcome.position.best, outcome.position.step) == ("patience", 0.5, 12)
+    best = torch.load(tmp_path / "checkpoints" / "best.pt", weights_only=True)
+    assert best["step"] == 6
+    assert all(torch.equal(v, best["model"][k]) for k, v in outcome.model.state_dict().items())
+    lines = [line["validation"] for line in read_history(tmp_path / "history.jsonl") if "validation" in line]
+    assert [line["score"] for line in lines] == [0.1, 0.5, 0.4, 0.3]
+
+
+def test_not_a_number_stops_with_step_and_last_good_checkpoint(tmp_path: Path) -> None:
+    model = tiny.model()
+    made = trainer(tmp_path, model, steps=10, checkpoint_steps=2)
+    step = made._step
+
+    def poisoned(group: Any, progress: float) -> None:
+        if made.position.step == 5:
+            with torch.no_grad():
+                model.logit_scale.fill_(torch.nan)
+        step(group, progress)
+
+    made._step = poisoned  # type: ignore[method-assign]
+    with pytest.raises(NonFiniteLoss, match=r"nan at step 5; the last good checkpoint is .*step_00000004\.pt"):
+        made.fit()
+    good = torch.load(tmp_path / "checkpoints" / "step_00000004.pt", weights_only=True)
+    assert all(torch.isfinite(v).all() for v in good["model"].values())
+
+
+def test_accumulation_is_the_mean_of_the_parts(tmp_path: Path) -> None:
+    """One step over two batches moves the weights by the mean of their gradients."""
+    made, other = (
+        trainer(
+            tmp_path,
+            without_dropout(),
+            accumulate=accumulate,
+            optimizer="sgd",
+            lr=0.1,
+            augmentation="none",
+            clip_norm=None,
+            warmup=0.0,
+        )
+        for accumulate in (2, 1)
+    )
+    group = next(made._groups())
+    made._step(group, 0.0)
+    assert (len(group.batches), made.position.batch, made.position.step) == (2, 2, 1)
+    other.unwrapped.train()
+    sum(other._forward(batch, 0, (40, 30)) for batch in group.batches).div(2).backward()
+    other.optimizer.step()
+    for (name, a), b in zip(made.unwrapped.named_parameters(), other.unwrapped.parameters(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+
+
+def without_dropout() -> DualTower:
+    config = tiny.config("textcnn", "vit")
+    torch.manual_seed(0)
+    return DualTower.create(replace(config, text=replace(config.text, dropout=0.0)), tiny.tokenizer())
+
+
+def test_batch_larger_than_the_split_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--train\.batch-size 48 or less"):
+        trainer(tmp_path, batch_size=64)
+
+
+def test_token_dropout_hides_words_but_no_special_tokens(tmp_path: Path) -> None:
+    made = trainer(tmp_path, token_dropout=0.5)
+    batch = next(made._groups()).batches[0]
+
+    hidden = made._tokens(batch, Draw(1, size=16))["input_ids"]
+    ids, special = batch.tokens["input_ids"], torch.tensor(made.unwrapped.tokenizer.all_special_ids)
+    assert torch.equal(hidden[torch.isin(ids, special)], ids[torch.isin(ids, special)])
+    words = ~torch.isin(ids, special)
+    share = (hidden != ids)[words].float().mean()
+    assert 0.3 < share < 0.7
+
+
+def test_two_processes_train_like_one_on_the_joined_batch(tmp_path: Path) -> None:
+    """Two real gloo ranks of 8 rows end with the weights of one process of 16 rows."""
+    script = Path(__file__).parent / "distributed_training.py"
+    states = {}
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+        command = [*torchrun, "--standalone", str(script), str(out)]
+        done = subprocess.run(command, text=True, capture_output=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        told = json.loads((out / "result.json").read_text())
+        assert told["world_size"] == processes
+        states[processes] = torch.load(out / "model.pt", weights_only=True)
+    for name, expected in states[1].items():
+        torch.testing.assert_close(states[2][name], expected, rtol=1e-7, atol=1e-9, msg=name)
