@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dualtower.data.cards import load_card as load_card
     from dualtower.data.images import ImageSettings as ImageSettings
     from dualtower.data.products import load_products as load_products
-    from dualtower.evaluation.evaluate import evaluate as evaluate
+    from dualtower.evaluation.measure import evaluate as evaluate
     from dualtower.launcher import launch as launch
     from dualtower.losses import LossConfig as LossConfig
     from dualtower.model import DualTower as DualTower

@@ -48,6 +48,8 @@ def launch(
         finished = run(overridden)
     except DualTowerError as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
     if not finished:
         sys.exit(130)
 

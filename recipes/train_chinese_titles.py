@@ -23,8 +23,8 @@ def config() -> RunConfig:
     return RunConfig(
         model=ModelConfig(
             text=TextTowerConfig(name="textcnn", width=256),
-            image=ImageTowerConfig(name="resnet10t"),
-            image_settings=ImageSettings(height=80, width=60),
+            image=ImageTowerConfig(name="resnet10t", options={"channels": (48, 96, 192, 384), "stem_width": 16}),
+            image_settings=ImageSettings(height=64, width=64),
             embed_dim=256,
         ),
         data=DataConfig(card=Path("data_cards/drawn_zh.md")),

@@ -19,18 +19,40 @@ from dualtower import (
 )
 
 
+# Four residual blocks of plain 3x3 convolutions on small pictures: timm's ByobNet builds any such network.
+# Twice as fast on a CPU as the smallest ResNet that timm has a name for.
+PLAIN_NETWORK = ImageTowerConfig(
+    name="gernet_s",
+    options={
+        "blocks": [{"type": "basic", "d": 1, "c": c, "s": 2, "gs": 0, "br": 1.0} for c in (48, 96, 192, 384)],
+        "stem_type": "3x3",
+        "stem_pool": "",
+        "stem_chs": 32,
+        "num_features": 0,
+    },
+)
+
+
 def config() -> RunConfig:
-    """A plain residual network and a short text transformer: what two processor cores can train in minutes."""
+    """What two processor cores can train: minutes on the drawn catalogue, an hour on tens of thousands of photos."""
     return RunConfig(
         model=ModelConfig(
-            text=TextTowerConfig(name="bert", width=256, layers=2, heads=4),
-            image=ImageTowerConfig(name="resnet10t"),
-            image_settings=ImageSettings(height=80, width=60),
+            text=TextTowerConfig(name="lstm", width=256, layers=1),
+            image=PLAIN_NETWORK,
+            image_settings=ImageSettings(height=80, width=60, resize="pad"),
             embed_dim=256,
         ),
         data=DataConfig(card=Path("data_cards/drawn.md")),
         loss=LossConfig(name="infonce"),
-        train=TrainConfig(epochs=30, batch_size=256, lr=2e-3, progressive=(0.6, 0.8, 1.0), ema=0.998),
+        train=TrainConfig(
+            epochs=60,
+            batch_size=256,
+            lr=2e-3,
+            weight_decay=0.1,
+            token_dropout=0.1,
+            progressive=(0.6, 0.8, 1.0),
+            ema=0.998,
+        ),
         out=Path("runs/clip_style"),
     )
 

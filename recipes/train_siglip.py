@@ -1,4 +1,4 @@
-"""The pairwise sigmoid loss of SigLIP, with its learned bias, on an LSTM and a small Swin.
+"""The pairwise sigmoid loss of SigLIP, with its learned bias, on a short BERT and a small Swin.
 
 accelerate launch recipes/train_siglip.py
 """

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dualtower.evaluation.bootstrap import Difference, Interval, intervals, paired_test, summarise
-from dualtower.evaluation.breakdown import BreakdownRow, breakdown
-from dualtower.evaluation.evaluate import Direction, Evaluation, compare, evaluate
+from dualtower.evaluation.groups import BreakdownRow, breakdown
+from dualtower.evaluation.measure import Direction, Evaluation, compare, evaluate
 from dualtower.evaluation.metrics import chance_levels, metric_names, per_query
 from dualtower.evaluation.pages import write_report
 from dualtower.evaluation.qrels import Qrels, load_qrels

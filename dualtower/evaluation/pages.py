@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dualtower.errors import RowError
-from dualtower.evaluation.evaluate import Direction, Evaluation
+from dualtower.evaluation.measure import Direction, Evaluation
 from dualtower.evaluation.report import TITLES, format_interval, markdown_table
 from dualtower.evaluation.strips import draw_curves, draw_strip, save_png
 from dualtower.folder import write_text_atomically

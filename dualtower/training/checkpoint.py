@@ -41,7 +41,7 @@ class Position:
         seconds: Training time so far.
         best: Best validation score so far, or None before the first validation.
         stale: Validations since then.
-        validated: Number of validations so far.
+        validated: Step of the last validation.
     """
 
     step: int = 0

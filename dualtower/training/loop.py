@@ -156,7 +156,7 @@ class Trainer:
                 if self._checkpoint_due(seconds - saved_at):
                     self._save()
                     saved_at = seconds
-            if ended == "budget" and self.position.step % self.validation_steps:
+            if ended == "budget" and self.position.validated < self.position.step:
                 self._validated_enough()
             self._save()
         return Outcome(self.position, ended, self._best())
@@ -218,6 +218,7 @@ class Trainer:
         share, tokenizer = self.config.train.token_dropout, self.unwrapped.tokenizer
         if not share or batch.tokens is None:
             return batch.tokens
+        assert tokenizer is not None
         hidden = tokenizer.unk_token_id if tokenizer.mask_token_id is None else tokenizer.mask_token_id
         return drop_tokens(batch.tokens, draw, share=share, unknown=hidden, kept=set(tokenizer.all_special_ids))
 
@@ -255,6 +256,7 @@ class Trainer:
             self.position,
             best=score if better else self.position.best,
             stale=0 if better else self.position.stale + 1,
+            validated=self.position.step,
         )
         if better and self.accelerator.is_main_process:
             self.checkpoints.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import numpy as np
 from dualtower.data.products import Products
 from dualtower.errors import ConfigError, DataError, UnknownName
 from dualtower.evaluation.bootstrap import Difference, intervals, paired_test
-from dualtower.evaluation.breakdown import BreakdownRow, breakdown
+from dualtower.evaluation.groups import BreakdownRow, breakdown
 from dualtower.evaluation.metrics import TieRule, chance_levels, per_query
 from dualtower.evaluation.qrels import Qrels
 from dualtower.evaluation.ranks import Ranks, both_ways, retrieval_ranks

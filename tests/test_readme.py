@@ -1,0 +1,63 @@
+"""What the README shows is true: its Python runs, its card loads, its commands and files exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import tiny
+
+from dualtower.cli import main
+from dualtower.data.cards import load_card
+from dualtower.launcher import parse_overrides
+from dualtower.training.config import RunConfig
+
+REPOSITORY = Path(__file__).parent.parent
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands(program: str) -> list[list[str]]:
+    lines = [line.split("  #")[0] for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+    return [line.split(program, 1)[1].split() for line in lines if program in line]
+
+
+def test_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.model().save_pretrained(tmp_path / "runs" / "clip_style" / "model")
+    for name in ("shirt.jpg", "mug.jpg"):
+        tiny.picture().save(tmp_path / name)
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), {})
+    assert re.search(r"\[\[.*\]\]", capsys.readouterr().out)
+
+
+def test_example_card_loads(tmp_path: Path) -> None:
+    path = tmp_path / "my_card.md"
+    path.write_text(blocks("markdown")[0], encoding="utf-8")
+    card = load_card(path)
+    assert card.name == "my-shop" and card.columns.image == "photo"
+
+
+@pytest.mark.parametrize("words", commands("dualtower "), ids=" ".join)
+def test_commands_are_understood(words: list[str], capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*words, "--help"])
+    assert end.value.code == 0
+
+
+@pytest.mark.parametrize("words", commands("accelerate launch "), ids=" ".join)
+def test_recipes_exist_and_take_their_options(words: list[str]) -> None:
+    recipe, *options = words
+    assert (REPOSITORY / recipe).is_file()
+    assert isinstance(parse_overrides(RunConfig(), options), RunConfig)
+
+
+def test_files_and_cards_that_are_named_exist() -> None:
+    named = re.findall(r"`((?:recipes|benchmarks|data_cards|dualtower)/[\w/.]+)`", README)
+    assert named
+    assert [path for path in named if not (REPOSITORY / path).exists()] == []
