@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent.parent / "README.md"
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
@@ -39,7 +40,7 @@ def conditions() -> dict[str, str]:
 
 
 def save_results(name: str, *, title: str, tables: Sequence[Table], values: dict[str, Any], notes: str = "") -> None:
-    """Print the tables and write ``results/<name>.md`` and ``.json``."""
+    """Print the tables, write ``results/<name>.md`` and ``.json``, and renew the README's section of that name."""
     told = conditions()
     body = "\n\n".join(markdown(*table) for table in tables)
     footer = "\n".join(f"- {key}: {f'`{value}`' if key == 'command' else value}" for key, value in told.items())
@@ -47,7 +48,17 @@ def save_results(name: str, *, title: str, tables: Sequence[Table], values: dict
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text)
     (RESULTS / f"{name}.json").write_text(json.dumps({"values": values, **told}, indent=2) + "\n")
+    _renew_readme(name, f"{body}\n\n`{told['command']}`, {told['machine']}, {told['date']}.")
     print(text)
+
+
+def _renew_readme(name: str, section: str) -> None:
+    """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``, where the README has such a section."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    text = README.read_text(encoding="utf-8")
+    if begin in text and end in text:
+        before, after = text.split(begin)[0], text.split(end)[1]
+        README.write_text(f"{before}{begin}\n{section}\n{end}{after}", encoding="utf-8")
 
 
 def _version(package: str) -> str:

@@ -1,6 +1,6 @@
 """Time and peak memory of the contrastive losses, forward and backward: tiled against plain.
 
-    python benchmarks/loss_memory.py --out benchmarks/results
+    python benchmarks/loss_memory.py
 
 Memory is measured in one process per variant: the kernel's high-water mark of resident memory during the
 pass, less what was resident once the inputs were there. Time is measured in one process, all variants in
@@ -11,12 +11,8 @@ entropies of one matrix of logits, as in the pseudocode of Radford et al. 2021; 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import resource
-import shlex
 import subprocess
 import sys
 import time
@@ -26,6 +22,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from common import Table, save_results
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -110,14 +107,6 @@ def in_its_own_process(*arguments: str) -> Any:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def machine() -> dict[str, Any]:
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
-    return {"processor": model, "cores": os.cpu_count(), "torch": torch.__version__}
-
-
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     shape = [f"--rows={options.rows}", f"--dim={options.dim}", f"--threads={options.threads}"]
     memory = {name: in_its_own_process("--memory-of", name, *shape) for name in VARIANTS}
@@ -138,40 +127,25 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "cpu_time_ratio": round(ratio["cpu"], 3),
             "gradient_difference": times["differences"].get(name),
         }
-    return {
-        "command": shlex.join(["python", "benchmarks/loss_memory.py", *sys.argv[1:]]),
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(),
-        "rows": options.rows,
-        "dim": options.dim,
-        "threads": options.threads,
-        "rounds": options.rounds,
-        "variants": variants,
-    }
+    return variants
 
 
-def to_markdown(result: dict[str, Any]) -> str:
-    where = result["machine"]
-    lines = [
-        f"Forward and backward pass, B = {result['rows']:,}, D = {result['dim']}, float32.",
-        f"`{result['command']}`, medians of {result['rounds']} rounds, {result['date']},",
-        f"{where['processor']}, {result['threads']} of {where['cores']} cores, torch {where['torch']}.",
-        "",
-        "| loss | peak extra memory | of plain | time | of plain | CPU time of plain | gradients differ by |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for name, row in result["variants"].items():
-        cells = [
-            name,
-            f"{row['extra_memory_mb']:,.0f} MB",
-            f"{row['memory_ratio']:.3f} x",
-            f"{row['seconds']:.1f} s",
-            f"{row['time_ratio']:.2f} x",
-            f"{row['cpu_time_ratio']:.2f} x",
-            "" if row["gradient_difference"] is None else f"{row['gradient_difference']:.1e}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+def table(variants: dict[str, Any]) -> Table:
+    header = ["loss", "peak extra memory", "of plain", "time", "of plain", "CPU time of plain", "gradients differ by"]
+    rows = []
+    for name, row in variants.items():
+        rows.append(
+            [
+                name,
+                f"{row['extra_memory_mb']:,.0f} MB",
+                f"{row['memory_ratio']:.3f} x",
+                f"{row['seconds']:.1f} s",
+                f"{row['time_ratio']:.2f} x",
+                f"{row['cpu_time_ratio']:.2f} x",
+                "" if row["gradient_difference"] is None else f"{row['gradient_difference']:.1e}",
+            ]
+        )
+    return header, rows
 
 
 def main() -> None:
@@ -180,7 +154,6 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512, help="width of the embeddings")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the timing")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
-    parser.add_argument("--out", type=Path, help="folder to write loss_memory.md and loss_memory.json to")
     parser.add_argument("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--times", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -190,13 +163,14 @@ def main() -> None:
     elif options.times:
         print(json.dumps(measure_time(list(VARIANTS), options.rows, options.dim, options.rounds)))
     else:
-        result = measure(options)
-        table, record = to_markdown(result), json.dumps(result, indent=2) + "\n"
-        print(table, record, sep="\n")
-        if options.out:
-            options.out.mkdir(parents=True, exist_ok=True)
-            (options.out / "loss_memory.md").write_text(table)
-            (options.out / "loss_memory.json").write_text(record)
+        variants = measure(options)
+        save_results(
+            "loss_memory",
+            title=f"Forward and backward pass, {options.rows:,} rows of {options.dim} numbers, float32",
+            tables=[table(variants)],
+            values={**vars(options), "variants": variants},
+            notes=f"Medians of {options.rounds} rounds on {options.threads} threads.",
+        )
 
 
 if __name__ == "__main__":
