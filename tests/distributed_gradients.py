@@ -6,6 +6,7 @@ Prints one line of JSON from rank 0: the world size and the largest relative err
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import sys
 from typing import Any
@@ -119,6 +120,8 @@ def main() -> None:
     dist.all_gather_object(worst, errors)
     if rank() == 0:
         print(json.dumps({"world_size": world_size(), "ranks": worst}))
+    dist.barrier()
+    gc.collect()  # DDP's reducers must let go of the process group before it ends, or the exit may abort
     dist.destroy_process_group()
 
 

@@ -274,6 +274,9 @@ def test_a_constructor_of_our_own_comes_before_timm(monkeypatch: pytest.MonkeyPa
         def __init__(self, config: ImageTowerConfig, settings: ImageSettings) -> None:
             super().__init__()
 
+        def layers_above(self, name: str) -> int:
+            return 1
+
     monkeypatch.setitem(IMAGE_TOWERS, "own", Own)
     assert isinstance(image_tower(ImageTowerConfig(name="own")), Own)
 

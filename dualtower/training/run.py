@@ -69,6 +69,8 @@ def run(config: RunConfig) -> bool:
     if accelerator.is_main_process:
         _measure_and_save(outcome, card, config, train.skipped + validation.skipped)
     accelerator.wait_for_everyone()
+    del trainer
+    accelerator.free_memory()  # DDP must let go of the process group before it ends, or the exit may abort
     accelerator.end_training()
     return True
 
