@@ -50,7 +50,7 @@ def config() -> RunConfig:
             lr=2e-3,
             weight_decay=0.1,
             token_dropout=0.1,
-            progressive=(0.6, 0.8, 1.0),
+            progressive=(0.8, 1.0),
             ema=0.998,
         ),
         out=Path("runs/clip_style"),
