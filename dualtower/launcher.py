@@ -65,7 +65,7 @@ def parse_overrides(base: RunConfig, args: Sequence[str], *, description: str | 
     try:
         return tyro.cli(RunConfig, default=base, args=list(args), description=description)
     except DualTowerError as error:  # a config checks its own values
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
         sys.exit(2)
 
 

@@ -20,7 +20,7 @@ from dualtower import (
 
 
 # Four residual blocks of plain 3x3 convolutions on small pictures: timm's ByobNet builds any such network.
-# Twice as fast on a CPU as the smallest ResNet that timm has a name for.
+# It trains more than twice as fast on a CPU as resnet10t, the smallest ResNet that timm has a name for.
 PLAIN_NETWORK = ImageTowerConfig(
     name="gernet_s",
     options={
