@@ -18,7 +18,6 @@ from dualtower import (
     launch,
 )
 
-
 # Four residual blocks of plain 3x3 convolutions on small pictures: timm's ByobNet builds any such network.
 # It trains more than twice as fast on a CPU as resnet10t, the smallest ResNet that timm has a name for.
 PLAIN_NETWORK = ImageTowerConfig(

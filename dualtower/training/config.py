@@ -91,6 +91,8 @@ class TrainConfig:
     """Autocast precision; auto is bf16 where the hardware has it."""
     sync_batchnorm: bool = False
     """On several GPUs: batch statistics over all processes instead of each process's own rows."""
+    threads: int | None = None
+    """CPU threads per process; default all cores, shared out among the processes of this machine."""
     compile: bool = False
     """Compile the towers with torch.compile."""
     seed: int = 0
