@@ -22,6 +22,7 @@ from dualtower.training.config import DataConfig
 from dualtower.training.journal import read_history
 from dualtower.training.loop import Trainer
 from dualtower.training.optim import parameter_groups
+from dualtower.training.run import _remove_run
 
 ROWS = 48
 
@@ -226,3 +227,11 @@ def test_two_processes_train_like_one_on_the_joined_batch(tmp_path: Path) -> Non
         states[processes] = torch.load(out / "model.pt", weights_only=True)
     for name, expected in states[1].items():
         torch.testing.assert_close(states[2][name], expected, rtol=1e-7, atol=1e-9, msg=name)
+
+
+def test_overwriting_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("config.json", "metrics.json", "model/model.safetensors", "notes.txt", "pictures/a.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    _remove_run(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt", "pictures"]

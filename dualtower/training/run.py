@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -122,8 +123,16 @@ def _claim_folder(config: RunConfig, accelerator: Accelerator) -> None:
             "or choose another --out"
         )
     if taken and config.overwrite and not config.resume and accelerator.is_main_process:
-        shutil.rmtree(config.out)
+        _remove_run(config.out)
     accelerator.wait_for_everyone()
+
+
+def _remove_run(folder: Path) -> None:
+    """Remove what a run wrote, and nothing that somebody else may keep in the same folder."""
+    for name in ("config.json", "history.jsonl", "metrics.json", "report.md"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("checkpoints", "logs", "model", "report"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _splits(config: RunConfig) -> tuple[str, str]:
