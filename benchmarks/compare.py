@@ -40,6 +40,7 @@ IMAGE_TOWERS = {
     ),
 }
 TEXT_TOWERS = {
+    "bag of words": TextTowerConfig(name="bow", width=256),
     "BERT": TextTowerConfig(name="bert", width=256, layers=2, heads=4),
     "LSTM": TextTowerConfig(name="lstm", width=256, layers=1),
     "TextCNN": TextTowerConfig(name="textcnn", width=256),

@@ -30,7 +30,7 @@ from dualtower.towers import (
     create_image_tower,
     create_text_tower,
 )
-from dualtower.towers.heads import HeadKind
+from dualtower.towers.heads import HeadKind, HeadNorm
 from dualtower.towers.image import pretrained_backbone
 from dualtower.towers.transformer import complete_encoder, pretrained_encoder
 from dualtower.types import Batch, Embeddings
@@ -56,6 +56,8 @@ class ModelConfig:
     """`linear` or `mlp`, from each tower's features to the shared space."""
     head_dropout: float = 0.0
     """Dropout inside the heads while training."""
+    head_norm: HeadNorm = "none"
+    """`batch` or `layer` normalisation of each tower's features before its head."""
     similarity: Similarity = "cosine"
     """`cosine` of normalised embeddings, `dot` product, or `euclidean` (the negative distance)."""
     init_scale: float = 1 / 0.07
@@ -98,7 +100,13 @@ class DualTower(nn.Module):
         self.text_tower = create_text_tower(config.text)
         self.image_tower = create_image_tower(config.image, config.image_settings)
         self.text_head, self.image_head = (
-            ProjectionHead(config.head, tower.width, embed_dim=config.embed_dim, dropout=config.head_dropout)
+            ProjectionHead(
+                config.head,
+                tower.width,
+                embed_dim=config.embed_dim,
+                dropout=config.head_dropout,
+                norm=config.head_norm,
+            )
             for tower in (self.text_tower, self.image_tower)
         )
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.init_scale)))

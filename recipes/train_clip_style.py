@@ -28,6 +28,7 @@ PLAIN_NETWORK = ImageTowerConfig(
         "stem_pool": "",
         "stem_chs": 32,
         "num_features": 0,
+        "zero_init_last": False,  # blocks that begin as mere shortcuts lose an epoch to waking up
     },
 )
 
@@ -36,10 +37,11 @@ def config() -> RunConfig:
     """What two processor cores can train: minutes on the drawn catalogue, an hour on tens of thousands of photos."""
     return RunConfig(
         model=ModelConfig(
-            text=TextTowerConfig(name="lstm", width=256, layers=1),
+            text=TextTowerConfig(name="bow", width=256),
             image=PLAIN_NETWORK,
             image_settings=ImageSettings(height=80, width=60, resize="pad"),
             embed_dim=256,
+            head_norm="batch",
         ),
         data=DataConfig(card=Path("data_cards/drawn.md")),
         loss=LossConfig(name="infonce"),
@@ -49,7 +51,6 @@ def config() -> RunConfig:
             lr=2e-3,
             weight_decay=0.1,
             token_dropout=0.1,
-            progressive=(0.8, 1.0),
             ema=0.998,
         ),
         out=Path("runs/clip_style"),

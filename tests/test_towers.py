@@ -131,11 +131,25 @@ def test_lstm_reads_both_ways_from_the_real_end() -> None:
     assert torch.equal(first, tower(behind, mask).tokens[0, 0])
 
 
+def test_bag_of_words_forgets_the_order() -> None:
+    tower = text_tower(TEXT["bow"])
+    ids, mask = padded([6])
+    torch.testing.assert_close(tower(ids, mask).pooled, tower(ids.flip(1), mask).pooled)
+
+
+@pytest.mark.parametrize("name", ["bow", "lstm", "textcnn"])
+def test_fresh_token_embeddings_are_small(name: str) -> None:
+    """A rare word must not drown the words beside it."""
+    embedding = create_text_tower(replace(TEXT[name], vocab_size=2000)).get_submodule("embedding")
+    assert 0.015 < embedding.get_parameter("weight").std() < 0.025
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         (TextTowerConfig(name="lstm", width=15), "odd"),
         (TextTowerConfig(name="lstm", pretrained="google-bert/bert-base-uncased"), "text.name bert"),
+        (TextTowerConfig(name="bow", encoder={"model_type": "bert"}), "text.name bert"),
         (TextTowerConfig(name="textcnn", kernels=()), "kernels"),
         (TextTowerConfig(name="textcnn", kernels=(0, 2)), "kernels"),
         (TextTowerConfig(width=16, heads=3), "heads"),
@@ -156,7 +170,9 @@ def test_text_settings_that_cannot_be(config: TextTowerConfig, message: str) -> 
 
 
 def test_unknown_text_tower_names_the_nearest() -> None:
-    with pytest.raises(UnknownTower, match=r"no text tower 'brt'; known: bert, lstm, textcnn. Did you mean 'bert'\?"):
+    with pytest.raises(
+        UnknownTower, match=r"no text tower 'brt'; known: bert, bow, lstm, textcnn. Did you mean 'bert'\?"
+    ):
         create_text_tower(TextTowerConfig(name="brt"))
 
 
@@ -329,7 +345,7 @@ def test_weights_that_are_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_layers_of_text_towers(name: str) -> None:
     tower = text_tower(TEXT[name])
     layers = {n: tower.layers_above(n) for n, _ in tower.named_parameters()}
-    deepest = {"bert": 3, "lstm": 3, "textcnn": 2}[name]
+    deepest = {"bert": 3, "bow": 1, "lstm": 3, "textcnn": 2}[name]
     assert set(layers.values()) == set(range(1, deepest + 1))
     assert all(n == deepest for k, n in layers.items() if "embedding" in k)
 
@@ -351,6 +367,18 @@ def test_heads(kind: Any, weights: int) -> None:
     head = ProjectionHead(kind, 8, embed_dim=5, dropout=0.5).eval()
     assert head(torch.ones(3, 8)).shape == (3, 5)
     assert len(list(head.parameters())) == weights
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_head_norm_makes_the_scale_of_the_features_irrelevant(norm: Any) -> None:
+    head = ProjectionHead("linear", 8, embed_dim=5, norm=norm).train()
+    features = torch.randn(64, 8)
+    assert torch.allclose(head(features), head(1000 * features), atol=1e-3)
+
+
+def test_unknown_head_norm() -> None:
+    with pytest.raises(UnknownName, match="Did you mean 'batch'"):
+        ProjectionHead("linear", 8, embed_dim=5, norm="batsh")  # type: ignore[arg-type]
 
 
 def test_unknown_head() -> None:

@@ -22,6 +22,7 @@ TITLES = [
 
 TEXT = {
     "bert": TextTowerConfig(name="bert", width=16, layers=2, heads=2, max_length=16),
+    "bow": TextTowerConfig(name="bow", width=16, max_length=16),
     "lstm": TextTowerConfig(name="lstm", width=16, layers=2, max_length=16),
     "textcnn": TextTowerConfig(name="textcnn", width=18, max_length=16),
 }

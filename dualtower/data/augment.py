@@ -56,8 +56,8 @@ def augment(pixels: Tensor, name: Augmentation, draw: Draw, *, size: tuple[int, 
 
     Args:
         pixels: uint8 or float ``[B, 3, H, W]`` in 0..255.
-        name: ``product`` (gentle crop and flip; keeps colour), ``simclr`` (strong crop and colour; Chen et al. 2020)
-            or ``none``.
+        name: ``product`` (gentle zoom, shift and flip; keeps colour), ``simclr`` (strong crop and colour; Chen et al.
+            2020) or ``none``.
         draw: Source of randomness for this batch.
         size: Output (height, width); default the input's.
 
@@ -93,7 +93,9 @@ def _none(pixels: Tensor, draw: Draw, size: tuple[int, int]) -> Tensor:
 
 
 def _product(pixels: Tensor, draw: Draw, size: tuple[int, int]) -> Tensor:
-    return _crop_and_flip(pixels, draw, size, area=(0.7, 1.0), ratio=(0.9, 1.1))
+    # Magnified as often as shrunk: products fill their photos, and a model that only ever saw crops would meet them
+    # smaller than it knows them when it is used (https://arxiv.org/abs/1906.06423).
+    return _crop_and_flip(pixels, draw, size, area=(0.8, 1.25), ratio=(0.9, 1.1), shift=0.05)
 
 
 def _simclr(pixels: Tensor, draw: Draw, size: tuple[int, int]) -> Tensor:
@@ -116,21 +118,30 @@ def _as_mask(choice: Tensor) -> Tensor:
 
 
 def _crop_and_flip(
-    pixels: Tensor, draw: Draw, size: tuple[int, int], *, area: tuple[float, float], ratio: tuple[float, float]
+    pixels: Tensor,
+    draw: Draw,
+    size: tuple[int, int],
+    *,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+    shift: float = 0.0,
 ) -> Tensor:
     """Random resized crop and horizontal flip as one affine resampling.
 
     Args:
-        area: Range of the crop's share of the picture.
+        area: Range of the crop's share of the picture; above 1 the picture is shrunk and its border drawn out.
         ratio: Range of the crop's aspect ratio relative to the picture's own.
+        shift: How far the crop may lie beyond the border, as a share of the picture.
     """
     share = draw.uniform(*area).sqrt()
     stretch = draw.uniform(*ratio).sqrt()
-    wide, high = (share * stretch).clamp(max=1), (share / stretch).clamp(max=1)
+    wide, high = share * stretch, share / stretch
+    if area[1] <= 1:
+        wide, high = wide.clamp(max=1), high.clamp(max=1)
     left_or_right = torch.where(draw.chance(0.5), -1.0, 1.0)
     theta = torch.zeros(len(pixels), 2, 3, device=pixels.device)
-    theta[:, 0, 0], theta[:, 0, 2] = wide * left_or_right, (1 - wide) * draw.uniform(-1, 1)
-    theta[:, 1, 1], theta[:, 1, 2] = high, (1 - high) * draw.uniform(-1, 1)
+    theta[:, 0, 0], theta[:, 0, 2] = wide * left_or_right, ((1 - wide).abs() + 2 * shift) * draw.uniform(-1, 1)
+    theta[:, 1, 1], theta[:, 1, 2] = high, ((1 - high).abs() + 2 * shift) * draw.uniform(-1, 1)
     if size[0] * 1.5 <= pixels.shape[-2]:  # bilinear sampling looks at 2x2 pixels: shrink first or it aliases
         pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
     grid = F.affine_grid(theta, [len(pixels), 3, *size], align_corners=False)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from dualtower.data.images import ImageSettings
 from dualtower.errors import UnknownTower
+from dualtower.towers.bag import BagOfWordsTower
 from dualtower.towers.convolutional import TextCNNTower
 from dualtower.towers.features import Features, Tower
 from dualtower.towers.heads import ProjectionHead
@@ -33,6 +34,7 @@ __all__ = [
 
 TEXT_TOWERS: dict[str, Callable[[TextTowerConfig], Tower]] = {
     "bert": TransformerTower,
+    "bow": BagOfWordsTower,
     "lstm": LSTMTower,
     "textcnn": TextCNNTower,
 }

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualtower.errors import ConfigError
-from dualtower.towers.features import Features, Tower, pool_tokens
+from dualtower.towers.features import Features, Tower, pool_tokens, token_embedding
 from dualtower.towers.text import TextTowerConfig
 
 __all__ = ["TextCNNTower"]
@@ -31,7 +31,7 @@ class TextCNNTower(Tower):
             raise ConfigError(f"text.kernels {kernels} must be 1 to {config.width} numbers of at least 1")
         self.width = self.token_width = config.width
         self.pooling = config.token_pooling("max")
-        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.embedding = token_embedding(config.vocab_size, config.width)
         self.dropout = nn.Dropout(config.dropout)
         # An even kernel looks one token further ahead than back.
         self.margins = [((kernel - 1) // 2, kernel // 2) for kernel in kernels]

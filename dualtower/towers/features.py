@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Features", "TokenPooling", "Tower", "pool_tokens"]
+__all__ = ["Features", "TokenPooling", "Tower", "pool_tokens", "token_embedding"]
 
 TokenPooling = Literal["mean", "cls", "max"]
 
@@ -42,6 +42,17 @@ class Tower(nn.Module, ABC):
     @abstractmethod
     def layers_above(self, name: str) -> int:
         """Number of layers from a parameter of this tower to its output, its own included."""
+
+
+def token_embedding(vocab_size: int, width: int) -> nn.Embedding:
+    """Fresh token embeddings as small as BERT's, whose standard deviation is 0.02.
+
+    A rare word then says next to nothing until it has been trained; with torch's own unit variance it would drown the
+    words beside it.
+    """
+    embedding = nn.Embedding(vocab_size, width)
+    nn.init.normal_(embedding.weight, std=0.02)
+    return embedding
 
 
 def pool_tokens(tokens: Tensor, mask: Tensor, kind: TokenPooling) -> Tensor:

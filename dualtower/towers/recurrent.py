@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from dualtower.errors import ConfigError
-from dualtower.towers.features import Features, Tower, pool_tokens
+from dualtower.towers.features import Features, Tower, pool_tokens, token_embedding
 from dualtower.towers.text import TextTowerConfig
 
 __all__ = ["LSTMTower"]
@@ -32,7 +32,7 @@ class LSTMTower(Tower):
         self.width = self.token_width = config.width
         self.layers = config.layers
         self.pooling = config.token_pooling("max")
-        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.embedding = token_embedding(config.vocab_size, config.width)
         self.dropout = nn.Dropout(config.dropout)
         self.lstm = nn.LSTM(
             config.width,

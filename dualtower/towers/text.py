@@ -17,7 +17,7 @@ class TextTowerConfig:
     """Which text tower, and how large. A pretrained encoder, or a given `encoder`, brings its own sizes."""
 
     name: str = "bert"
-    """`bert` (any encoder of Transformers), `lstm` or `textcnn`."""
+    """`bert` (any encoder of Transformers), `bow` (bag of words), `lstm` or `textcnn`."""
     pretrained: str | None = None
     """With `bert`: folder or Hub id of an encoder to start from, such as BERT, RoBERTa, XLM-R or MiniLM."""
     vocab_size: int = 8000
@@ -35,7 +35,7 @@ class TextTowerConfig:
     dropout: float = 0.1
     """Dropout while training."""
     pooling: Literal["auto", "mean", "cls", "max"] = "auto"
-    """How tokens become one vector; auto is mean for `bert`, max for the others. `cls` needs `bert`."""
+    """How tokens become one vector; auto is mean for `bert` and `bow`, max for the others. `cls` needs `bert`."""
     encoder: Mapping[str, Any] = field(default_factory=dict)
     """Whole Transformers config with its `model_type`; filled in when a model is built, for loading offline."""
 

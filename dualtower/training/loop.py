@@ -24,6 +24,7 @@ from dualtower.data.products import Products
 from dualtower.errors import ConfigError, NonFiniteLoss
 from dualtower.losses import build_loss
 from dualtower.model import DualTower
+from dualtower.training.allocator import keep_freed_memory
 from dualtower.training.budget import Budget, Clock
 from dualtower.training.checkpoint import (
     Checkpoint,
@@ -97,6 +98,8 @@ class Trainer:
     ) -> None:
         self.config, self.accelerator, self.validate = config, accelerator, validate
         train = config.train
+        if accelerator.device.type == "cpu":
+            keep_freed_memory()
         self.plan = BatchPlan(
             products,
             batch_size=train.batch_size,
