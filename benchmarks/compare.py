@@ -88,12 +88,20 @@ def main() -> None:
     parser.add_argument("--source", required=True, help="folder with the fashion products and kagl_text_to_image.json")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder for the runs")
     parser.add_argument("--minutes", type=float, help="instead of the experiment's own budget")
+    parser.add_argument("--only", nargs="+", metavar="RUN", help="of the experiment's runs only these, by name")
     args = parser.parse_args()
+
+    chosen = variants(args.experiment, recipe())
+    if unknown := set(args.only or ()) - set(chosen):
+        parser.error(f"no run {', '.join(sorted(unknown))} in {args.experiment}; there are: {', '.join(chosen)}")
 
     gallery = load_products(load_card(CARD), "all", source=args.source)
     queries = load_qrels(Path(args.source) / "kagl_text_to_image.json")
-    rows, values, first = [], {}, None
-    for name, (minutes, config) in variants(args.experiment, recipe()).items():
+    rows: list[list[str]] = []
+    values, first = {}, None
+    for name, (minutes, config) in chosen.items():
+        if args.only and name not in args.only:
+            continue
         minutes = args.minutes or minutes
         out = args.out / args.experiment / name.replace(" ", "_")
         if not (out / "metrics.json").exists():  # a run that is already there is measured, not repeated

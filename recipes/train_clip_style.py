@@ -49,8 +49,6 @@ def config() -> RunConfig:
             epochs=60,
             batch_size=256,
             lr=2e-3,
-            weight_decay=0.1,
-            token_dropout=0.1,
             ema=0.998,
         ),
         out=Path("runs/clip_style"),

@@ -49,6 +49,15 @@ def test_product_flips_about_half() -> None:
     assert 0.4 < flipped < 0.6
 
 
+def test_product_magnifies_as_often_as_it_shrinks() -> None:
+    """Otherwise a model would meet its pictures at another scale than it has learned them at."""
+    ramp = torch.linspace(0, 255, 32).expand(400, 3, 16, 32)
+    out = augment(ramp, "product", Draw(0, size=400))
+    slope = (out[:, 0, 8, 20] - out[:, 0, 8, 12]).abs() / 8
+    assert slope.std() > 0.1
+    assert slope.mean().item() == pytest.approx(255 / 31, rel=0.02)
+
+
 def test_hue_rotation_keeps_grey() -> None:
     grey = torch.full((4, 3, 8, 8), 100.0)
     out = augment(grey, "simclr", Draw(1, size=4))

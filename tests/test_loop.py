@@ -53,7 +53,7 @@ def trainer(out: Path, model: DualTower | None = None, *, validate: Any = None, 
 
 
 def test_it_learns(tmp_path: Path) -> None:
-    made = trainer(tmp_path, tiny.model("textcnn", "resnet"), steps=90, lr=3e-3, augmentation="none")
+    made = trainer(tmp_path, tiny.model("textcnn", "resnet"), steps=250, lr=3e-3, augmentation="none")
     assert made.fit().ended == "budget"
     losses = [line["loss"] for line in read_history(tmp_path / "history.jsonl")]
     # 16 rows of 24 products: log 16 at chance

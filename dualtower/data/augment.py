@@ -95,7 +95,7 @@ def _none(pixels: Tensor, draw: Draw, size: tuple[int, int]) -> Tensor:
 def _product(pixels: Tensor, draw: Draw, size: tuple[int, int]) -> Tensor:
     # Magnified as often as shrunk: products fill their photos, and a model that only ever saw crops would meet them
     # smaller than it knows them when it is used (https://arxiv.org/abs/1906.06423).
-    return _crop_and_flip(pixels, draw, size, area=(0.8, 1.25), ratio=(0.9, 1.1), shift=0.05)
+    return _crop_and_flip(pixels, draw, size, area=(0.9, 1.1), ratio=(0.95, 1.05), shift=0.05)
 
 
 def _simclr(pixels: Tensor, draw: Draw, size: tuple[int, int]) -> Tensor:

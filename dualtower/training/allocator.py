@@ -17,8 +17,8 @@ def keep_freed_memory() -> bool:
     By default glibc gives every freed block above 32 MiB back at once, so each step of a training faults the pages of
     its activations in anew, zeroed one by one. Small networks spend up to half of a step on that.
 
-    The setting holds for the whole process and cannot hurt one that trains: the peak stays the same, only the memory
-    between two peaks is kept. On a GPU torch caches freed memory by itself.
+    The price is memory: blocks of other sizes lie between the kept ones, so the peak may rise by half. The setting
+    holds for the whole process. On a GPU torch caches freed memory by itself.
 
     Returns:
         Whether the allocator took the setting; only glibc knows it.
