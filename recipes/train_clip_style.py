@@ -50,6 +50,7 @@ def config() -> RunConfig:
             batch_size=256,
             lr=2e-3,
             ema=0.998,
+            augmentation_strength=0.5,
         ),
         out=Path("runs/clip_style"),
     )

@@ -58,6 +58,18 @@ def test_product_magnifies_as_often_as_it_shrinks() -> None:
     assert slope.mean().item() == pytest.approx(255 / 31, rel=0.02)
 
 
+@pytest.mark.parametrize("name", ["product", "simclr"])
+def test_strength_is_how_far_it_goes(name: str) -> None:
+    """At strength 0 nothing is left but flips (and, in simclr, greying and blurring)."""
+    ramp = torch.linspace(0, 255, 32).expand(200, 3, 16, 32)
+    spread = {
+        strength: (out[:, 0, 8, 20] - out[:, 0, 8, 12]).abs().std().item()
+        for strength in (0.0, 0.5, 1.0)
+        for out in [augment(ramp, name, Draw(0, size=200), strength=strength)]
+    }
+    assert spread[0.0] < 0.5 < spread[0.5] < spread[1.0]
+
+
 def test_hue_rotation_keeps_grey() -> None:
     grey = torch.full((4, 3, 8, 8), 100.0)
     out = augment(grey, "simclr", Draw(1, size=4))

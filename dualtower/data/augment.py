@@ -1,6 +1,6 @@
 """Augmentation of whole batches on the model's device, drawn from a generator of the caller.
 
-A preset is a function ``(pixels [B, 3, H, W] float in 0..255, draw) -> pixels [B, 3, h, w]``. Every random number comes
+A preset is a function ``(pixels [B, 3, H, W] float in 0..255, draw, size, strength) -> pixels [B, 3, h, w]``. Every random number comes
 from `Draw`, which is seeded by (seed, step, rank): a resumed run draws what the uninterrupted one would have drawn.
 Crop, flip and resize are one affine resampling, so a smaller output size (progressive resizing) costs nothing extra.
 """
@@ -51,7 +51,14 @@ class Draw:
         return self.uniform(0, 1) < probability
 
 
-def augment(pixels: Tensor, name: Augmentation, draw: Draw, *, size: tuple[int, int] | None = None) -> Tensor:
+def augment(
+    pixels: Tensor,
+    name: Augmentation,
+    draw: Draw,
+    *,
+    size: tuple[int, int] | None = None,
+    strength: float = 1.0,
+) -> Tensor:
     """Apply the preset `name` to a batch.
 
     Args:
@@ -60,12 +67,13 @@ def augment(pixels: Tensor, name: Augmentation, draw: Draw, *, size: tuple[int, 
             2020) or ``none``.
         draw: Source of randomness for this batch.
         size: Output (height, width); default the input's.
+        strength: How far zoom, shift and colours may go, as a share of the preset's own reach; flips stay.
 
     Returns:
         float32 ``[B, 3, h, w]`` in 0..255.
     """
     size = size or (pixels.shape[-2], pixels.shape[-1])
-    return AUGMENTATIONS[name](pixels.float(), draw, size)
+    return AUGMENTATIONS[name](pixels.float(), draw, size, strength)
 
 
 def drop_tokens(
@@ -86,27 +94,31 @@ def drop_tokens(
     return {**tokens, "input_ids": ids.masked_fill(dropped, unknown)}
 
 
-def _none(pixels: Tensor, draw: Draw, size: tuple[int, int]) -> Tensor:
+def _none(pixels: Tensor, draw: Draw, size: tuple[int, int], strength: float) -> Tensor:
     if size == tuple(pixels.shape[-2:]):
         return pixels
     return F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
 
 
-def _product(pixels: Tensor, draw: Draw, size: tuple[int, int]) -> Tensor:
+def _product(pixels: Tensor, draw: Draw, size: tuple[int, int], strength: float) -> Tensor:
     # Magnified as often as shrunk: products fill their photos, and a model that only ever saw crops would meet them
     # smaller than it knows them when it is used (https://arxiv.org/abs/1906.06423).
-    return _crop_and_flip(pixels, draw, size, area=(0.9, 1.1), ratio=(0.95, 1.05), shift=0.05)
+    zoom, stretch = 1.25**strength, 1.1**strength
+    return _crop_and_flip(
+        pixels, draw, size, area=(1 / zoom, zoom), ratio=(1 / stretch, stretch), shift=0.06 * strength
+    )
 
 
-def _simclr(pixels: Tensor, draw: Draw, size: tuple[int, int]) -> Tensor:
-    pixels = _crop_and_flip(pixels, draw, size, area=(0.2, 1.0), ratio=(0.75, 4 / 3))
-    jittered = _jitter(pixels, draw, strength=0.8)
+def _simclr(pixels: Tensor, draw: Draw, size: tuple[int, int], strength: float) -> Tensor:
+    stretch = (4 / 3) ** strength
+    pixels = _crop_and_flip(pixels, draw, size, area=(0.2**strength, 1.0), ratio=(1 / stretch, stretch))
+    jittered = _jitter(pixels, draw, strength=0.8 * strength)
     pixels = torch.where(_as_mask(draw.chance(0.8)), jittered, pixels)
     pixels = torch.where(_as_mask(draw.chance(0.2)), _grey(pixels).expand_as(pixels), pixels)
     return torch.where(_as_mask(draw.chance(0.5)), _blur(pixels, draw), pixels)
 
 
-AUGMENTATIONS: dict[str, Callable[[Tensor, Draw, tuple[int, int]], Tensor]] = {
+AUGMENTATIONS: dict[str, Callable[[Tensor, Draw, tuple[int, int], float], Tensor]] = {
     "product": _product,
     "simclr": _simclr,
     "none": _none,

@@ -56,6 +56,8 @@ class TrainConfig:
     """`rows`: every row once per epoch; `distinct`: and no product twice in one batch."""
     augmentation: Augmentation = "product"
     """Picture augmentation preset."""
+    augmentation_strength: float = 1.0
+    """How far zoom, shift and colours may go, as a share of the preset's own reach; flips stay."""
     token_dropout: float = 0.0
     """Share of a title's tokens that are hidden, anew in every batch."""
     progressive: tuple[float, ...] = ()
@@ -121,6 +123,8 @@ class TrainConfig:
         for name in ("batch_size", "accumulate", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.augmentation_strength <= 2:
+            raise ConfigError(f"train.augmentation_strength is {self.augmentation_strength}; it must be from 0 to 2")
         for name in ("warmup", "lock_text", "lock_image", "token_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it is a share between 0 and 1")

@@ -207,7 +207,8 @@ class Trainer:
         assert batch.pixels is not None
         seeds = (self.config.train.seed, self.position.step, number, self.accelerator.process_index)
         draw = Draw(*seeds, size=len(batch.pixels), device=batch.pixels.device)
-        pixels = augment(batch.pixels, self.config.train.augmentation, draw, size=size)
+        train = self.config.train
+        pixels = augment(batch.pixels, train.augmentation, draw, size=size, strength=train.augmentation_strength)
         embeddings = self.model(replace(batch, pixels=pixels, tokens=self._tokens(batch, draw)))
         return self.loss(
             gather(embeddings.image),
