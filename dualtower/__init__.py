@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dualtower.data.images import ImageSettings as ImageSettings
     from dualtower.data.products import load_products as load_products
     from dualtower.evaluation.measure import evaluate as evaluate
+    from dualtower.fusion import RerankerConfig as RerankerConfig
     from dualtower.launcher import launch as launch
     from dualtower.losses import LossConfig as LossConfig
     from dualtower.model import DualTower as DualTower
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from dualtower.towers import TextTowerConfig as TextTowerConfig
     from dualtower.training.config import DataConfig as DataConfig
     from dualtower.training.config import EvaluationConfig as EvaluationConfig
+    from dualtower.training.config import MatchingConfig as MatchingConfig
     from dualtower.training.config import RunConfig as RunConfig
     from dualtower.training.config import TrainConfig as TrainConfig
     from dualtower.training.run import run as run
@@ -45,9 +47,11 @@ _HOMES = {
     "ImageSettings": "data.images",
     "ImageTowerConfig": "towers",
     "LossConfig": "losses",
+    "MatchingConfig": "training.config",
     "ModelCard": "model_card",
     "ModelConfig": "model",
     "Product": "types",
+    "RerankerConfig": "fusion",
     "RunConfig": "training.config",
     "TextTowerConfig": "towers",
     "TrainConfig": "training.config",
@@ -67,9 +71,11 @@ __all__ = [
     "ImageSettings",
     "ImageTowerConfig",
     "LossConfig",
+    "MatchingConfig",
     "ModelCard",
     "ModelConfig",
     "Product",
+    "RerankerConfig",
     "RunConfig",
     "TextTowerConfig",
     "TrainConfig",

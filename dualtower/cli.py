@@ -51,6 +51,8 @@ class Evaluate:
     """Cut-offs."""
     breakdown: tuple[str, ...] = ()
     """Attributes to break the figures down by."""
+    rerank: int | None = None
+    """Put the best N hits of each query in order again with the model's re-ranker, and report the gain."""
     json: Path | None = None
     """Write the figures to this file."""
     report: Path | None = None
@@ -63,7 +65,7 @@ class Evaluate:
     def run(self) -> None:
         from dualtower.data.cards import load_card
         from dualtower.data.products import load_products
-        from dualtower.evaluation import evaluate, load_qrels, write_report
+        from dualtower.evaluation import evaluate, load_qrels, rerank, write_report
         from dualtower.folder import write_text_atomically
         from dualtower.model import DualTower
 
@@ -86,12 +88,17 @@ class Evaluate:
             progress=True,
         )
         print(result.report.table())
+        again = None
+        if self.rerank is not None:
+            again = rerank(model, result, top=self.rerank, bootstrap=self.bootstrap, progress=True)
+            print(f"\n{again.table()}")
         if products.skipped:
             print(f"left out {len(products.skipped)} rows; the first: {products.skipped[0]}")
         if self.json:
-            write_text_atomically(self.json, json.dumps(result.report.to_dict(), indent=2))
+            figures = result.report.to_dict() | ({"reranked": again.to_dict()} if again else {})
+            write_text_atomically(self.json, json.dumps(figures, indent=2))
         if self.report:
-            write_report(self.report, result, skipped=products.skipped)
+            write_report(self.report, result, reranked=again, skipped=products.skipped)
 
 
 @dataclass(frozen=True)

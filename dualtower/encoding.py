@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from dualtower.model import DualTower
 
-__all__ = ["encode_image", "encode_text", "evaluation_mode"]
+__all__ = ["compose", "encode_image", "encode_text", "evaluation_mode"]
 
 
 def encode_text(model: DualTower, texts: Sequence[str], *, batch_size: int, progress: bool, bf16: bool) -> np.ndarray:
@@ -61,6 +61,29 @@ def encode_image(
 
     order = np.arange(len(images))
     return _encode(model, embed, order, batch_size=batch_size, progress=progress, bf16=bf16, unit="image")
+
+
+def compose(model: DualTower, terms: Sequence[tuple[Any, float]]) -> np.ndarray:
+    """See `DualTower.compose`."""
+    if isinstance(terms, str) or not terms:
+        raise DataError("compose takes (text or picture, weight) pairs, such as [('red dress', 1.0), (picture, 0.6)]")
+    for position, term in enumerate(terms):
+        if isinstance(term, str) or len(term) != 2 or not np.isfinite(float(term[1])):
+            raise DataError(f"compose: term {position} is {term!r}; give (text or picture, finite weight)")
+    weights = np.array([weight for _, weight in terms], np.float32)
+    parts = np.empty((len(terms), model.config.embed_dim), np.float32)
+    is_text = np.array([isinstance(term, str) for term, _ in terms])
+    if is_text.any():
+        parts[is_text] = model.encode_text([term for term, _ in terms if isinstance(term, str)])
+    if not is_text.all():
+        parts[~is_text] = model.encode_image([term for term, _ in terms if not isinstance(term, str)])
+    query = weights @ parts
+    if model.config.similarity != "cosine":
+        return query
+    length = float(np.linalg.norm(query))
+    if length < 1e-6 * float(np.abs(weights).sum() or 1):
+        raise DataError(f"compose: the terms cancel out (weights {weights.tolist()}); change a weight")
+    return query / np.float32(length)
 
 
 def _encode(

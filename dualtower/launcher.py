@@ -63,7 +63,13 @@ def parse_overrides(base: RunConfig, args: Sequence[str], *, description: str | 
     if any(a.split("=")[0] == f"--train.{name}" for a in args for name in _BUDGETS):
         base = replace(base, train=replace(base.train, epochs=None, steps=None, minutes=None))
     try:
-        return tyro.cli(RunConfig, default=base, args=list(args), description=description)
+        return tyro.cli(
+            RunConfig,
+            default=base,
+            args=list(args),
+            description=description,
+            config=(tyro.conf.AvoidSubcommands,),  # a head that a recipe leaves out is no choice of its command
+        )
     except DualTowerError as error:  # a config checks its own values
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         sys.exit(2)

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from dualtower.config import from_dict, to_dict
 from dualtower.data.batches import Collator
 from dualtower.data.images import ImageSettings
-from dualtower.errors import ConfigError
+from dualtower.errors import ConfigError, ModelFolderError
 from dualtower.folder import FolderParts, load_weights, read_folder, write_folder
+from dualtower.fusion import Reranker, RerankerConfig
 from dualtower.hub import find_folder, push_folder
 from dualtower.losses.similarity import Similarity, similarities
 from dualtower.towers import (
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from dualtower.model_card import ModelCard
 
 __all__ = ["DualTower", "ModelConfig"]
+
+HEADS = ("reranker",)  # parts of config and model that stand on the towers
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class ModelConfig:
     """The scale is clamped to 1/max_scale ... max_scale after every step."""
     init_bias: float | None = None
     """What is added to the logits at the start (SigLIP: -10); learned. None is no bias."""
+    reranker: RerankerConfig | None = None
+    """A cross-attention head that scores single pairs; None is none."""
 
     def __post_init__(self) -> None:
         if self.embed_dim < 1:
@@ -111,6 +116,14 @@ class DualTower(nn.Module):
         )
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.init_scale)))
         self.logit_bias = None if config.init_bias is None else nn.Parameter(torch.tensor(float(config.init_bias)))
+        self.reranker: Reranker | None = None
+        if config.reranker is not None:
+            self.reranker = Reranker(
+                config.reranker,
+                text_width=self.text_tower.token_width,
+                image_width=self.image_tower.token_width,
+                max_length=config.text.max_length,
+            )
         self._readme: tuple[str, str] | None = None  # fingerprint and model card that came with the weights
 
     @classmethod
@@ -141,16 +154,17 @@ class DualTower(nn.Module):
 
     def forward(self, batch: Batch) -> Embeddings:
         """Embed a batch; either side may be absent."""
-        image = text = None
+        image = text = seen = read = None
         if batch.pixels is not None:
-            image = self._finish(self.image_head(self.image_tower(batch.pixels).pooled))
+            seen = self.image_tower(batch.pixels)
+            image = self._finish(self.image_head(seen.pooled))
         if batch.tokens is not None:
             with _no_slow_autocast(batch.tokens["input_ids"].device):
-                features = self.text_tower(batch.tokens["input_ids"], batch.tokens["attention_mask"])
-            text = self._finish(self.text_head(features.pooled))
+                read = self.text_tower(batch.tokens["input_ids"], batch.tokens["attention_mask"])
+            text = self._finish(self.text_head(read.pooled))
         scale = self.logit_scale.exp()
         bias = scale.new_zeros(()) if self.logit_bias is None else self.logit_bias
-        return Embeddings(image, text, scale, bias)
+        return Embeddings(image, text, scale, bias, image_features=seen, text_features=read)
 
     def _finish(self, embeddings: Tensor) -> Tensor:
         """At least float32 (autocast computes in less), and unit length under cosine similarity."""
@@ -222,6 +236,27 @@ class DualTower(nn.Module):
 
         return encode_image(self, images, batch_size=batch_size, progress=progress, bf16=bf16)
 
+    def compose(self, terms: Sequence[tuple[str | Image.Image | Path | bytes, float]]) -> np.ndarray:
+        """Blend texts and pictures into one query; negative weights lead away from a term.
+
+        ::
+
+            model.compose([("red dress", 1.0), (Path("photo.jpg"), 0.6), ("floral", -0.5)])
+
+        Args:
+            terms: Pairs of a text (`str`) or picture (PIL image, `Path` or encoded bytes) and its weight.
+
+        Returns:
+            float32 ``[D]``: the weighted sum of the terms' embeddings, of unit length under cosine similarity.
+
+        Raises:
+            DataError: There are no terms, a weight is not finite, or the terms cancel each other out.
+            BrokenImage: A picture is missing or cannot be decoded.
+        """
+        from dualtower.encoding import compose
+
+        return compose(self, terms)
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -230,11 +265,47 @@ class DualTower(nn.Module):
     @property
     def fingerprint(self) -> str:
         """Short hex over config and weights: equal models have equal ones, also after saving and loading."""
-        digest = hashlib.blake2b(json.dumps(to_dict(self.config), sort_keys=True).encode(), digest_size=8)
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return _digest(self.config, self.state_dict())
+
+    @property
+    def towers_fingerprint(self) -> str:
+        """The fingerprint that this model would have without heads that stand on its towers."""
+        weights = {n: w for n, w in self.state_dict().items() if n.split(".")[0] not in HEADS}
+        return _digest(replace(self.config, reranker=None), weights)
+
+    def with_heads(self, *, reranker: RerankerConfig | None = None) -> DualTower:
+        """The same towers, with their weights, under fresh heads.
+
+        Args:
+            reranker: A cross-attention head that scores single pairs.
+        """
+        model = DualTower(replace(self.config, reranker=reranker), self.tokenizer)
+        own = {n: w for n, w in self.state_dict().items() if n.split(".")[0] not in HEADS}
+        model.load_state_dict(model.state_dict() | own)
+        return model
+
+    def seal(self) -> None:
+        """Note in the heads' configs which towers they were trained with; to be called when training has ended."""
+        if self.config.reranker is not None:
+            reranker = replace(self.config.reranker, towers=self.towers_fingerprint)
+            self.config = replace(self.config, reranker=reranker)
+
+    def checked_reranker(self) -> Reranker:
+        """The re-ranker, if there is one and it was trained with these towers.
+
+        Raises:
+            ConfigError: The model has none.
+            ModelFolderError: It was trained with other towers.
+        """
+        if self.reranker is None or self.config.reranker is None:
+            raise ConfigError("this model has no re-ranker; recipes/train_reranker.py --base MODEL trains one")
+        trained_with = self.config.reranker.towers
+        if trained_with and trained_with != self.towers_fingerprint:
+            raise ModelFolderError(
+                f"the re-ranker was trained with towers {trained_with}, these are {self.towers_fingerprint}; "
+                "train it again with recipes/train_reranker.py --base MODEL"
+            )
+        return self.reranker
 
     def save_pretrained(self, folder: str | Path, *, card: ModelCard | None = None) -> Path:
         """Write the model into a folder, all or nothing; a model that is there is replaced.
@@ -288,7 +359,8 @@ class DualTower(nn.Module):
             local_files_only: Take the Hub's files from the cache and ask no network.
 
         Raises:
-            ModelFolderError: No such model, or one with a missing, extra or unfitting part.
+            ModelFolderError: No such model, or one with a missing, extra or unfitting part, or with a re-ranker that
+                was trained with other towers.
             UnknownKey: Its config holds a key that this version does not know.
         """
         path = find_folder(name, revision=revision, local_files_only=local_files_only)
@@ -296,6 +368,8 @@ class DualTower(nn.Module):
         config = from_dict(ModelConfig, parts.config, where=f"{path / 'config.json'}: model")
         model = cls(config, parts.tokenizer)
         load_weights(model, parts.weights, where=path / "model.safetensors")
+        if model.reranker is not None:
+            model.checked_reranker()
         model._readme = (parts.fingerprint, parts.readme)
         return model.eval()
 
@@ -334,6 +408,14 @@ class DualTower(nn.Module):
             if parameter.dtype.itemsize < 4:
                 parameter.data = before[name].to(parameter.device)
         return self
+
+
+def _digest(config: ModelConfig, weights: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(json.dumps(to_dict(config), sort_keys=True).encode(), digest_size=8)
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _no_slow_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:

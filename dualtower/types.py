@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Embeddings", "Product", "product_code"]
+__all__ = ["Batch", "Embeddings", "Features", "Product", "product_code"]
 
 
 def product_code(product_id: str) -> int:
@@ -66,6 +66,21 @@ class Batch:
         return replace(self, products=self.products.to(device), pixels=pixels, tokens=tokens)
 
 
+class Features(NamedTuple):
+    """Output of a text or image tower.
+
+    Attributes:
+        pooled: One vector per row, ``[B, width]``.
+        tokens: Text tokens or picture patches, ``[B, T, token_width]``. They are views of what the tower
+            computes anyway, so they cost nothing where nobody uses them.
+        mask: True where a token is real, bool ``[B, T]``; None where all of them are.
+    """
+
+    pooled: Tensor
+    tokens: Tensor
+    mask: Tensor | None
+
+
 @dataclass(frozen=True, slots=True)
 class Embeddings:
     """What the towers make of a batch.
@@ -75,9 +90,13 @@ class Embeddings:
         text: ``[B, D]`` or None where the batch had no texts.
         scale: Multiplier of the similarity, scalar fp32 (the exponential of the learned logit scale).
         bias: Added to the logits, scalar fp32 (zero and fixed unless the loss learns one).
+        image_features: Of the image tower, for the heads that look at single patches.
+        text_features: Of the text tower, for the heads that look at single words.
     """
 
     image: Tensor | None
     text: Tensor | None
     scale: Tensor
     bias: Tensor
+    image_features: Features | None = None
+    text_features: Features | None = None

@@ -1,7 +1,8 @@
 """Augmentation of whole batches on the model's device, drawn from a generator of the caller.
 
-A preset is a function ``(pixels [B, 3, H, W] float in 0..255, draw, size, strength) -> pixels [B, 3, h, w]``. Every random number comes
-from `Draw`, which is seeded by (seed, step, rank): a resumed run draws what the uninterrupted one would have drawn.
+A preset is a function ``(pixels [B, 3, H, W] float in 0..255, draw, size, strength) -> pixels [B, 3, h, w]``. Every
+random number comes from `Draw`, which is seeded by (seed, step, rank): a resumed run draws what the uninterrupted one
+would have drawn.
 Crop, flip and resize are one affine resampling, so a smaller output size (progressive resizing) costs nothing extra.
 """
 
@@ -45,6 +46,11 @@ class Draw:
     def chances(self, probability: float, count: int) -> Tensor:
         """``[B, count]`` booleans, true with that probability."""
         return (torch.rand(self.size, count, generator=self.generator) < probability).to(self.device)
+
+    def gumbel(self, count: int) -> Tensor:
+        """``[B, count]`` standard Gumbel numbers."""
+        uniform = torch.rand(self.size, count, generator=self.generator).clamp_(1e-20, 1 - 1e-7)
+        return -(-uniform.log()).log().to(self.device)
 
     def chance(self, probability: float) -> Tensor:
         """``[B]`` booleans, true with that probability."""

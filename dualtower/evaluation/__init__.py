@@ -11,6 +11,7 @@ from dualtower.evaluation.qrels import Qrels, load_qrels
 from dualtower.evaluation.ranks import Ranks, both_ways, retrieval_ranks
 from dualtower.evaluation.relevance import Relevance, self_positions
 from dualtower.evaluation.report import Report
+from dualtower.evaluation.reranked import Reranked, rerank
 from dualtower.evaluation.top import top_k
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Ranks",
     "Relevance",
     "Report",
+    "Reranked",
     "both_ways",
     "breakdown",
     "chance_levels",
@@ -33,6 +35,7 @@ __all__ = [
     "metric_names",
     "paired_test",
     "per_query",
+    "rerank",
     "retrieval_ranks",
     "self_positions",
     "summarise",

@@ -1,31 +1,18 @@
-"""What every tower is and returns, and how tokens become one vector."""
+"""What every tower is, and how tokens become one vector."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from dualtower.types import Features
+
 __all__ = ["Features", "TokenPooling", "Tower", "pool_tokens", "token_embedding"]
 
 TokenPooling = Literal["mean", "cls", "max"]
-
-
-class Features(NamedTuple):
-    """Output of a text or image tower.
-
-    Attributes:
-        pooled: One vector per row, ``[B, width]``.
-        tokens: Text tokens or picture patches, ``[B, T, token_width]``. They are views of what the tower
-            computes anyway, so they cost nothing where nobody uses them.
-        mask: True where a token is real, bool ``[B, T]``; None where all of them are.
-    """
-
-    pooled: Tensor
-    tokens: Tensor
-    mask: Tensor | None
 
 
 class Tower(nn.Module, ABC):

@@ -12,9 +12,10 @@ from dualtower.errors import ConfigError
 from dualtower.losses import LossConfig
 from dualtower.model import ModelConfig
 
-__all__ = ["DataConfig", "EvaluationConfig", "RunConfig", "TrainConfig"]
+__all__ = ["DataConfig", "EvaluationConfig", "MatchingConfig", "RunConfig", "TrainConfig"]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+ObjectiveName = Literal["contrastive", "matching"]
 
 
 @dataclass(frozen=True)
@@ -150,15 +151,38 @@ class EvaluationConfig:
     """Resamples behind the 95 % intervals."""
     batch_size: int = 256
     """Rows embedded at a time."""
+    rerank: int = 50
+    """How many of each query's best hits a re-ranker puts in order again, where the model has one."""
+
+
+@dataclass(frozen=True)
+class MatchingConfig:
+    """Which wrong partners a re-ranker learns to tell from the right one."""
+
+    negatives: int = 4
+    """Hard negatives of every text and of every picture, out of the joined batch."""
+    temperature: float = 1.0
+    """Negatives are drawn like the softmax of the towers' logits divided by this; 0 takes the hardest."""
+
+    def __post_init__(self) -> None:
+        if self.negatives < 1:
+            raise ConfigError(f"matching.negatives is {self.negatives}; it must be at least 1")
+        if self.temperature < 0:
+            raise ConfigError(f"matching.temperature is {self.temperature}; it must not be negative")
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """One complete run. A recipe returns one of these; the command line overrides its leaves."""
 
+    base: str | None = None
+    """Model folder, or user/name on the Hub, to start from; its towers replace those of `model`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveName = "contrastive"
+    """`contrastive` trains the towers; `matching` trains a re-ranker on them, which `model.reranker` describes."""
     loss: LossConfig = field(default_factory=LossConfig)
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     out: Path = Path("runs/latest")
@@ -167,6 +191,13 @@ class RunConfig:
     """Go on from the last checkpoint in the run's folder."""
     overwrite: bool = False
     """Replace the run that is already in the folder."""
+
+    def __post_init__(self) -> None:
+        if (self.objective == "matching") != (self.model.reranker is not None):
+            raise ConfigError(
+                f"objective {self.objective!r} with model.reranker = {self.model.reranker}; "
+                "objective 'matching' trains a model.reranker, and nothing else does"
+            )
 
     def smoke(self) -> RunConfig:
         """The same way in seconds: four small steps, measured and saved into a folder that the next smoke replaces."""

@@ -1,9 +1,9 @@
 """What the ranks of one training exchange, with gradients that are right by construction.
 
-Every rank gathers the same joined batch and computes the same loss, in full. A rank's own rows then get the
-joined gradient without further communication, and DistributedDataParallel's mean over ranks is undone by a
+With `gather`, every rank gathers the same joined batch and computes the same loss, in full. A rank's own rows then
+get the joined gradient without further communication, and DistributedDataParallel's mean over ranks is undone by a
 factor of the world size on the embeddings only: the gradients of the towers, of the scale and of the bias are
-those of one process on the joined batch.
+those of one process on the joined batch. `share` does the same for losses that each rank computes of its own rows.
 
 All functions are the identity where torch.distributed is not initialised, or has a single rank.
 """
@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from dualtower.errors import ConfigError
 
-__all__ = ["agree", "gather", "gather_codes", "rank", "world_size"]
+__all__ = ["agree", "gather", "gather_codes", "rank", "share", "world_size"]
 
 
 def world_size() -> int:
@@ -51,6 +51,27 @@ def gather(embeddings: Tensor) -> Tensor:
     if world_size() == 1:
         return embeddings
     joined: Tensor = _Gather.apply(embeddings)
+    return joined
+
+
+def share(values: Tensor) -> Tensor:
+    """Join rows of all ranks, in rank order, where every rank computes a loss of its own from them, with gradient.
+
+    The backward pass adds up what all ranks' losses say about this rank's rows. With a mean over the rank's own rows
+    as the loss, and the mean over ranks that DistributedDataParallel takes, gradients are those of one process.
+
+    Args:
+        values: ``[B, ...]``, of one shape on all ranks.
+
+    Returns:
+        ``[W * B, ...]``.
+
+    Raises:
+        ConfigError: The shapes differ between ranks; raised on all of them.
+    """
+    if world_size() == 1:
+        return values
+    joined: Tensor = _Share.apply(values)
     return joined
 
 
@@ -117,3 +138,18 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> Tensor:
         start = rank() * ctx.rows
         return upstream[start : start + ctx.rows] * world_size()
+
+
+class _Share(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        ctx.rows = len(values)
+        return _joined(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        total = upstream.contiguous()
+        dist.all_reduce(total)
+        start = rank() * ctx.rows
+        return total[start : start + ctx.rows]

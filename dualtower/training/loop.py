@@ -1,4 +1,4 @@
-"""The one training loop: batch -> model -> joined embeddings -> loss -> step, through Accelerate.
+"""The one training loop: batch -> objective around the model -> loss -> step, through Accelerate.
 
 The loop knows no tower and no loss by name. Whatever it draws at random is a function of (seed, step, rank), and all
 other state is in the checkpoint, so a run that is killed and resumed ends where the uninterrupted one does.
@@ -22,7 +22,6 @@ from dualtower.data.augment import Draw, augment, drop_tokens
 from dualtower.data.batches import BatchPlan, Collator, PixelCache, training_loader
 from dualtower.data.products import Products
 from dualtower.errors import ConfigError, NonFiniteLoss
-from dualtower.losses import build_loss
 from dualtower.model import DualTower
 from dualtower.training.allocator import keep_freed_memory
 from dualtower.training.budget import Budget, Clock
@@ -35,8 +34,9 @@ from dualtower.training.checkpoint import (
     write_atomically,
 )
 from dualtower.training.config import RunConfig
-from dualtower.training.distributed import agree, gather, gather_codes
+from dualtower.training.distributed import agree
 from dualtower.training.journal import Journal
+from dualtower.training.objectives import build_objective
 from dualtower.training.optim import create_optimizer, freeze_locked, set_learning_rates, set_modes
 from dualtower.training.signals import StopRequest
 from dualtower.types import Batch
@@ -116,16 +116,16 @@ class Trainer:
         self.budget = Budget.of(train, self.steps_per_epoch)
         self.validation_steps = max(1, round(train.validate_every * self.steps_per_epoch))
         self.loader = training_loader(products, self.plan, self._collator(model, products), workers=config.data.workers)
-        self.loss = build_loss(config.loss, similarity=config.model.similarity)
+        self.objective = build_objective(config, model)
 
-        freeze_locked(model, train)
+        freeze_locked(model, train, self.objective.idle)
         self.ema = ModelEmaV3(model, decay=train.ema, use_warmup=True) if train.ema else None
         if train.sync_batchnorm and accelerator.num_processes > 1:
-            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, but for a model that is one itself
         if train.compile:
             model.compile()
         self.unwrapped = model
-        self.model, self.optimizer = accelerator.prepare(model, create_optimizer(model, train))
+        self.model, self.optimizer = accelerator.prepare(self.objective, create_optimizer(model, train))
         if self.ema is not None:
             self.ema.to(accelerator.device)
         self.checkpoints = config.out / "checkpoints"
@@ -180,7 +180,7 @@ class Trainer:
     def _step(self, group: _Group, progress: float) -> None:
         train = self.config.train
         lr = set_learning_rates(self.optimizer, train, progress)
-        set_modes(self.unwrapped, train, progress)
+        set_modes(self.unwrapped, train, progress, self.objective.idle)
         size = self._picture_size(progress)
         parts, total = len(group.batches), 0.0
         for number, batch in enumerate(group.batches):
@@ -205,18 +205,14 @@ class Trainer:
     def _forward(self, batch: Batch, number: int, size: tuple[int, int]) -> torch.Tensor:
         batch = batch.to(self.accelerator.device, non_blocking=True)
         assert batch.pixels is not None
-        seeds = (self.config.train.seed, self.position.step, number, self.accelerator.process_index)
-        draw = Draw(*seeds, size=len(batch.pixels), device=batch.pixels.device)
+        device, ranks = batch.pixels.device, self.accelerator.num_processes
+        seeds = (self.config.train.seed, self.position.step, number)
+        draw = Draw(*seeds, self.accelerator.process_index, size=len(batch.pixels), device=device)
         train = self.config.train
         pixels = augment(batch.pixels, train.augmentation, draw, size=size, strength=train.augmentation_strength)
-        embeddings = self.model(replace(batch, pixels=pixels, tokens=self._tokens(batch, draw)))
-        return self.loss(
-            gather(embeddings.image),
-            gather(embeddings.text),
-            scale=embeddings.scale,
-            bias=embeddings.bias,
-            products=gather_codes(batch.products),
-        )
+        batch = replace(batch, pixels=pixels, tokens=self._tokens(batch, draw))
+        joint_draw = Draw(*seeds, ranks, size=len(batch.ids) * ranks, device=device)  # no rank has this number
+        return self.objective.loss(self.model(batch, joint_draw), batch)
 
     def _tokens(self, batch: Batch, draw: Draw) -> Mapping[str, torch.Tensor] | None:
         share, tokenizer = self.config.train.token_dropout, self.unwrapped.tokenizer

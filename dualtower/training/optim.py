@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from typing import Any
 
 import timm.optim
@@ -59,18 +60,27 @@ def create_optimizer(model: DualTower, config: TrainConfig) -> torch.optim.Optim
     )
 
 
-def freeze_locked(model: DualTower, config: TrainConfig) -> None:
-    """Take the towers that are locked for the whole run out of the graph, so that they cost no backward pass."""
-    for name, share in _locks(config).items():
-        if share >= 1:
-            model.get_submodule(name).requires_grad_(False)
+def freeze_locked(model: DualTower, config: TrainConfig, idle: Collection[str] = ()) -> None:
+    """Take what is locked for the whole run out of the graph, so that it costs no backward pass.
+
+    Args:
+        model: To be trained.
+        config: Which towers are locked.
+        idle: Parts that the objective gives no gradient.
+    """
+    frozen = {name for name, share in _locks(config).items() if share >= 1} | set(idle)
+    for name, parameter in model.named_parameters():
+        if name.split(".")[0] in frozen:
+            parameter.requires_grad_(False)
 
 
-def set_modes(model: DualTower, config: TrainConfig, progress: float) -> None:
-    """Put the model into training mode but for locked towers: dropout and batch statistics must not move those."""
+def set_modes(model: DualTower, config: TrainConfig, progress: float, idle: Collection[str] = ()) -> None:
+    """Put the model into training mode but for what is locked: dropout and batch statistics must not move that."""
     model.train()
-    for name in _locked(config, progress):
-        model.get_submodule(name).eval()
+    resting = _locked(config, progress) | set(idle)
+    for name, part in model.named_children():
+        if name in resting:
+            part.eval()
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, config: TrainConfig, progress: float) -> float:

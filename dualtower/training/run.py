@@ -14,14 +14,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
-from dualtower.config import to_dict
+from dualtower.config import differences, to_dict
 from dualtower.data.cards import DataCard, load_card
 from dualtower.data.products import Products, load_products
 from dualtower.data.text import load_tokenizer, train_tokenizer
 from dualtower.errors import ConfigError, MissingExtra
-from dualtower.evaluation import evaluate, load_qrels, write_report
+from dualtower.evaluation import Reranked, evaluate, load_qrels, rerank, write_report
 from dualtower.folder import write_text_atomically
-from dualtower.model import DualTower
+from dualtower.model import DualTower, ModelConfig
 from dualtower.model_card import ModelCard
 from dualtower.training.config import RunConfig, TrainConfig
 from dualtower.training.journal import read_history
@@ -144,7 +144,13 @@ def _load(card: DataCard, split: str, config: RunConfig) -> Products:
 
 
 def _build_model(config: RunConfig, train: Products) -> DualTower:
-    """The model with fresh weights; a text tower from scratch gets a vocabulary trained on the catalogue."""
+    """The base's towers under the heads that the config asks for, or a model with fresh weights.
+
+    A text tower from scratch gets a vocabulary trained on the catalogue.
+    """
+    torch.manual_seed(config.train.seed)
+    if config.base is not None:
+        return _based(config, config.base)
     text = config.model.text
     saved = config.out / "tokenizer"
     if text.pretrained:
@@ -155,6 +161,17 @@ def _build_model(config: RunConfig, train: Products) -> DualTower:
         tokenizer = train_tokenizer((t for texts in train.texts for t in texts), vocab_size=text.vocab_size)
     torch.manual_seed(config.train.seed)
     return DualTower.create(config.model, tokenizer)
+
+
+def _based(config: RunConfig, base: str) -> DualTower:
+    reranker = config.model.reranker
+    given = differences(config.model, ModelConfig(reranker=reranker))
+    if given:
+        raise ConfigError(
+            f"with base = {base!r} the towers are the base's, but model sets others ({'; '.join(given[:3])}); "
+            "leave them out, or leave out --base"
+        )
+    return DualTower.from_pretrained(base).with_heads(reranker=reranker)
 
 
 def _log_start(config: RunConfig, train: Products, model: DualTower, accelerator: Accelerator) -> None:
@@ -172,12 +189,15 @@ def _log_start(config: RunConfig, train: Products, model: DualTower, accelerator
 
 
 def _validation_figures(model: DualTower, products: Products, batch_size: int) -> dict[str, float]:
-    """recall@10 of both directions; their mean is the score that picks the best checkpoint."""
+    """What picks the best checkpoint: the mean recall@10 of both directions, or what a re-ranker makes of the MRR."""
     result = evaluate(model, products, ks=(10,), bootstrap=0, batch_size=batch_size)
-    figures = {
-        direction: result.report.metrics[direction]["recall@10"].value
-        for direction in ("text_to_image", "image_to_text")
-    }
+    metrics = result.report.metrics
+    if model.reranker is not None:
+        top = min(20, len(result.directions["text_to_image"].gallery.rows))
+        again = rerank(model, result, top=top, directions=["text_to_image"], bootstrap=0)
+        before, after = (m["text_to_image"]["mrr"].value for m in (metrics, again.report.metrics))
+        return {"score": after, "text_to_image/mrr": before, "text_to_image/mrr_reranked": after}
+    figures = {direction: metrics[direction]["recall@10"].value for direction in ("text_to_image", "image_to_text")}
     return {"score": sum(figures.values()) / 2, **{f"{k}/recall@10": v for k, v in figures.items()}}
 
 
@@ -185,8 +205,10 @@ def _measure_and_save(outcome: Outcome, card: DataCard, config: RunConfig, skipp
     settings = config.evaluation
     split = "all" if settings.qrels else settings.split
     gallery = _load(card, split, config)
+    model = outcome.model
+    model.seal()
     result = evaluate(
-        outcome.model,
+        model,
         gallery,
         queries=load_qrels(settings.qrels) if settings.qrels else None,
         ks=settings.ks,
@@ -195,8 +217,12 @@ def _measure_and_save(outcome: Outcome, card: DataCard, config: RunConfig, skipp
         breakdown=settings.breakdown,
         progress=True,
     )
-    outcome.model.save_pretrained(config.out / "model", card=ModelCard.of_run(config, result.report))
+    again: Reranked | None = None
+    if model.reranker is not None:
+        top = min(settings.rerank, *(len(d.gallery.rows) for d in result.directions.values()))
+        again = rerank(model, result, top=top, bootstrap=settings.bootstrap, progress=True)
+    model.save_pretrained(config.out / "model", card=ModelCard.of_run(config, result.report))
     history = read_history(config.out / "history.jsonl")
-    write_report(config.out, result, history=history, skipped=skipped + gallery.skipped)
-    result.report.save(config.out)
-    logger.info("\n%s\nmodel: %s\nreport: %s", result.report.table(), config.out / "model", config.out / "report.md")
+    write_report(config.out, result, reranked=again, history=history, skipped=skipped + gallery.skipped)
+    tables = "\n\n".join([result.report.table(), *([again.table()] if again else [])])
+    logger.info("\n%s\nmodel: %s\nreport: %s", tables, config.out / "model", config.out / "report.md")

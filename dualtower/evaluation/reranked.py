@@ -1,0 +1,172 @@
+"""What a re-ranker gains: the same queries with the best N hits of each put in order again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from dualtower.errors import ConfigError
+from dualtower.evaluation.bootstrap import Difference, intervals, paired_test
+from dualtower.evaluation.measure import Direction, Evaluation
+from dualtower.evaluation.metrics import per_query
+from dualtower.evaluation.ranks import Ranks
+from dualtower.evaluation.report import TITLES, Report, format_interval, markdown_table
+from dualtower.evaluation.top import top_k
+from dualtower.model import DualTower
+from dualtower.reranking import score_pairs
+
+__all__ = ["Reranked", "rerank"]
+
+
+@dataclass(frozen=True, eq=False)
+class Reranked:
+    """Figures after re-ranking, beside those before.
+
+    Attributes:
+        top: Hits of each query that were put in order again.
+        report: Figures after it.
+        directions: The ways of searching after it.
+        gain: Direction -> metric -> mean of after - before, with its interval.
+        milliseconds: Direction -> time that it added to a query, towers' tokens of the candidates included.
+    """
+
+    top: int
+    report: Report
+    directions: Mapping[str, Direction]
+    gain: Mapping[str, Mapping[str, Difference]]
+    milliseconds: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: the report's, ``gain`` like a direction's metrics, and ``milliseconds_per_query``."""
+        gain = {
+            name: {metric: {"value": d.value, "low": d.low, "high": d.high, "p": d.p_value} for metric, d in of.items()}
+            for name, of in self.gain.items()
+        }
+        return {
+            **self.report.to_dict(),
+            "top": self.top,
+            "gain": gain,
+            "milliseconds_per_query": dict(self.milliseconds),
+        }
+
+    def table(self) -> str:
+        """Markdown: figures after re-ranking and the paired gain, both directions."""
+        header, rows = ["metric"], []
+        for name in self.gain:
+            header += [f"{TITLES[name]}, best {self.top} re-ranked", "gain"]
+        for metric in next(iter(self.gain.values())):
+            row = [metric]
+            for name, gain in self.gain.items():
+                row += [
+                    format_interval(metric, self.report.metrics[name][metric]),
+                    f"{gain[metric].value:+.3f} [{gain[metric].low:+.3f}, {gain[metric].high:+.3f}]",
+                ]
+            rows.append(row)
+        added = ", ".join(f"{TITLES[name]} {ms:.1f} ms" for name, ms in self.milliseconds.items())
+        return f"{markdown_table(header, rows)}\n\nadded per query, candidates' tokens included: {added}"
+
+
+def rerank(
+    model: DualTower,
+    result: Evaluation,
+    *,
+    top: int = 50,
+    directions: Sequence[str] = ("text_to_image", "image_to_text"),
+    bootstrap: int = 1000,
+    seed: int = 0,
+    progress: bool = False,
+) -> Reranked:
+    """Put the best `top` hits of each query in order again and measure the gain.
+
+    Hits below keep their ranks, so no relevant item can enter from there. Items of equal score still tie.
+
+    Args:
+        model: With a re-ranker.
+        result: Of `evaluate`, for this very model.
+        top: Hits per query.
+        directions: Which ways of searching.
+        bootstrap: Resamples behind the 95 % intervals.
+        seed: Of the resamples.
+        progress: Show progress bars.
+
+    Raises:
+        ConfigError: The model has no re-ranker, or `top` is more than the gallery holds.
+        ModelFolderError: The re-ranker was trained with other towers.
+    """
+    model.checked_reranker()
+    ks = _cut_offs(result)
+    reranked, gain, milliseconds = {}, {}, {}
+    for name in directions:
+        before = result.directions[name]
+        if not 1 <= top <= len(before.gallery.rows):
+            raise ConfigError(
+                f"{name}: cannot re-rank the best {top} of a gallery of {len(before.gallery.rows)}; "
+                f"choose 1 to {len(before.gallery.rows)}"
+            )
+        began = time.perf_counter()
+        positions, scores = _best(model, result, before, top=top, progress=progress)
+        milliseconds[name] = 1000 * (time.perf_counter() - began) / len(before.ranks.judged)
+        ranks = _reranked(before.ranks, positions, scores)
+        after = replace(before, ranks=ranks, per_query=per_query(ranks, ks=ks))
+        reranked[name] = after
+        gain[name] = {
+            metric: paired_test(before.per_query[metric], after.per_query[metric], groups=before.groups, seed=seed)
+            for metric in after.per_query
+        }
+    report = Report(
+        metrics={
+            name: intervals(d.per_query, groups=d.groups, bootstrap=bootstrap, seed=seed)
+            for name, d in reranked.items()
+        },
+        chance={name: result.report.chance[name] for name in reranked},
+        protocol={**result.report.protocol, "reranked": top},
+    )
+    return Reranked(top, report, reranked, gain, milliseconds)
+
+
+def _cut_offs(result: Evaluation) -> list[int]:
+    names = next(iter(result.directions.values())).per_query
+    return [int(name.removeprefix("recall@")) for name in names if name.startswith("recall@")]
+
+
+def _best(
+    model: DualTower, result: Evaluation, direction: Direction, *, top: int, progress: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the best hits of each judged query, and their new scores: ``[Q_judged, top]``."""
+    judged, queries, gallery = direction.ranks.judged, direction.queries, direction.gallery
+    positions, similarity = top_k(
+        queries.embeddings[judged], gallery.embeddings, k=top, similarity=direction.similarity
+    )
+    rows, columns = np.repeat(judged, top), positions.flatten()
+    pictures = result.products.pictures
+    if queries.texts is not None:
+        pairs = np.stack([rows, columns], axis=1)
+        corrections = score_pairs(model, queries.texts, pictures.select(gallery.rows), pairs, progress=progress)
+    else:
+        assert gallery.texts is not None
+        pairs = np.stack([columns, rows], axis=1)
+        corrections = score_pairs(model, gallery.texts, pictures.select(queries.rows), pairs, progress=progress)
+    return positions, model.scale * similarity + corrections.reshape(positions.shape)
+
+
+def _reranked(ranks: Ranks, positions: np.ndarray, scores: np.ndarray) -> Ranks:
+    """Ranks of the relevant items when the items at `positions` ``[Q_judged, N]`` compete by new `scores`."""
+    top = positions.shape[1]
+    line = np.full(len(ranks), -1)
+    line[ranks.judged] = np.arange(len(ranks.judged))
+    above, tied = ranks.above.copy(), ranks.tied.copy()
+    for entry, (query, item) in enumerate(zip(line[ranks.queries], ranks.items, strict=True)):
+        (place,) = np.nonzero(positions[query] == item)
+        if len(place):
+            score = scores[query, place[0]]
+            above[entry] = (scores[query] > score).sum()
+            tied[entry] = (scores[query] == score).sum() - 1
+        else:  # of a group of ties that straddles the border, only those below it still tie
+            last = above[entry] + tied[entry]
+            above[entry] = max(above[entry], top)
+            tied[entry] = last - above[entry]
+    return replace(ranks, above=above, tied=tied)

@@ -1,0 +1,111 @@
+"""The re-ranker over many pairs, in bounded memory: towers see every text and picture of a block once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from dualtower.data.images import open_image, to_pixels
+from dualtower.encoding import evaluation_mode
+from dualtower.fusion.reranker import TokenStates
+from dualtower.types import Batch
+
+if TYPE_CHECKING:
+    from dualtower.model import DualTower
+
+__all__ = ["score_pairs"]
+
+
+def score_pairs(
+    model: DualTower,
+    texts: Sequence[str],
+    images: Sequence[Any],
+    pairs: np.ndarray,
+    *,
+    block: tuple[int, int] = (2048, 1024),
+    at_once: int = 2048,
+    progress: bool = False,
+) -> np.ndarray:
+    """The re-ranker's corrections for chosen pairs.
+
+    Pairs are visited texts first, pictures within, so that only the tokens of one block of texts and of one block of
+    pictures are held. A picture is decoded and embedded once per block of texts that asks for it.
+
+    Args:
+        model: With a re-ranker.
+        texts: T texts.
+        images: I pictures, as `DualTower.encode_image` takes them.
+        pairs: Text and picture of each pair, int ``[P, 2]``.
+        block: Texts and pictures whose tokens are held at a time; it has no influence on the result.
+        at_once: Pairs per pass of the re-ranker.
+        progress: Show a progress bar.
+
+    Returns:
+        float32 ``[P]``, to be added to ``scale * similarity``.
+
+    Raises:
+        ConfigError: The model has no re-ranker.
+        ModelFolderError: It was trained with other towers.
+        BrokenImage: A picture cannot be decoded.
+    """
+    from tqdm import tqdm
+
+    reranker = model.checked_reranker()
+    scores = np.empty(len(pairs), np.float32)
+    with evaluation_mode(model), tqdm(total=len(pairs), disable=not progress, unit="pair") as bar:
+        for of_texts in _blocks(pairs[:, 0], block[0]):
+            read, text_of = np.unique(pairs[of_texts, 0], return_inverse=True)
+            text_states = _text_states(model, [texts[i] for i in read])
+            for of_images in _blocks(pairs[of_texts, 1], block[1]):
+                seen, image_of = np.unique(pairs[of_texts[of_images], 1], return_inverse=True)
+                image_states = _image_states(model, [(int(i), images[i]) for i in seen])
+                for start in range(0, len(of_images), at_once):
+                    some = slice(start, start + at_once)
+                    text = text_states.take(torch.from_numpy(text_of[of_images[some]]).to(model.device))
+                    image = image_states.take(torch.from_numpy(image_of[some]).to(model.device))
+                    scores[of_texts[of_images[some]]] = reranker(text, image).float().cpu().numpy()
+                bar.update(len(of_images))
+    return scores
+
+
+def _blocks(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """Places of pairs, in blocks that ask for at most `size` different rows each, rows ascending."""
+    different, number = np.unique(rows, return_inverse=True)
+    order = np.argsort(number, kind="stable")
+    ends = np.searchsorted(number[order], np.arange(size, len(different), size))
+    return np.split(order, ends)
+
+
+def _text_states(model: DualTower, texts: Sequence[str], batch_size: int = 256) -> TokenStates:
+    assert model.reranker is not None
+    collator, parts = model.collator(), []
+    for start in range(0, len(texts), batch_size):
+        some = texts[start : start + batch_size]
+        features = model(_batch(len(some), tokens=collator.tokens(some)).to(model.device)).text_features
+        parts.append(model.reranker.text_states(features))
+    longest = max(part.tokens.shape[1] for part in parts)
+    padding = [longest - part.tokens.shape[1] for part in parts]
+    pad = torch.nn.functional.pad
+    return TokenStates(
+        torch.cat([pad(part.tokens, (0, 0, 0, p)) for part, p in zip(parts, padding, strict=True)]),
+        torch.cat([pad(part.mask, (0, p)) for part, p in zip(parts, padding, strict=True) if part.mask is not None]),
+    )
+
+
+def _image_states(model: DualTower, images: Sequence[tuple[int, Any]], batch_size: int = 256) -> TokenStates:
+    assert model.reranker is not None
+    settings, parts = model.config.image_settings, []
+    for start in range(0, len(images), batch_size):
+        some = images[start : start + batch_size]
+        opened = (open_image(picture, where="rerank", row=row) for row, picture in some)
+        pixels = torch.from_numpy(np.stack([to_pixels(picture, settings) for picture in opened]))
+        features = model(_batch(len(some), pixels=pixels).to(model.device)).image_features
+        parts.append(model.reranker.image_states(features).tokens)
+    return TokenStates(torch.cat(parts), None)
+
+
+def _batch(size: int, **sides: Any) -> Batch:
+    return Batch(ids=tuple(map(str, range(size))), products=torch.arange(size), **sides)
