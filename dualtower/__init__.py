@@ -14,10 +14,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dualtower.data.attributes import AttributesConfig as AttributesConfig
     from dualtower.data.cards import load_card as load_card
     from dualtower.data.images import ImageSettings as ImageSettings
     from dualtower.data.products import load_products as load_products
     from dualtower.evaluation.measure import evaluate as evaluate
+    from dualtower.fusion import FusionConfig as FusionConfig
     from dualtower.fusion import RerankerConfig as RerankerConfig
     from dualtower.launcher import launch as launch
     from dualtower.losses import LossConfig as LossConfig
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from dualtower.training.config import EvaluationConfig as EvaluationConfig
     from dualtower.training.config import MatchingConfig as MatchingConfig
     from dualtower.training.config import RunConfig as RunConfig
+    from dualtower.training.config import TaskConfig as TaskConfig
     from dualtower.training.config import TrainConfig as TrainConfig
     from dualtower.training.run import run as run
     from dualtower.types import Batch as Batch
@@ -39,11 +42,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AttributesConfig": "data.attributes",
     "Batch": "types",
     "DataConfig": "training.config",
     "DualTower": "model",
     "Embeddings": "types",
     "EvaluationConfig": "training.config",
+    "FusionConfig": "fusion",
     "ImageSettings": "data.images",
     "ImageTowerConfig": "towers",
     "LossConfig": "losses",
@@ -53,6 +58,7 @@ _HOMES = {
     "Product": "types",
     "RerankerConfig": "fusion",
     "RunConfig": "training.config",
+    "TaskConfig": "training.config",
     "TextTowerConfig": "towers",
     "TrainConfig": "training.config",
     "evaluate": "evaluation",
@@ -63,11 +69,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "AttributesConfig",
     "Batch",
     "DataConfig",
     "DualTower",
     "Embeddings",
     "EvaluationConfig",
+    "FusionConfig",
     "ImageSettings",
     "ImageTowerConfig",
     "LossConfig",
@@ -77,6 +85,7 @@ __all__ = [
     "Product",
     "RerankerConfig",
     "RunConfig",
+    "TaskConfig",
     "TextTowerConfig",
     "TrainConfig",
     "__version__",

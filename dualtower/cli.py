@@ -12,12 +12,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import OmitSubcommandPrefixes, Positional, arg, subcommand
 
-from dualtower.errors import DualTowerError, SourceError
+from dualtower.errors import ConfigError, DualTowerError, SourceError
+
+if TYPE_CHECKING:
+    from dualtower.data.products import Products
+    from dualtower.model import DualTower
 
 __all__ = ["main"]
 
@@ -51,6 +55,10 @@ class Evaluate:
     """Cut-offs."""
     breakdown: tuple[str, ...] = ()
     """Attributes to break the figures down by."""
+    task: Literal["text-image", "product-to-product"] = "text-image"
+    """`product-to-product` compares ways to find similar products: title, picture, their average, fused."""
+    relevance: tuple[str, ...] = ()
+    """With product-to-product: attributes whose values similar products share; none is the same product."""
     rerank: int | None = None
     """Put the best N hits of each query in order again with the model's re-ranker, and report the gain."""
     json: Path | None = None
@@ -69,6 +77,8 @@ class Evaluate:
         from dualtower.folder import write_text_atomically
         from dualtower.model import DualTower
 
+        if self.task == "product-to-product" and (self.qrels or self.rerank is not None):
+            raise ConfigError("--task product-to-product takes neither --qrels nor --rerank")
         model = DualTower.from_pretrained(self.model)
         products = load_products(
             load_card(self.data.card),
@@ -76,6 +86,9 @@ class Evaluate:
             source=self.data.source,
             on_error=self.data.on_error,
         )
+        if self.task == "product-to-product":
+            self._report_similar(model, products)
+            return
         result = evaluate(
             model,
             products,
@@ -98,7 +111,25 @@ class Evaluate:
             figures = result.report.to_dict() | ({"reranked": again.to_dict()} if again else {})
             write_text_atomically(self.json, json.dumps(figures, indent=2))
         if self.report:
-            write_report(self.report, result, reranked=again, skipped=products.skipped)
+            sections = [again.section()] if again else []
+            write_report(self.report, result, sections=sections, skipped=products.skipped)
+
+    def _report_similar(self, model: DualTower, products: Products) -> None:
+        from dualtower.evaluation import similar_products
+        from dualtower.folder import write_text_atomically
+
+        similar = similar_products(
+            model,
+            products,
+            relevance=[name for given in self.relevance for name in given.split(",")],
+            ks=self.ks,
+            bootstrap=self.bootstrap,
+            batch_size=self.batch_size,
+            progress=True,
+        )
+        print(similar.table())
+        if self.json:
+            write_text_atomically(self.json, json.dumps(similar.to_dict(), indent=2))
 
 
 @dataclass(frozen=True)

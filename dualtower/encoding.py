@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from dualtower.data.attributes import attribute_values
 from dualtower.data.images import open_image, to_pixels
 from dualtower.errors import ConfigError, DataError
 from dualtower.types import Batch
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from dualtower.model import DualTower
 
-__all__ = ["compose", "encode_image", "encode_text", "evaluation_mode"]
+__all__ = ["compose", "encode_image", "encode_product", "encode_text", "evaluation_mode"]
 
 
 def encode_text(model: DualTower, texts: Sequence[str], *, batch_size: int, progress: bool, bf16: bool) -> np.ndarray:
@@ -61,6 +62,52 @@ def encode_image(
 
     order = np.arange(len(images))
     return _encode(model, embed, order, batch_size=batch_size, progress=progress, bf16=bf16, unit="image")
+
+
+def encode_product(
+    model: DualTower,
+    *,
+    text: Sequence[str | None] | None,
+    image: Sequence[Any] | None,
+    attributes: Sequence[Mapping[str, Any]] | None,
+    batch_size: int,
+    progress: bool,
+) -> np.ndarray:
+    """See `DualTower.encode_product`."""
+    if model.fusion is None:
+        raise ConfigError("this model has no fusion; recipes/train_product_fusion.py --base MODEL trains one")
+    lengths = {len(side) for side in (text, image, attributes) if side is not None}
+    if len(lengths) != 1:
+        raise DataError(f"encode_product: text, image and attributes must be of one length, not {sorted(lengths)}")
+    size = lengths.pop()
+    texts, images = list(text or [None] * size), list(image or [None] * size)
+    present = np.array([[i is not None, bool(t and t.strip())] for i, t in zip(images, texts, strict=True)], bool)
+    if not present.any(1).all():
+        row = int(np.flatnonzero(~present.any(1))[0])
+        raise DataError(f"encode_product: product {row} has neither title nor picture; leave it out")
+    collator, settings = model.collator(), model.config.image_settings
+
+    def pixels_of(picture: Any, row: int) -> np.ndarray:
+        return to_pixels(open_image(picture, where="encode_product", row=row), settings)
+
+    def embed(rows: np.ndarray) -> torch.Tensor | None:
+        sides: dict[str, Any] = {"present": torch.from_numpy(present[rows])}
+        if image is not None:  # of a row without a side something stands there, and is never read
+            blank = np.zeros((3, settings.height, settings.width), np.uint8)
+            sides["pixels"] = torch.from_numpy(
+                np.stack([blank if images[i] is None else pixels_of(images[i], int(i)) for i in rows])
+            )
+        if text is not None:
+            sides["tokens"] = collator.tokens([texts[i] or "-" for i in rows])
+        if collator.attributes:
+            sides["attributes"] = attribute_values(
+                collator.attributes, [attributes[i] if attributes else {} for i in rows]
+            )
+        batch = _batch(len(rows), **sides).to(model.device)
+        return model.fuse(model(batch), batch)[0]
+
+    order = np.arange(size)
+    return _encode(model, embed, order, batch_size=batch_size, progress=progress, bf16=False, unit="product")
 
 
 def compose(model: DualTower, terms: Sequence[tuple[Any, float]]) -> np.ndarray:

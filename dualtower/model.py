@@ -21,7 +21,7 @@ from dualtower.data.batches import Collator
 from dualtower.data.images import ImageSettings
 from dualtower.errors import ConfigError, ModelFolderError
 from dualtower.folder import FolderParts, load_weights, read_folder, write_folder
-from dualtower.fusion import Reranker, RerankerConfig
+from dualtower.fusion import FusionConfig, ProductFusion, Reranker, RerankerConfig
 from dualtower.hub import find_folder, push_folder
 from dualtower.losses.similarity import Similarity, similarities
 from dualtower.towers import (
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DualTower", "ModelConfig"]
 
-HEADS = ("reranker",)  # parts of config and model that stand on the towers
+HEADS = ("reranker", "fusion")  # parts of config and model that stand on the towers
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ class ModelConfig:
     """What is added to the logits at the start (SigLIP: -10); learned. None is no bias."""
     reranker: RerankerConfig | None = None
     """A cross-attention head that scores single pairs; None is none."""
+    fusion: FusionConfig | None = None
+    """A head that makes one vector of a product's title, picture and attributes; None is none."""
 
     def __post_init__(self) -> None:
         if self.embed_dim < 1:
@@ -123,6 +125,14 @@ class DualTower(nn.Module):
                 text_width=self.text_tower.token_width,
                 image_width=self.image_tower.token_width,
                 max_length=config.text.max_length,
+            )
+        self.fusion: ProductFusion | None = None
+        if config.fusion is not None:
+            self.fusion = ProductFusion(
+                config.fusion,
+                text=(self.text_tower.width, self.text_tower.token_width),
+                image=(self.image_tower.width, self.image_tower.token_width),
+                embed_dim=config.embed_dim,
             )
         self._readme: tuple[str, str] | None = None  # fingerprint and model card that came with the weights
 
@@ -193,7 +203,24 @@ class DualTower(nn.Module):
 
     def collator(self) -> Collator:
         """The collator that makes this model's batches: the same in training, evaluation and serving."""
-        return Collator(self.tokenizer, self.config.image_settings, self.config.text.max_length)
+        return Collator(
+            self.tokenizer,
+            self.config.image_settings,
+            self.config.text.max_length,
+            attributes=self.config.fusion.attributes if self.config.fusion else None,
+            classes=self.config.fusion.tasks if self.config.fusion else {},
+        )
+
+    def fuse(self, embeddings: Embeddings, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Make one vector of each product: ``[B, D]`` of unit length, and the logits of the tasks that heads predict.
+
+        Raises:
+            ConfigError: The model has no fusion, or it reads attributes and the batch has none.
+        """
+        if self.fusion is None:
+            raise ConfigError("this model has no fusion; recipes/train_product_fusion.py --base MODEL trains one")
+        fused: tuple[Tensor, dict[str, Tensor]] = self.fusion(embeddings, batch.present, batch.attributes)
+        return fused
 
     def encode_text(
         self, texts: Sequence[str], *, batch_size: int = 256, progress: bool = False, bf16: bool = False
@@ -236,6 +263,39 @@ class DualTower(nn.Module):
 
         return encode_image(self, images, batch_size=batch_size, progress=progress, bf16=bf16)
 
+    def encode_product(
+        self,
+        *,
+        text: Sequence[str | None] | None = None,
+        image: Sequence[Image.Image | str | Path | bytes | None] | None = None,
+        attributes: Sequence[Mapping[str, Any]] | None = None,
+        batch_size: int = 256,
+        progress: bool = False,
+    ) -> np.ndarray:
+        """Embed whole products into one vector each; a product may lack its title or its picture.
+
+        Args:
+            text: Titles, None where there is none.
+            image: Pictures: PIL images, paths or encoded bytes, None where there is none.
+            attributes: Attribute -> value of each product. Names that the model does not read are passed over; what is
+                missing, or was never seen in training, counts as unknown.
+            batch_size: Products per forward pass.
+            progress: Show a progress bar.
+
+        Returns:
+            float32 ``[N, D]`` of unit length.
+
+        Raises:
+            ConfigError: The model has no fusion.
+            DataError: Lengths differ, a product has neither title nor picture, or a quantity is no number.
+            BrokenImage: A picture is missing or cannot be decoded.
+        """
+        from dualtower.encoding import encode_product
+
+        return encode_product(
+            self, text=text, image=image, attributes=attributes, batch_size=batch_size, progress=progress
+        )
+
     def compose(self, terms: Sequence[tuple[str | Image.Image | Path | bytes, float]]) -> np.ndarray:
         """Blend texts and pictures into one query; negative weights lead away from a term.
 
@@ -271,15 +331,16 @@ class DualTower(nn.Module):
     def towers_fingerprint(self) -> str:
         """The fingerprint that this model would have without heads that stand on its towers."""
         weights = {n: w for n, w in self.state_dict().items() if n.split(".")[0] not in HEADS}
-        return _digest(replace(self.config, reranker=None), weights)
+        return _digest(replace(self.config, reranker=None, fusion=None), weights)
 
-    def with_heads(self, *, reranker: RerankerConfig | None = None) -> DualTower:
+    def with_heads(self, *, reranker: RerankerConfig | None = None, fusion: FusionConfig | None = None) -> DualTower:
         """The same towers, with their weights, under fresh heads.
 
         Args:
             reranker: A cross-attention head that scores single pairs.
+            fusion: A head that makes one vector of a whole product.
         """
-        model = DualTower(replace(self.config, reranker=reranker), self.tokenizer)
+        model = DualTower(replace(self.config, reranker=reranker, fusion=fusion), self.tokenizer)
         own = {n: w for n, w in self.state_dict().items() if n.split(".")[0] not in HEADS}
         model.load_state_dict(model.state_dict() | own)
         return model

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Embeddings", "Features", "Product", "product_code"]
+__all__ = ["AttributeValues", "Batch", "Embeddings", "Features", "Product", "product_code"]
 
 
 def product_code(product_id: str) -> int:
@@ -43,6 +43,18 @@ class Product:
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
+class AttributeValues(NamedTuple):
+    """Attributes of a batch as a model reads them.
+
+    Attributes:
+        codes: Categories, int64 ``[B, C]``; 0 is missing or unknown.
+        numbers: Quantities, normalised, float32 ``[B, Q]``; NaN is missing.
+    """
+
+    codes: Tensor
+    numbers: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """What the model sees. Either side may be absent.
@@ -52,18 +64,35 @@ class Batch:
         products: Product codes, int64 ``[B]`` (see `product_code`).
         pixels: RGB pictures ``[B, 3, H, W]``, uint8 or, after augmentation, float32 in 0..255; the tower normalises.
         tokens: ``input_ids`` and ``attention_mask``, int64 ``[B, L]``, padded to the longest text of the batch.
+        attributes: Of the products, where the model reads them.
+        labels: Classes that heads learn, int64 ``[B, H]``; -1 is unknown.
+        present: Which rows have a picture and which a text, bool ``[B, 2]``; None where all have both. What stands in
+            `pixels` and `tokens` of a row without it is never read.
     """
 
     ids: tuple[str, ...]
     products: Tensor
     pixels: Tensor | None = None
     tokens: Mapping[str, Tensor] | None = None
+    attributes: AttributeValues | None = None
+    labels: Tensor | None = None
+    present: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch with its tensors on `device`."""
-        tokens = self.tokens and {k: v.to(device, non_blocking=non_blocking) for k, v in self.tokens.items()}
-        pixels = self.pixels if self.pixels is None else self.pixels.to(device, non_blocking=non_blocking)
-        return replace(self, products=self.products.to(device), pixels=pixels, tokens=tokens)
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+
+        return replace(
+            self,
+            products=self.products.to(device),
+            pixels=moved(self.pixels),
+            tokens=self.tokens and {k: v.to(device, non_blocking=non_blocking) for k, v in self.tokens.items()},
+            attributes=self.attributes and AttributeValues(*(v.to(device) for v in self.attributes)),
+            labels=moved(self.labels),
+            present=moved(self.present),
+        )
 
 
 class Features(NamedTuple):

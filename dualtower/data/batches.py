@@ -7,14 +7,15 @@ batch number n of epoch e holds. That is what makes a killed and resumed run equ
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dualtower.data.attributes import AttributesConfig, attribute_values, class_labels, fit_classes
 from dualtower.data.images import ImageSettings, open_image, to_pixels
 from dualtower.data.products import Products
 from dualtower.errors import BrokenImage, ConfigError
@@ -34,12 +35,16 @@ class Collator:
         image_settings: Size and resize rule of the pictures, or None for batches without pictures.
         max_length: Texts are cut to this many tokens; a batch is padded to its own longest text.
         cache: Decoded pictures to read instead of decoding again, or None.
+        attributes: Attributes that the model reads, or None.
+        classes: Attribute -> classes that heads learn to tell apart.
     """
 
     tokenizer: Any | None
     image_settings: ImageSettings | None
     max_length: int = 64
     cache: PixelCache | None = None
+    attributes: AttributesConfig | None = None
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __call__(self, products: Sequence[Product]) -> Batch:
         """Collate; of a product with several captions the first one is taken.
@@ -47,11 +52,14 @@ class Collator:
         Raises:
             BrokenImage: A picture cannot be decoded; names the row.
         """
+        rows = [p.attributes for p in products]
         return Batch(
             ids=tuple(p.id for p in products),
             products=torch.tensor([product_code(p.product_id) for p in products], dtype=torch.int64),
             pixels=self.pixels(products) if self.image_settings else None,
             tokens=self.tokens([p.texts[0] for p in products]) if self.tokenizer is not None else None,
+            attributes=attribute_values(self.attributes, rows) if self.attributes else None,
+            labels=class_labels(self.classes, rows) if self.classes else None,
         )
 
     def pixels(self, products: Sequence[Product]) -> torch.Tensor:
@@ -119,6 +127,7 @@ class BatchPlan(Sampler[list[tuple[int, int]]]):
         batch_size: Rows per rank.
         sampling: ``rows`` or ``distinct``.
         seed: Seed of the order.
+        balance: Attribute whose classes are drawn equally often, with repetition; rows without a value take no part.
         rank: This process.
         world_size: Number of processes; together they see ``batch_size * world_size`` rows per step.
 
@@ -134,6 +143,7 @@ class BatchPlan(Sampler[list[tuple[int, int]]]):
         *,
         batch_size: int,
         sampling: Sampling = "rows",
+        balance: str | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -142,6 +152,7 @@ class BatchPlan(Sampler[list[tuple[int, int]]]):
         self.batch_size, self.sampling, self.seed = batch_size, sampling, seed
         self.rank, self.joined = rank, batch_size * world_size
         self.epoch, self.start = 0, 0
+        self.chances = None if balance is None else _balanced(products, balance, sampling)
         counts = np.unique(self.codes, return_counts=True)[1]
         self.batches = len(self.codes) // self.joined
         if sampling == "distinct":  # capping large products leaves fewer rows, which may fill fewer batches
@@ -172,7 +183,11 @@ class BatchPlan(Sampler[list[tuple[int, int]]]):
             yield list(zip(rows.tolist(), drawn.tolist(), strict=True))
 
     def _shuffle(self, rng: np.random.Generator) -> np.ndarray:
-        rows = rng.permutation(len(self.codes))[: self.batches * self.joined]
+        size = self.batches * self.joined
+        if self.chances is not None:
+            rows = rng.choice(len(self.codes), size, p=self.chances)
+        else:
+            rows = rng.permutation(len(self.codes))[:size]
         return rows.reshape(self.batches, self.joined)
 
     def _deal(self, rng: np.random.Generator) -> np.ndarray:
@@ -185,6 +200,16 @@ class BatchPlan(Sampler[list[tuple[int, int]]]):
         kept = shuffled[order][nth_of_product < self.batches][: self.batches * self.joined]
         table = kept.reshape(self.joined, self.batches).T  # row k goes to batch k mod batches
         return rng.permuted(rng.permutation(table), axis=1)
+
+
+def _balanced(products: Products, attribute: str, sampling: Sampling) -> np.ndarray:
+    """Chance of each row, float64 ``[N]``, such that every class of the attribute is as likely as any other."""
+    if sampling == "distinct":
+        raise ConfigError("train.balance repeats rows, which train.sampling 'distinct' forbids; choose one of them")
+    classes = fit_classes([attribute], products.attributes)
+    labels = class_labels(classes, [{attribute: value} for value in products.attributes[attribute]])[:, 0].numpy()
+    counts = np.bincount(labels[labels >= 0], minlength=len(classes[attribute]))
+    return np.where(labels >= 0, 1 / (len(counts) * counts[labels]), 0.0)
 
 
 class _CaptionedRows(Dataset[Product]):

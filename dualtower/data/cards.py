@@ -93,6 +93,7 @@ class Columns:
         product_id: Column that is equal for rows of one product, or ``normalised_text``: equal (first) texts
             are one product. None: every row is a product of its own.
         attributes: Further columns to keep.
+        numeric: Those of them that are quantities, such as a price; the others are categories.
     """
 
     text: str | list[str]
@@ -100,6 +101,11 @@ class Columns:
     id: str | None = None
     product_id: str | None = None
     attributes: list[str] = field(default_factory=list)
+    numeric: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if strangers := [name for name in self.numeric if name not in self.attributes]:
+            raise ConfigError(f"columns.numeric names {strangers[0]!r}, which is not among columns.attributes")
 
     @property
     def captions(self) -> tuple[str, ...]:

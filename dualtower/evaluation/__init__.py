@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dualtower.evaluation.bootstrap import Difference, Interval, intervals, paired_test, summarise
+from dualtower.evaluation.classes import ClassFigures, class_figures, measure_heads
 from dualtower.evaluation.groups import BreakdownRow, breakdown
 from dualtower.evaluation.measure import Direction, Evaluation, compare, evaluate
 from dualtower.evaluation.metrics import chance_levels, metric_names, per_query
@@ -10,12 +11,14 @@ from dualtower.evaluation.pages import write_report
 from dualtower.evaluation.qrels import Qrels, load_qrels
 from dualtower.evaluation.ranks import Ranks, both_ways, retrieval_ranks
 from dualtower.evaluation.relevance import Relevance, self_positions
-from dualtower.evaluation.report import Report
+from dualtower.evaluation.report import Report, Section
 from dualtower.evaluation.reranked import Reranked, rerank
+from dualtower.evaluation.similar import Similar, similar_products
 from dualtower.evaluation.top import top_k
 
 __all__ = [
     "BreakdownRow",
+    "ClassFigures",
     "Difference",
     "Direction",
     "Evaluation",
@@ -25,19 +28,24 @@ __all__ = [
     "Relevance",
     "Report",
     "Reranked",
+    "Section",
+    "Similar",
     "both_ways",
     "breakdown",
     "chance_levels",
+    "class_figures",
     "compare",
     "evaluate",
     "intervals",
     "load_qrels",
+    "measure_heads",
     "metric_names",
     "paired_test",
     "per_query",
     "rerank",
     "retrieval_ranks",
     "self_positions",
+    "similar_products",
     "summarise",
     "top_k",
     "write_report",

@@ -11,8 +11,7 @@ import numpy as np
 
 from dualtower.errors import RowError
 from dualtower.evaluation.measure import Direction, Evaluation
-from dualtower.evaluation.report import TITLES, format_interval, markdown_table
-from dualtower.evaluation.reranked import Reranked
+from dualtower.evaluation.report import TITLES, Section, format_interval, markdown_table
 from dualtower.evaluation.strips import draw_curves, draw_strip, save_png
 from dualtower.folder import write_text_atomically
 
@@ -26,7 +25,7 @@ def write_report(
     folder: str | Path,
     result: Evaluation,
     *,
-    reranked: Reranked | None = None,
+    sections: Sequence[Section] = (),
     history: Sequence[Mapping[str, Any]] = (),
     skipped: Sequence[RowError] = (),
     examples: int = 5,
@@ -38,7 +37,7 @@ def write_report(
     Args:
         folder: Folder of the run.
         result: What `evaluate` returned.
-        reranked: What `rerank` made of it.
+        sections: What heads of the model achieve besides.
         history: Lines of the training journal, for the curves.
         skipped: Rows that were left out of training or evaluation, to be listed.
         examples: Queries shown of each kind: best, worst, and at random.
@@ -49,12 +48,12 @@ def write_report(
         Path of ``report.md``.
     """
     folder = Path(folder)
-    figures = result.report.to_dict() | ({"reranked": reranked.to_dict()} if reranked else {})
+    figures = result.report.to_dict() | {section.key: section.figures for section in sections}
     write_text_atomically(folder / "metrics.json", json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
     protocol = result.report.protocol
     parts = [f"# {protocol['card']}, split {protocol['split']}", result.report.table(), _READING]
-    if reranked:
-        parts += ["## Re-ranked", reranked.table()]
+    for section in sections:
+        parts += [f"## {section.title}", section.markdown]
     parts += ["## Protocol", _protocol(protocol)]
     curves = draw_curves(history)
     if curves is not None:

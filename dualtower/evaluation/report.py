@@ -11,7 +11,7 @@ from typing import Any
 from dualtower.evaluation.bootstrap import Interval
 from dualtower.folder import write_text_atomically
 
-__all__ = ["Report", "format_interval", "markdown_table"]
+__all__ = ["Report", "Section", "format_interval", "markdown_table"]
 
 TITLES = {
     "text_to_image": "text → image",
@@ -66,6 +66,23 @@ class Report:
         path = Path(folder) / "metrics.json"
         write_text_atomically(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
         return path
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a head of the model achieves, for the report of a run.
+
+    Attributes:
+        key: Its place in ``metrics.json``.
+        title: Its heading.
+        markdown: Its text.
+        figures: Plain values.
+    """
+
+    key: str
+    title: str
+    markdown: str
+    figures: Mapping[str, Any]
 
 
 def format_interval(name: str, figure: Interval) -> str:

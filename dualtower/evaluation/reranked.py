@@ -14,7 +14,7 @@ from dualtower.evaluation.bootstrap import Difference, intervals, paired_test
 from dualtower.evaluation.measure import Direction, Evaluation
 from dualtower.evaluation.metrics import per_query
 from dualtower.evaluation.ranks import Ranks
-from dualtower.evaluation.report import TITLES, Report, format_interval, markdown_table
+from dualtower.evaluation.report import TITLES, Report, Section, format_interval, markdown_table
 from dualtower.evaluation.top import top_k
 from dualtower.model import DualTower
 from dualtower.reranking import score_pairs
@@ -68,6 +68,10 @@ class Reranked:
             rows.append(row)
         added = ", ".join(f"{TITLES[name]} {ms:.1f} ms" for name, ms in self.milliseconds.items())
         return f"{markdown_table(header, rows)}\n\nadded per query, candidates' tokens included: {added}"
+
+    def section(self) -> Section:
+        """For the report of a run."""
+        return Section("reranked", f"Best {self.top} re-ranked", self.table(), self.to_dict())
 
 
 def rerank(

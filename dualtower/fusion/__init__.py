@@ -5,6 +5,7 @@ They are optional parts of a `DualTower` and stand on what its towers give anywa
 
 from __future__ import annotations
 
+from dualtower.fusion.product import FusionConfig, ProductFusion
 from dualtower.fusion.reranker import Reranker, RerankerConfig
 
-__all__ = ["Reranker", "RerankerConfig"]
+__all__ = ["FusionConfig", "ProductFusion", "Reranker", "RerankerConfig"]

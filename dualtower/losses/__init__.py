@@ -20,6 +20,7 @@ from dualtower.losses.infonce import info_nce
 from dualtower.losses.positives import Positives
 from dualtower.losses.siglip import siglip
 from dualtower.losses.similarity import Similarity, similarities
+from dualtower.losses.supervised import supervised_contrastive
 from dualtower.losses.triplet import Mining, triplet
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "pairwise_hinge",
     "siglip",
     "similarities",
+    "supervised_contrastive",
     "triplet",
 ]
 

@@ -12,10 +12,10 @@ from dualtower.errors import ConfigError
 from dualtower.losses import LossConfig
 from dualtower.model import ModelConfig
 
-__all__ = ["DataConfig", "EvaluationConfig", "MatchingConfig", "RunConfig", "TrainConfig"]
+__all__ = ["DataConfig", "EvaluationConfig", "MatchingConfig", "RunConfig", "TaskConfig", "TrainConfig"]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-ObjectiveName = Literal["contrastive", "matching"]
+ObjectiveName = Literal["contrastive", "matching", "product"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class TrainConfig:
     """Forward passes per optimiser step. Each has its own negatives."""
     sampling: Sampling = "rows"
     """`rows`: every row once per epoch; `distinct`: and no product twice in one batch."""
+    balance: str | None = None
+    """Long tails: an attribute whose classes are drawn equally often; rows then repeat within an epoch."""
     augmentation: Augmentation = "product"
     """Picture augmentation preset."""
     augmentation_strength: float = 1.0
@@ -172,6 +174,40 @@ class MatchingConfig:
 
 
 @dataclass(frozen=True)
+class TaskConfig:
+    """What the vector of a whole product is trained for."""
+
+    labels: tuple[str, ...] = ()
+    """Attributes; products that share the values of all of them attract each other. None: rows of one product do."""
+    supervised: float = 1.0
+    """Weight of the supervised contrastive loss over `labels`."""
+    identity: float = 1.0
+    """Weight of InfoNCE between two views of a product, in each of which other inputs are hidden."""
+    temperature: float = 0.1
+    """Of both."""
+    heads: tuple[str, ...] = ()
+    """Attributes to predict from the vector."""
+    weights: tuple[float, ...] = ()
+    """Weight of each head's loss; default 1 each."""
+    logit_adjustment: float = 0.0
+    """Long tails: add this times the log of a class's share to its logit while training; 1 is balanced."""
+
+    def __post_init__(self) -> None:
+        for name in ("labels", "heads"):  # both `a b` and `a,b` on the command line
+            parts = tuple(part for given in getattr(self, name) for part in given.split(",") if part)
+            object.__setattr__(self, name, parts)
+        if self.weights and len(self.weights) != len(self.heads):
+            raise ConfigError(f"task.weights has {len(self.weights)} numbers for {len(self.heads)} task.heads")
+        if min(self.supervised, self.identity, *self.weights, 0.0) < 0 or not self.temperature > 0:
+            raise ConfigError("task: weights must not be negative, and the temperature must be above 0")
+
+    @property
+    def head_weights(self) -> dict[str, float]:
+        """Weight of each head."""
+        return dict(zip(self.heads, self.weights or [1.0] * len(self.heads), strict=True))
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One complete run. A recipe returns one of these; the command line overrides its leaves."""
 
@@ -180,9 +216,10 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveName = "contrastive"
-    """`contrastive` trains the towers; `matching` trains a re-ranker on them, which `model.reranker` describes."""
+    """`contrastive` trains the towers, `matching` the `model.reranker` on them, `product` the `model.fusion`."""
     loss: LossConfig = field(default_factory=LossConfig)
     matching: MatchingConfig = field(default_factory=MatchingConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     out: Path = Path("runs/latest")
@@ -193,11 +230,12 @@ class RunConfig:
     """Replace the run that is already in the folder."""
 
     def __post_init__(self) -> None:
-        if (self.objective == "matching") != (self.model.reranker is not None):
-            raise ConfigError(
-                f"objective {self.objective!r} with model.reranker = {self.model.reranker}; "
-                "objective 'matching' trains a model.reranker, and nothing else does"
-            )
+        for objective, head in (("matching", "reranker"), ("product", "fusion")):
+            if (self.objective == objective) != (getattr(self.model, head) is not None):
+                raise ConfigError(
+                    f"objective {self.objective!r} with model.{head} = {getattr(self.model, head)}; "
+                    f"objective {objective!r} trains a model.{head}, and nothing else does"
+                )
 
     def smoke(self) -> RunConfig:
         """The same way in seconds: four small steps, measured and saved into a folder that the next smoke replaces."""

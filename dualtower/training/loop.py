@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 
 from dualtower.config import to_dict
+from dualtower.data.attributes import fit_classes
 from dualtower.data.augment import Draw, augment, drop_tokens
 from dualtower.data.batches import BatchPlan, Collator, PixelCache, training_loader
 from dualtower.data.products import Products
@@ -104,6 +105,7 @@ class Trainer:
             products,
             batch_size=train.batch_size,
             sampling=train.sampling,
+            balance=train.balance,
             seed=train.seed,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
@@ -116,7 +118,7 @@ class Trainer:
         self.budget = Budget.of(train, self.steps_per_epoch)
         self.validation_steps = max(1, round(train.validate_every * self.steps_per_epoch))
         self.loader = training_loader(products, self.plan, self._collator(model, products), workers=config.data.workers)
-        self.objective = build_objective(config, model)
+        self.objective = build_objective(config, model, products)
 
         freeze_locked(model, train, self.objective.idle)
         self.ema = ModelEmaV3(model, decay=train.ema, use_warmup=True) if train.ema else None
@@ -136,7 +138,9 @@ class Trainer:
         settings = self.config.model.image_settings
         fits = PixelCache.megabytes(products, settings) <= self.config.data.cache_mb
         cache = PixelCache(products, settings) if fits else None
-        return replace(model.collator(), cache=cache)
+        collator = model.collator()
+        classes = {**collator.classes, **fit_classes(self.config.task.labels, products.attributes)}
+        return replace(collator, cache=cache, classes=classes)
 
     def fit(self) -> Outcome:
         """Train until the budget is used up, patience runs out, or a signal asks to stop."""

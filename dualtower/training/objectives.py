@@ -7,23 +7,30 @@ float32, and joins the ranks. On any number of ranks the gradients are those of 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dualtower.data.attributes import class_labels, fit_classes
 from dualtower.data.augment import Draw
+from dualtower.data.products import Products
 from dualtower.errors import ConfigError
 from dualtower.fusion.reranker import TokenStates
-from dualtower.losses import Loss, build_loss
+from dualtower.losses import Loss, build_loss, info_nce
 from dualtower.losses.similarity import similarities
+from dualtower.losses.supervised import supervised_contrastive
 from dualtower.model import DualTower
-from dualtower.training.config import MatchingConfig, RunConfig
+from dualtower.training.config import MatchingConfig, RunConfig, TaskConfig
 from dualtower.training.distributed import agree, gather, gather_codes, rank, share
 from dualtower.types import Batch, Embeddings
 
-__all__ = ["Contrastive", "Matching", "Objective", "build_objective"]
+__all__ = ["Contrastive", "Matching", "Objective", "ProductFused", "build_objective"]
+
+
+TOWERS = ("text_tower", "image_tower", "text_head", "image_head", "logit_scale", "logit_bias")
 
 
 class Objective(nn.Module, ABC):
@@ -56,7 +63,7 @@ class Contrastive(Objective):
     """A contrastive loss between the embeddings of both towers."""
 
     def __init__(self, model: DualTower, loss: Loss) -> None:
-        super().__init__(model, idle=("reranker",))
+        super().__init__(model, idle=("reranker", "fusion"))
         self._loss = loss
 
     def forward(self, batch: Batch, draw: Draw) -> Embeddings:
@@ -106,8 +113,7 @@ class Matching(Objective):
     """
 
     def __init__(self, model: DualTower, config: MatchingConfig, *, contrastive: Contrastive | None) -> None:
-        towers = ("text_tower", "image_tower", "text_head", "image_head", "logit_scale", "logit_bias")
-        super().__init__(model, idle=() if contrastive else towers)
+        super().__init__(model, idle=("fusion",) if contrastive else ("fusion", *TOWERS))
         if model.reranker is None:
             raise ConfigError("matching trains a re-ranker; give the recipe's model a reranker=RerankerConfig()")
         self.config, self._contrastive = config, contrastive
@@ -160,13 +166,113 @@ class Matching(Objective):
         return scores.view_as(texts)
 
 
-def build_objective(config: RunConfig, model: DualTower) -> Objective:
-    """The objective that a run asks for."""
+class ProductViews(NamedTuple):
+    """A product twice, with other inputs hidden each time.
+
+    Attributes:
+        first: Fused vectors ``[B, D]``.
+        second: Fused vectors ``[B, D]``.
+        tasks: Head -> logits of both views, ``[2 * B, classes]``.
+        embeddings: Of the towers.
+    """
+
+    first: Tensor
+    second: Tensor
+    tasks: dict[str, Tensor]
+    embeddings: Embeddings
+
+
+class ProductFused(Objective):
+    """Train one vector per product: alike for rows that belong together, and telling of what heads predict.
+
+    Args:
+        model: With a fusion.
+        config: Losses and their weights.
+        classes: Attribute -> classes, for the columns of a batch's labels.
+        log_shares: Head -> log of each class's share of the training rows, ``[classes]``.
+        contrastive: Keeps the towers in shape where they are trained too; None where both are locked for good.
+
+    Raises:
+        ConfigError: The model has no fusion.
+    """
+
+    def __init__(
+        self,
+        model: DualTower,
+        config: TaskConfig,
+        *,
+        classes: Mapping[str, Sequence[str]],
+        log_shares: Mapping[str, Tensor],
+        contrastive: Contrastive | None,
+    ) -> None:
+        super().__init__(model, idle=("reranker",) if contrastive else ("reranker", *TOWERS))
+        if model.fusion is None:
+            raise ConfigError("objective 'product' trains a fusion; give the recipe's model a fusion=FusionConfig()")
+        self.config, self.classes, self._contrastive = config, classes, contrastive
+        self.log_shares = {name: config.logit_adjustment * shares for name, shares in log_shares.items()}
+
+    def forward(self, batch: Batch, draw: Draw) -> ProductViews:
+        """Fuse every product twice; dropout makes the difference."""
+        embeddings = self.model(batch)
+        (first, tasks), (second, again) = (self.model.fuse(embeddings, batch) for _ in range(2))
+        return ProductViews(first, second, {n: torch.cat([tasks[n], again[n]]) for n in tasks}, embeddings)
+
+    def loss(self, outputs: ProductViews, batch: Batch) -> Tensor:
+        """The weighted sum of all losses over the joined batch."""
+        first, second = gather(outputs.first), gather(outputs.second)
+        products = gather_codes(batch.products)
+        labels = None if batch.labels is None else gather_codes(batch.labels)
+        scale = first.new_tensor(1 / self.config.temperature)
+        total = self.config.identity * info_nce(first, second, scale=scale, bias=scale.new_zeros(()), products=products)
+        same = products if not self.config.labels else self._joint_label(labels)
+        both = torch.cat([first, second])
+        total = total + self.config.supervised * supervised_contrastive(both, torch.cat([same, same]), scale=scale)
+        for number, (name, weight) in enumerate(self.config.head_weights.items()):
+            assert labels is not None
+            halves = [gather(part.contiguous()) for part in outputs.tasks[name].float().chunk(2)]
+            logits = torch.cat(halves) + self.log_shares[name].to(first.device)
+            target = labels[:, number].repeat(2)
+            if (target >= 0).any():
+                total = total + weight * F.cross_entropy(logits, target, ignore_index=-1)
+        if self._contrastive is not None:
+            total = total + self._contrastive.loss(outputs.embeddings, batch)
+        return total
+
+    def _joint_label(self, labels: Tensor | None) -> Tensor:
+        """One number for the values of all label attributes; -1 where one of them is unknown."""
+        assert labels is not None
+        names = list(self.classes)
+        joint = labels.new_zeros(len(labels))
+        for name in self.config.labels:
+            joint = joint * len(self.classes[name]) + labels[:, names.index(name)]
+        unknown = torch.stack([labels[:, names.index(name)] < 0 for name in self.config.labels]).any(0)
+        return joint.masked_fill(unknown, -1)
+
+
+def build_objective(config: RunConfig, model: DualTower, products: Products) -> Objective:
+    """The objective that a run asks for.
+
+    Args:
+        config: The run.
+        model: What is trained.
+        products: Training split, which knows the classes and how frequent they are.
+    """
     contrastive = Contrastive(model, build_loss(config.loss, similarity=model.config.similarity))
-    if config.objective == "contrastive":
-        return contrastive
-    frozen = min(config.train.lock_text, config.train.lock_image) >= 1
-    return Matching(model, config.matching, contrastive=None if frozen else contrastive)
+    kept = None if min(config.train.lock_text, config.train.lock_image) >= 1 else contrastive
+    if config.objective == "matching":
+        return Matching(model, config.matching, contrastive=kept)
+    if config.objective == "product":
+        heads = model.config.fusion.tasks if model.config.fusion else {}
+        classes = {**heads, **fit_classes(config.task.labels, products.attributes)}
+        shares = {name: _log_shares(known, products.attributes[name]) for name, known in heads.items()}
+        return ProductFused(model, config.task, classes=classes, log_shares=shares, contrastive=kept)
+    return contrastive
+
+
+def _log_shares(classes: Sequence[str], values: Sequence[Any]) -> Tensor:
+    labels = class_labels({"": classes}, [{"": value} for value in values])[:, 0]
+    counts = torch.bincount(labels[labels >= 0], minlength=len(classes)).float()
+    return (counts / counts.sum()).clamp(min=1e-12).log()
 
 
 def _same_product(products: Tensor) -> Tensor:

@@ -15,11 +15,21 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
 from dualtower.config import differences, to_dict
+from dualtower.data.attributes import fit_attributes, fit_classes
 from dualtower.data.cards import DataCard, load_card
 from dualtower.data.products import Products, load_products
 from dualtower.data.text import load_tokenizer, train_tokenizer
 from dualtower.errors import ConfigError, MissingExtra
-from dualtower.evaluation import Reranked, evaluate, load_qrels, rerank, write_report
+from dualtower.evaluation import (
+    Evaluation,
+    Section,
+    evaluate,
+    load_qrels,
+    measure_heads,
+    rerank,
+    similar_products,
+    write_report,
+)
 from dualtower.folder import write_text_atomically
 from dualtower.model import DualTower, ModelConfig
 from dualtower.model_card import ModelCard
@@ -50,6 +60,7 @@ def run(config: RunConfig) -> bool:
     card = load_card(config.data.card)
     with accelerator.main_process_first():
         train, validation = (_load(card, split, config) for split in _splits(config))
+    config = replace(config, model=_with_known_values(config, card, train))
     model = _build_model(config, train)
     config = replace(config, model=model.config)
     if accelerator.is_main_process:
@@ -61,14 +72,14 @@ def run(config: RunConfig) -> bool:
         model,
         train,
         accelerator=accelerator,
-        validate=lambda m: _validation_figures(m, validation, config.evaluation.batch_size),
+        validate=lambda m: _validation_figures(m, validation, config),
     )
     outcome = trainer.fit()
     if outcome.ended == "stopped":
         logger.info("stopped at step %d, saved. To go on, type the same command with --resume", outcome.position.step)
         return False
     if accelerator.is_main_process:
-        _measure_and_save(outcome, card, config, train.skipped + validation.skipped)
+        _measure_and_save(outcome, card, config, train=train, skipped=train.skipped + validation.skipped)
     accelerator.wait_for_everyone()
     del trainer
     accelerator.free_memory()  # DDP must let go of the process group before it ends, or the exit may abort
@@ -163,15 +174,26 @@ def _build_model(config: RunConfig, train: Products) -> DualTower:
     return DualTower.create(config.model, tokenizer)
 
 
+def _with_known_values(config: RunConfig, card: DataCard, train: Products) -> ModelConfig:
+    """The model's config with the attribute values and classes that the training split knows."""
+    fusion = config.model.fusion
+    if fusion is None:
+        return config.model
+    if fusion.attributes is not None:
+        read = fit_attributes(fusion.attributes, train.attributes, card.columns.numeric)
+        fusion = replace(fusion, attributes=read)
+    return replace(config.model, fusion=replace(fusion, tasks=fit_classes(config.task.heads, train.attributes)))
+
+
 def _based(config: RunConfig, base: str) -> DualTower:
-    reranker = config.model.reranker
-    given = differences(config.model, ModelConfig(reranker=reranker))
+    reranker, fusion = config.model.reranker, config.model.fusion
+    given = differences(config.model, ModelConfig(reranker=reranker, fusion=fusion))
     if given:
         raise ConfigError(
             f"with base = {base!r} the towers are the base's, but model sets others ({'; '.join(given[:3])}); "
             "leave them out, or leave out --base"
         )
-    return DualTower.from_pretrained(base).with_heads(reranker=reranker)
+    return DualTower.from_pretrained(base).with_heads(reranker=reranker, fusion=fusion)
 
 
 def _log_start(config: RunConfig, train: Products, model: DualTower, accelerator: Accelerator) -> None:
@@ -188,8 +210,18 @@ def _log_start(config: RunConfig, train: Products, model: DualTower, accelerator
         )
 
 
-def _validation_figures(model: DualTower, products: Products, batch_size: int) -> dict[str, float]:
-    """What picks the best checkpoint: the mean recall@10 of both directions, or what a re-ranker makes of the MRR."""
+def _validation_figures(model: DualTower, products: Products, config: RunConfig) -> dict[str, float]:
+    """What picks the best checkpoint.
+
+    That is the mean recall@10 of both directions, what a re-ranker makes of the MRR, or the nDCG of fused vectors.
+    """
+    batch_size = config.evaluation.batch_size
+    if model.fusion is not None:
+        similar = similar_products(
+            model, products, relevance=config.task.labels, ks=(10,), bootstrap=0, batch_size=batch_size
+        )
+        figures = {kind: table["ndcg@10"].value for kind, table in similar.metrics.items()}
+        return {"score": figures["fused"], **{f"{kind}/ndcg@10": value for kind, value in figures.items()}}
     result = evaluate(model, products, ks=(10,), bootstrap=0, batch_size=batch_size)
     metrics = result.report.metrics
     if model.reranker is not None:
@@ -201,7 +233,9 @@ def _validation_figures(model: DualTower, products: Products, batch_size: int) -
     return {"score": sum(figures.values()) / 2, **{f"{k}/recall@10": v for k, v in figures.items()}}
 
 
-def _measure_and_save(outcome: Outcome, card: DataCard, config: RunConfig, skipped: list[Any]) -> None:
+def _measure_and_save(
+    outcome: Outcome, card: DataCard, config: RunConfig, *, train: Products, skipped: list[Any]
+) -> None:
     settings = config.evaluation
     split = "all" if settings.qrels else settings.split
     gallery = _load(card, split, config)
@@ -217,12 +251,31 @@ def _measure_and_save(outcome: Outcome, card: DataCard, config: RunConfig, skipp
         breakdown=settings.breakdown,
         progress=True,
     )
-    again: Reranked | None = None
+    sections = _heads_sections(model, result, train, config)
+    model.save_pretrained(config.out / "model", card=ModelCard.of_run(config, result.report))
+    history = read_history(config.out / "history.jsonl")
+    write_report(config.out, result, sections=sections, history=history, skipped=skipped + gallery.skipped)
+    tables = "\n\n".join([result.report.table(), *(f"{s.title}\n\n{s.markdown}" for s in sections)])
+    logger.info("\n%s\nmodel: %s\nreport: %s", tables, config.out / "model", config.out / "report.md")
+
+
+def _heads_sections(model: DualTower, result: Evaluation, train: Products, config: RunConfig) -> list[Section]:
+    """What the model's heads achieve on what was searched."""
+    settings, sections = config.evaluation, []
     if model.reranker is not None:
         top = min(settings.rerank, *(len(d.gallery.rows) for d in result.directions.values()))
         again = rerank(model, result, top=top, bootstrap=settings.bootstrap, progress=True)
-    model.save_pretrained(config.out / "model", card=ModelCard.of_run(config, result.report))
-    history = read_history(config.out / "history.jsonl")
-    write_report(config.out, result, reranked=again, history=history, skipped=skipped + gallery.skipped)
-    tables = "\n\n".join([result.report.table(), *([again.table()] if again else [])])
-    logger.info("\n%s\nmodel: %s\nreport: %s", tables, config.out / "model", config.out / "report.md")
+        sections.append(again.section())
+    if model.fusion is not None:
+        similar = similar_products(
+            model,
+            result.products,
+            relevance=config.task.labels,
+            ks=settings.ks,
+            bootstrap=settings.bootstrap,
+            batch_size=settings.batch_size,
+        )
+        sections.append(similar.section())
+        if config.task.heads:
+            sections.append(measure_heads(model, result.products, train.attributes))
+    return sections

@@ -1,0 +1,178 @@
+"""Product to product: how well do a title, a picture, their average and the fused vector find similar products?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dualtower.data.products import Products
+from dualtower.errors import ConfigError, DataError, UnknownName
+from dualtower.evaluation.bootstrap import Difference, Interval, intervals, paired_test
+from dualtower.evaluation.metrics import per_query
+from dualtower.evaluation.ranks import Ranks, retrieval_ranks
+from dualtower.evaluation.relevance import Relevance
+from dualtower.evaluation.report import Section, format_interval, markdown_table
+from dualtower.model import DualTower
+
+__all__ = ["Similar", "similar_products"]
+
+SINGLE = ("title", "picture")
+
+
+@dataclass(frozen=True, eq=False)
+class Similar:
+    """Figures of each way to represent a product, and what the last one gains.
+
+    Attributes:
+        metrics: ``title``, ``picture``, ``average`` and, with a fusion, ``fused`` -> metric -> figure.
+        per_query: The same with one value per query, ``[N]``.
+        gains: ``best single`` and ``average`` -> metric -> fused minus that; empty without a fusion.
+        protocol: What was measured on what.
+    """
+
+    metrics: Mapping[str, Mapping[str, Interval]]
+    per_query: Mapping[str, Mapping[str, np.ndarray]]
+    gains: Mapping[str, Mapping[str, Difference]]
+    protocol: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: ``{"product_to_product": {kind: {metric: {value, low, high}}}, "gains": ..., "protocol"}``."""
+
+        def plain(tables: Mapping[str, Mapping[str, Interval]]) -> dict[str, Any]:
+            return {
+                kind: {name: {"value": f.value, "low": f.low, "high": f.high} for name, f in table.items()}
+                for kind, table in tables.items()
+            }
+
+        return {"product_to_product": plain(self.metrics), "gains": plain(self.gains), "protocol": dict(self.protocol)}
+
+    def table(self) -> str:
+        """Markdown: metrics down, representations across."""
+        names = list(next(iter(self.metrics.values())))
+        header = ["metric", *self.metrics, *(f"fused − {other}" for other in self.gains)]
+        rows = [
+            [
+                name,
+                *(format_interval(name, table[name]) for table in self.metrics.values()),
+                *(f"{t[name].value:+.3f} [{t[name].low:+.3f}, {t[name].high:+.3f}]" for t in self.gains.values()),
+            ]
+            for name in names
+        ]
+        return markdown_table(header, rows)
+
+    def section(self) -> Section:
+        """For the report of a run."""
+        title = f"Product to product: {self.protocol['relevance']}"
+        return Section("similar_products", title, self.table(), self.to_dict())
+
+
+def similar_products(
+    model: DualTower,
+    products: Products,
+    *,
+    relevance: Sequence[str] = (),
+    ks: Sequence[int] = (1, 5, 10),
+    bootstrap: int = 1000,
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: bool = False,
+) -> Similar:
+    """Let every product search all others; it never finds itself.
+
+    Args:
+        model: With or without a fusion.
+        products: N rows, each with a title and a picture.
+        relevance: Attributes; relevant is what shares the values of all of them. None: what is the same product.
+        ks: Cut-offs of precision and recall.
+        bootstrap: Resamples behind the 95 % intervals, by product.
+        seed: Of the resamples.
+        batch_size: Rows embedded at a time.
+        progress: Show progress bars.
+
+    Raises:
+        UnknownName: No such attribute.
+        DataError: A row has no picture, or no product has a relevant one.
+    """
+    if not ks or min(ks) < 1:
+        raise ConfigError(f"cut-offs are {tuple(ks)}; give one or more, each at least 1")
+    labels = _labels(products, relevance)
+    vectors = _vectors(model, products, batch_size=batch_size, progress=progress)
+    rows = np.arange(len(products))
+    relevant = Relevance.from_products(labels, labels)
+    values = {}
+    for kind, matrix in vectors.items():
+        ranks = retrieval_ranks(matrix, matrix, relevant, exclude=rows, similarity="cosine")
+        if not len(ranks.judged):
+            raise DataError(f"{products.card}, {products.split}: no two products are alike in {_named(relevance)}")
+        values[kind] = _metrics(ranks, ks)
+    groups = products.codes[ranks.judged]
+    gains = {}
+    if "fused" in values:
+        best = max(SINGLE, key=lambda kind: float(values[kind]["ndcg@10"].mean()))
+        for title, kind in ((f"best single ({best})", best), ("average", "average")):
+            gains[title] = {
+                metric: paired_test(values[kind][metric], values["fused"][metric], groups=groups, seed=seed)
+                for metric in values["fused"]
+            }
+    return Similar(
+        metrics={k: intervals(v, groups=groups, bootstrap=bootstrap, seed=seed) for k, v in values.items()},
+        per_query=values,
+        gains=gains,
+        protocol={
+            "card": products.card,
+            "split": products.split,
+            "data_fingerprint": products.fingerprint,
+            "rows": len(products),
+            "queries": len(ranks.judged),
+            "relevance": _named(relevance),
+            "own_row_excluded": True,
+            "relevant_per_query": len(ranks.items) / len(ranks.judged),
+            "model_fingerprint": model.fingerprint,
+            "ties": "expected",
+        },
+    )
+
+
+def _named(relevance: Sequence[str]) -> str:
+    return f"same {' and '.join(relevance)}" if relevance else "same product"
+
+
+def _labels(products: Products, relevance: Sequence[str]) -> np.ndarray:
+    """One number per row; rows that lack a value get numbers that nobody shares."""
+    if not relevance:
+        return products.codes
+    for name in relevance:
+        if name not in products.attributes:
+            raise UnknownName("attribute", name, products.attributes)
+    numbers: dict[tuple[str, ...], int] = {}
+    labels = np.empty(len(products), np.int64)
+    for row, values in enumerate(zip(*(products.attributes[name] for name in relevance), strict=True)):
+        lacking = any(value is None or value == "" for value in values)
+        labels[row] = -1 - row if lacking else numbers.setdefault(tuple(map(str, values)), len(numbers))
+    return labels
+
+
+def _vectors(model: DualTower, products: Products, *, batch_size: int, progress: bool) -> dict[str, np.ndarray]:
+    texts = [captions[0] for captions in products.texts]
+    title = model.encode_text(texts, batch_size=batch_size, progress=progress)
+    pictures: Any = products.pictures
+    picture = model.encode_image(pictures, batch_size=batch_size, progress=progress)
+    average = title + picture
+    vectors = {"title": title, "picture": picture, "average": average}
+    if model.fusion is not None:
+        rows = [{n: v[i] for n, v in products.attributes.items()} for i in range(len(products))]
+        vectors["fused"] = model.encode_product(
+            text=texts, image=pictures, attributes=rows, batch_size=batch_size, progress=progress
+        )
+    return vectors
+
+
+def _metrics(ranks: Ranks, ks: Sequence[int]) -> dict[str, np.ndarray]:
+    """Precision and recall at each cut-off, nDCG@10 and MRR, ``[N]`` each."""
+    values = per_query(ranks, ks=ks)
+    relevant = ranks.counts[ranks.judged]
+    precision = {f"precision@{k}": values[f"recall@{k}"] * relevant / k for k in ks}
+    return {**precision, **{f"recall@{k}": values[f"recall@{k}"] for k in ks}, "ndcg@10": values["ndcg@10"]}
