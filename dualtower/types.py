@@ -103,11 +103,13 @@ class Features(NamedTuple):
         tokens: Text tokens or picture patches, ``[B, T, token_width]``. They are views of what the tower
             computes anyway, so they cost nothing where nobody uses them.
         mask: True where a token is real, bool ``[B, T]``; None where all of them are.
+        grid: Rows and columns of patches, T together, of which the tokens are read line by line; None for texts.
     """
 
     pooled: Tensor
     tokens: Tensor
     mask: Tensor | None
+    grid: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

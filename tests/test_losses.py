@@ -23,6 +23,7 @@ from dualtower.losses import (
     pairwise_hinge,
     siglip,
     similarities,
+    supervised_contrastive,
     tiles,
     triplet,
 )
@@ -416,3 +417,39 @@ def test_build_loss_passes_the_options_on():
     expected = triplet(**values, mining="hardest", margin=0.4, positives="pair")
     assert build_loss(config)(**values) == expected
     assert from_dict(LossConfig, to_dict(config)) == config
+
+
+# Supervised contrastive
+
+
+def test_supervised_contrastive_equals_its_formula() -> None:
+    labels = torch.tensor([3, 1, 3, 2, 1, 3, -1, -1])
+    rows = F.normalize(torch.randn(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=1)
+    scale, terms = 7.0, []
+    for i in range(8):
+        others = [j for j in range(8) if j != i]
+        positives = [j for j in others if labels[j] == labels[i] and labels[i] >= 0]
+        total = sum(math.exp(scale * float(rows[i] @ rows[j])) for j in others)
+        shares = [-math.log(math.exp(scale * float(rows[i] @ rows[p])) / total) for p in positives]
+        if shares:
+            terms.append(sum(shares) / len(shares))
+    loss = supervised_contrastive(rows, labels, scale=scale)
+    assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-12)
+    assert torch.autograd.gradcheck(
+        lambda e: supervised_contrastive(e, labels, scale=scale), rows.clone().requires_grad_()
+    )
+
+
+@pytest.mark.parametrize("labels", [[1, 2, 3], [-1, -1, -1], [5]])
+def test_supervised_contrastive_without_positives_is_zero(labels: list[int]) -> None:
+    rows = torch.randn(len(labels), 4, requires_grad=True)
+    loss = supervised_contrastive(rows, torch.tensor(labels), scale=10.0)
+    loss.backward()
+    assert loss.item() == 0 and (rows.grad == 0).all()
+
+
+def test_supervised_contrastive_of_one_class_is_finite() -> None:
+    rows = F.normalize(torch.randn(4, 3), dim=1)
+    assert math.isfinite(supervised_contrastive(rows, torch.ones(4, dtype=torch.int64), scale=10.0).item())
+    with pytest.raises(ConfigError, match=r"not \[4, 3\] and \[3\]"):
+        supervised_contrastive(rows, torch.ones(3, dtype=torch.int64), scale=1.0)

@@ -119,7 +119,8 @@ class ProductFusion(nn.Module):
             parts.append(self.attributes_in(self.attributes(attributes)).mean(1))
         hidden = self.hidden(torch.cat(parts, dim=-1))
         fused = self._mean(embeddings, has_image, has_text) + self.out(hidden)
-        return F.normalize(fused.float(), dim=-1), {name: head(hidden) for name, head in self.tasks.items()}
+        fused = fused.to(torch.promote_types(fused.dtype, torch.float32))
+        return F.normalize(fused, dim=-1), {name: head(hidden) for name, head in self.tasks.items()}
 
     def _present(self, embeddings: Embeddings, present: Tensor | None) -> tuple[Tensor, Tensor]:
         """What each row has, bool ``[B]`` each, after hiding some of it while training."""

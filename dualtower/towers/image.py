@@ -81,15 +81,18 @@ class TimmTower(Tower):
             pixels = F.pad(pixels, (0, right, 0, below))
         features = self.backbone.forward_features(pixels)
         pooled = self.backbone.forward_head(features, pre_logits=True)
-        return Features(pooled, self._tokens(features), None)
+        tokens, grid = self._tokens(features, (pixels.shape[2], pixels.shape[3]))
+        return Features(pooled, tokens, None, grid)
 
-    def _tokens(self, features: Tensor) -> Tensor:
-        """View a backbone's last features as ``[B, T, W]``, without class and register tokens."""
+    def _tokens(self, features: Tensor, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+        """View a backbone's last features as ``[B, T, W]``, without class and register tokens, and their grid."""
         if features.ndim == 3:
-            return features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
+            tokens = features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
+            columns = max(1, round(math.sqrt(tokens.shape[1] * size[1] / size[0])))  # patches are square
+            return tokens, (tokens.shape[1] // columns, columns)
         if getattr(self.backbone, "output_fmt", "NCHW") == "NHWC":
-            return features.flatten(1, 2)
-        return features.flatten(2).transpose(1, 2)
+            return features.flatten(1, 2), (features.shape[1], features.shape[2])
+        return features.flatten(2).transpose(1, 2), (features.shape[2], features.shape[3])
 
     def layers_above(self, name: str) -> int:
         """See `Tower.layers_above`; the layers are those by which timm groups parameters."""

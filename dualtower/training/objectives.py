@@ -128,7 +128,7 @@ class Matching(Objective):
         with torch.no_grad():
             all_images, all_texts = gather_codes(embeddings.image), gather_codes(embeddings.text)
             kind = self.model.config.similarity
-            towers = embeddings.scale * similarities(all_texts, all_images, kind).float()
+            towers = embeddings.scale * similarities(all_texts, all_images, kind)
             same = _same_product(gather_codes(batch.products))
         first = rank() * len(batch.products)
         own = torch.arange(first, first + len(batch.products), device=towers.device)
@@ -146,7 +146,7 @@ class Matching(Objective):
     def loss(self, outputs: MatchingLogits, batch: Batch) -> Tensor:
         """Cross-entropy of the right partner in both directions; a row without any negative adds nothing."""
         right = torch.zeros(len(outputs.text_to_image), dtype=torch.int64, device=outputs.text_to_image.device)
-        total = sum(F.cross_entropy(logits.float(), right) for logits in outputs[:2]) / 2
+        total = sum(F.cross_entropy(_precise(logits), right) for logits in outputs[:2]) / 2
         assert isinstance(total, Tensor)
         return total if self._contrastive is None else total + self._contrastive.loss(outputs.embeddings, batch)
 
@@ -229,7 +229,7 @@ class ProductFused(Objective):
         total = total + self.config.supervised * supervised_contrastive(both, torch.cat([same, same]), scale=scale)
         for number, (name, weight) in enumerate(self.config.head_weights.items()):
             assert labels is not None
-            halves = [gather(part.contiguous()) for part in outputs.tasks[name].float().chunk(2)]
+            halves = [gather(part.contiguous()) for part in _precise(outputs.tasks[name]).chunk(2)]
             logits = torch.cat(halves) + self.log_shares[name].to(first.device)
             target = labels[:, number].repeat(2)
             if (target >= 0).any():
@@ -273,6 +273,11 @@ def _log_shares(classes: Sequence[str], values: Sequence[Any]) -> Tensor:
     labels = class_labels({"": classes}, [{"": value} for value in values])[:, 0]
     counts = torch.bincount(labels[labels >= 0], minlength=len(classes)).float()
     return (counts / counts.sum()).clamp(min=1e-12).log()
+
+
+def _precise(values: Tensor) -> Tensor:
+    """At least float32: autocast computes in less."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _same_product(products: Tensor) -> Tensor:

@@ -1,0 +1,219 @@
+"""Which words and which regions made the score of a text and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch.nn import functional as F
+
+from dualtower.data.images import open_image, to_pixels
+from dualtower.encoding import evaluation_mode
+from dualtower.errors import ConfigError, DataError, UnknownName
+from dualtower.types import Batch
+
+if TYPE_CHECKING:
+    from dualtower.model import DualTower
+
+__all__ = ["Explanation", "Method", "draw_explanation", "explain", "save_explanation"]
+
+Method = Literal["auto", "towers", "attention"]
+_WORD_BEGINS, _WORD_GOES_ON = "▁", "##"  # marks of SentencePiece and of WordPiece
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What made a score.
+
+    Attributes:
+        method: ``towers`` or ``attention``.
+        score: Similarity of the towers.
+        words: Words of the text with their weights; above 0 speaks for the match.
+        heat: Weight of each cell of the picture, float32 ``[rows, columns]``; above 0 speaks for the match.
+        pixels: The picture as the model saw it, uint8 ``[H, W, 3]``.
+    """
+
+    method: str
+    score: float
+    words: list[tuple[str, float]]
+    heat: np.ndarray
+    pixels: np.ndarray
+
+    def heat_map(self) -> np.ndarray:
+        """`heat` at the size of the picture, between 0 and 1, float32 ``[H, W]``."""
+        height, width = self.pixels.shape[:2]
+        heat = torch.from_numpy(self.heat)[None, None]
+        smooth = F.interpolate(heat, (height, width), mode="bilinear", align_corners=False)[0, 0].numpy()
+        low, high = float(smooth.min()), float(smooth.max())
+        return (smooth - low) / (high - low) if high > low else np.zeros_like(smooth)
+
+
+def explain(model: DualTower, text: str, image: Any, *, method: Method = "auto") -> Explanation:
+    """Say what made the score of one pair.
+
+    ``towers`` needs no other head. The weight of a cell is how similar its own embedding, were it the whole picture,
+    is to the text; with average pooling and a linear head these add up to the score (class activation maps,
+    https://arxiv.org/abs/1512.04150). The weight of a word is what the score loses without it.
+
+    ``attention`` shows where the re-ranker looked, mean over its layers and heads: which cells the words, and which
+    words the cells. It says what was looked at, not whether that spoke for or against the match.
+
+    Args:
+        model: Any dual tower; ``attention`` needs a re-ranker.
+        text: A title or query.
+        image: Path, encoded bytes or PIL image.
+        method: ``auto`` is ``attention`` where the model has a re-ranker.
+
+    Raises:
+        UnknownName: No such method.
+        ConfigError: ``attention`` without a re-ranker.
+        DataError: The text is empty.
+        BrokenImage: The picture cannot be decoded.
+    """
+    if method not in ("auto", "towers", "attention"):
+        raise UnknownName("method", method, ("auto", "towers", "attention"))
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"explain: the text is {text!r}; give a non-empty string")
+    if method == "auto":
+        method = "towers" if model.reranker is None else "attention"
+    pixels = to_pixels(open_image(image, where="explain"), model.config.image_settings)
+    with evaluation_mode(model):
+        tokens = model.collator().tokens([text])
+        batch = Batch((text,), torch.zeros(1), torch.from_numpy(pixels)[None], tokens).to(model.device)
+        words, heat, score = (_by_attention if method == "attention" else _by_towers)(model, batch)
+    return Explanation(method, score, words, heat, np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
+def draw_explanation(explanation: Explanation, *, height: int = 320) -> Image.Image:
+    """Draw the picture, its heat map laid over it, and the words shaded by their weight."""
+    size = (round(height * explanation.pixels.shape[1] / explanation.pixels.shape[0]), height)
+    picture = Image.fromarray(explanation.pixels).resize(size, Image.Resampling.BICUBIC)
+    warm = Image.fromarray(_warm(explanation.heat_map())).resize(size, Image.Resampling.BILINEAR)
+    font = ImageFont.load_default(size=16)
+    strip = _draw_words(explanation.words, width=2 * size[0] + 8, font=font)
+    canvas = Image.new("RGB", (strip.width, height + 8 + strip.height), "white")
+    canvas.paste(picture, (0, 0))
+    canvas.paste(Image.blend(picture, warm, 0.55), (size[0] + 8, 0))
+    canvas.paste(strip, (0, height + 8))
+    return canvas
+
+
+def save_explanation(explanation: Explanation, path: str | Path) -> Path:
+    """Write `draw_explanation` as a PNG."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_explanation(explanation).save(path, "PNG")
+    return path
+
+
+def _by_towers(model: DualTower, batch: Batch) -> tuple[list[tuple[str, float]], np.ndarray, float]:
+    seen = model(batch)
+    score = float(model.similarity(seen.image, seen.text))
+    cells = model.image_head(_as_pooled(seen.image_features.tokens[0], seen.image_features.pooled.shape[-1]))
+    heat = model.similarity(cells.float(), seen.text)[:, 0].reshape(seen.image_features.grid)
+    assert batch.tokens is not None
+    ids = batch.tokens["input_ids"][0]
+    spans = _words(model, ids)
+    shortened = [torch.cat([ids[:start], ids[stop:]]) for _, start, stop in spans]
+    without = _similarities(model, shortened, seen.image)
+    words = [(word, score - rest) for (word, _, _), rest in zip(spans, without, strict=True)]
+    return words, heat.float().cpu().numpy(), score
+
+
+def _as_pooled(cells: torch.Tensor, width: int) -> torch.Tensor:
+    """Cells as features of a whole picture; the few backbones that widen them after pooling show their length only."""
+    if cells.shape[-1] == width:
+        return cells
+    return F.pad(cells, (0, width - cells.shape[-1])) if cells.shape[-1] < width else cells[:, :width]
+
+
+def _similarities(model: DualTower, sequences: Sequence[torch.Tensor], image: torch.Tensor) -> list[float]:
+    """Similarity of token sequences of different lengths to one picture; 0 for an empty one."""
+    kept = [ids for ids in sequences if len(ids)]
+    if not kept:
+        return [0.0] * len(sequences)
+    padding = _tokenizer(model).pad_token_id or 0
+    padded = torch.nn.utils.rnn.pad_sequence(kept, batch_first=True, padding_value=padding)
+    mask = torch.zeros_like(padded)
+    for row, ids in enumerate(kept):
+        mask[row, : len(ids)] = 1
+    tokens = {"input_ids": padded, "attention_mask": mask}
+    text = model(Batch(tuple(map(str, range(len(kept)))), torch.zeros(len(kept)), tokens=tokens)).text
+    values = iter(model.similarity(image, text)[0].tolist())
+    return [next(values) if len(ids) else 0.0 for ids in sequences]
+
+
+def _by_attention(model: DualTower, batch: Batch) -> tuple[list[tuple[str, float]], np.ndarray, float]:
+    reranker = model.checked_reranker()
+    seen = model(batch)
+    assert batch.tokens is not None and seen.image_features is not None and seen.text_features is not None
+    text, image = reranker.text_states(seen.text_features), reranker.image_states(seen.image_features)
+    to_image, to_text = reranker.attention(text, image)
+    heat = to_image[0].mean(0).reshape(seen.image_features.grid)
+    weights = to_text[0].mean(0)
+    words = [
+        (word, float(weights[start:stop].sum())) for word, start, stop in _words(model, batch.tokens["input_ids"][0])
+    ]
+    return words, heat.float().cpu().numpy(), float(model.similarity(seen.image, seen.text))
+
+
+def _words(model: DualTower, ids: torch.Tensor) -> list[tuple[str, int, int]]:
+    """Words of a text as spans of its tokens, special tokens left out."""
+    tokenizer = _tokenizer(model)
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    pieces = tokenizer.convert_ids_to_tokens(ids.tolist())
+    marked = any(piece.startswith(_WORD_BEGINS) for piece in pieces)
+    words: list[tuple[str, int, int]] = []
+    for place, (token, piece) in enumerate(zip(ids.tolist(), pieces, strict=True)):
+        if token in special:
+            continue
+        goes_on = not piece.startswith(_WORD_BEGINS) if marked else piece.startswith(_WORD_GOES_ON)
+        shown = piece.removeprefix(_WORD_BEGINS).removeprefix(_WORD_GOES_ON)
+        if goes_on and words and words[-1][2] == place:
+            word, start, _ = words[-1]
+            words[-1] = (word + shown, start, place + 1)
+        elif shown:
+            words.append((shown, place, place + 1))
+    return words
+
+
+def _tokenizer(model: DualTower) -> Any:
+    if model.tokenizer is None:
+        raise ConfigError("this model has no tokenizer; build it with DualTower(config, tokenizer)")
+    return model.tokenizer
+
+
+def _warm(heat: np.ndarray) -> np.ndarray:
+    """Blue for 0 over white to red for 1, uint8 ``[H, W, 3]``."""
+    stops = np.array([[49, 54, 149], [255, 255, 255], [165, 0, 38]], np.float32)
+    places = np.array([0.0, 0.5, 1.0])
+    return np.stack([np.interp(heat, places, stops[:, c]) for c in range(3)], axis=-1).astype(np.uint8)
+
+
+def _draw_words(words: Sequence[tuple[str, float]], *, width: int, font: Any) -> Image.Image:
+    """Words line by line, red behind what speaks for the match, blue behind what speaks against it."""
+    strongest = max((abs(weight) for _, weight in words), default=0.0) or 1.0
+    lines: list[list[tuple[str, float, int]]] = [[]]
+    x = 0
+    for word, weight in words:
+        length = int(font.getlength(word)) + 10
+        if x and x + length > width:
+            lines.append([])
+            x = 0
+        lines[-1].append((word, weight / strongest, x))
+        x += length + 4
+    strip = Image.new("RGB", (width, 26 * len(lines)), "white")
+    pen = ImageDraw.Draw(strip)
+    for number, line in enumerate(lines):
+        for word, strength, x in line:
+            fade = round(255 * (1 - 0.7 * abs(strength)))
+            colour = (255, fade, fade) if strength > 0 else (fade, fade, 255)
+            box = (x, 26 * number, x + int(font.getlength(word)) + 10, 26 * number + 24)
+            pen.rectangle(box, fill=colour)
+            pen.text((x + 5, 26 * number + 2), word, fill="black", font=font)
+    return strip

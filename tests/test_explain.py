@@ -1,0 +1,85 @@
+"""Explanations: they fit the score, name the words, and draw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from dualtower import RerankerConfig
+from dualtower.errors import BrokenImage, ConfigError, DataError, UnknownName
+from dualtower.explain import _words, draw_explanation, explain, save_explanation
+
+TEXT = "Nike navy blue running shoes"
+
+
+@pytest.mark.parametrize("text", ["bert", "bow", "lstm", "textcnn"])
+@pytest.mark.parametrize("image", ["resnet", "vit", "swin"])
+def test_every_pair_of_towers_is_explained(text: str, image: str) -> None:
+    found = explain(tiny.model(text, image), TEXT, tiny.picture())
+    assert found.method == "towers" and [word for word, _ in found.words] == TEXT.lower().split()
+    assert found.heat.ndim == 2 and np.isfinite(found.heat).all()
+    assert found.heat_map().shape == (40, 30)
+    assert found.heat_map().min() == 0 and found.heat_map().max() == 1
+
+
+def test_words_weigh_what_the_score_loses_without_them() -> None:
+    model, picture = tiny.model(), tiny.picture()
+    found = explain(model, TEXT, picture)
+    (image,) = model.encode_image([picture])
+    whole, shorter = model.encode_text([TEXT, "Nike blue running shoes"])
+    assert found.score == pytest.approx(float(image @ whole), abs=1e-5)
+    assert dict(found.words)["navy"] == pytest.approx(float(image @ whole - image @ shorter), abs=1e-5)
+
+
+def test_with_average_pooling_and_a_linear_head_the_cells_add_up_to_the_score() -> None:
+    model, picture = tiny.model("bow", similarity="dot"), tiny.picture()
+    found = explain(model, TEXT, picture)
+    assert found.heat.mean() == pytest.approx(found.score, rel=1e-4)
+
+
+def test_attention_is_a_distribution() -> None:
+    model = tiny.model(reranker=RerankerConfig(layers=2, width=16, heads=2))
+    found = explain(model, TEXT, tiny.picture())
+    assert found.method == "attention"
+    assert found.heat.sum() == pytest.approx(1, abs=1e-5) and found.heat.min() >= 0
+    assert 0 < sum(weight for _, weight in found.words) <= 1 + 1e-5
+    assert explain(model, TEXT, tiny.picture(), method="towers").method == "towers"
+
+
+def test_a_single_word_and_a_blank_picture_are_explained() -> None:
+    blank = Image.new("RGB", (30, 40), "white")
+    found = explain(tiny.model("lstm"), "mug", blank)
+    assert [word for word, _ in found.words] == ["mug"] and np.isfinite(found.heat_map()).all()
+
+
+def test_pieces_become_words() -> None:
+    model = tiny.model()
+    ids = model.collator().tokens(["Nike xylophones"])["input_ids"][0]
+    words = _words(model, ids)
+    assert [word for word, _, _ in words][0] == "nike" and len(words) == 2
+    assert torch.equal(torch.arange(words[0][1], words[-1][2]), torch.arange(words[-1][2] - words[0][1]) + words[0][1])
+
+
+def test_it_is_drawn(tmp_path: Path) -> None:
+    found = explain(tiny.model(), TEXT, tiny.picture())
+    drawn = draw_explanation(found, height=200)
+    assert drawn.width == 2 * 150 + 8 and drawn.height > 200
+    assert len(set(drawn.getdata())) > 50
+    assert Image.open(save_explanation(found, tmp_path / "why" / "mug.png")).size[1] > 320
+
+
+def test_bad_input_is_named() -> None:
+    model = tiny.model()
+    with pytest.raises(UnknownName, match="no method 'attenton'"):
+        explain(model, TEXT, tiny.picture(), method="attenton")
+    with pytest.raises(ConfigError, match="no re-ranker"):
+        explain(model, TEXT, tiny.picture(), method="attention")
+    with pytest.raises(DataError, match="non-empty"):
+        explain(model, " ", tiny.picture())
+    with pytest.raises(BrokenImage):
+        explain(model, TEXT, b"no picture")

@@ -1,0 +1,151 @@
+"""Matching and fused products: which negatives are drawn, what the losses are, and that ranks do not matter."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from accelerate import Accelerator
+from test_loop import products, run_config
+from torch.nn import functional as F
+
+from dualtower import DualTower, FusionConfig, MatchingConfig, RerankerConfig, TaskConfig
+from dualtower.config import to_dict
+from dualtower.data.augment import Draw
+from dualtower.errors import ConfigError
+from dualtower.training.loop import Trainer
+from dualtower.training.objectives import Matching, ProductFused, build_objective
+from dualtower.types import Batch
+
+SCRIPT = Path(__file__).with_name("distributed_objectives.py")
+RERANKER = RerankerConfig(layers=1, width=16, heads=2, dropout=0.0)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_gradients_equal_one_process_on_the_joined_batch(processes: int) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    path = os.pathsep.join(filter(None, [str(SCRIPT.parent.parent), os.environ.get("PYTHONPATH", "")]))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    done = subprocess.run([*command, str(SCRIPT)], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["world_size"] == processes and len(report["errors"]) > 80
+    assert not {name: error for name, error in report["errors"].items() if not error <= 1e-9}
+
+
+def batch(model: DualTower, codes: list[int]) -> Batch:
+    texts = tiny.TITLES[: len(codes)]
+    pixels = torch.stack([torch.from_numpy(tiny_pixels(i)) for i in range(len(codes))])
+    return Batch(tuple(texts), torch.tensor(codes), pixels=pixels, tokens=model.collator().tokens(texts))
+
+
+def tiny_pixels(seed: int) -> np.ndarray:
+    return np.asarray(tiny.picture(seed)).transpose(2, 0, 1).copy()
+
+
+def matching(negatives: int = 3, temperature: float = 1.0) -> Matching:
+    model = tiny.model(reranker=RERANKER)
+    torch.nn.init.normal_(model.reranker.score[-1].weight)
+    return Matching(model, MatchingConfig(negatives, temperature), contrastive=None)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_negatives_are_never_of_the_same_product(temperature: float) -> None:
+    objective = matching(4, temperature)
+    codes = torch.tensor([1, 1, 1, 1, 2, 3, 4, 5])
+    same, own = codes.unsqueeze(1) == codes, torch.arange(8)
+    for seed in range(20):
+        logits = 10 * same.float() + torch.randn(8, 8)  # the towers rate the own product highest
+        drawn = objective._candidates(logits, same, own, Draw(seed, size=8))
+        assert drawn.shape == (8, 5) and (drawn[:, 0] == own).all()
+        assert not same[own.unsqueeze(1), drawn[:, 1:]].any()
+        assert all(len(set(row.tolist())) == 5 for row in drawn)
+
+
+def test_hard_negatives_are_drawn_like_the_softmax_of_the_scores() -> None:
+    objective = matching(1)
+    logits = torch.tensor([[0.0, 2.0, 1.0, 0.0]]).expand(4, 4)
+    same = torch.eye(4, dtype=torch.bool)
+    draws = [objective._candidates(logits, same, torch.arange(1), Draw(s, size=4))[0, 1].item() for s in range(3000)]
+    shares = torch.bincount(torch.tensor(draws), minlength=4) / 3000
+    torch.testing.assert_close(shares[1:], logits[0, 1:].softmax(0), atol=0.03, rtol=0)
+
+
+def test_the_logit_is_the_towers_plus_the_correction() -> None:
+    objective = matching(2, temperature=0)
+    rows = batch(objective.model, [1, 2, 3, 4])
+    outputs = objective(rows, Draw(0, size=4))
+    seen = objective.model(rows)
+    towers = seen.scale * seen.text @ seen.image.T
+    reranker = objective.model.reranker
+    corrections = reranker(reranker.text_states(seen.text_features), reranker.image_states(seen.image_features))
+    torch.testing.assert_close(outputs.text_to_image[:, 0], towers.diagonal() + corrections)
+    hardest = towers.masked_fill(torch.eye(4, dtype=torch.bool), -torch.inf).topk(2).indices
+    again = objective._candidates(towers, torch.eye(4, dtype=torch.bool), torch.arange(4), Draw(0, size=4))
+    assert (again[:, 1:] == hardest).all()
+    right = torch.zeros(4, dtype=torch.int64)
+    wanted = (F.cross_entropy(outputs.text_to_image, right) + F.cross_entropy(outputs.image_to_text, right)) / 2
+    torch.testing.assert_close(objective.loss(outputs, rows), wanted)
+
+
+@pytest.mark.parametrize("codes", [[1, 1, 1], [7]])
+def test_a_batch_without_negatives_adds_nothing(codes: list[int]) -> None:
+    objective = matching()
+    rows = batch(objective.model, codes)
+    loss = objective.loss(objective(rows, Draw(0, size=len(codes))), rows)
+    loss.backward()
+    gradients = [p.grad for p in objective.parameters() if p.grad is not None]
+    assert loss.item() == 0 and all(torch.isfinite(g).all() and (g == 0).all() for g in gradients)
+
+
+def test_objectives_ask_for_their_head(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="matching trains a re-ranker"):
+        Matching(tiny.model(), MatchingConfig(), contrastive=None)
+    with pytest.raises(ConfigError, match="trains a fusion"):
+        ProductFused(tiny.model(), TaskConfig(), classes={}, log_shares={}, contrastive=None)
+    with pytest.raises(ConfigError, match=r"objective 'matching' with model\.reranker = None"):
+        replace(run_config(tmp_path), objective="matching")
+    with pytest.raises(ConfigError, match=r"task\.weights has 1 numbers for 2"):
+        TaskConfig(heads=("a", "b"), weights=(1.0,))
+
+
+def test_names_may_be_given_with_commas() -> None:
+    config = TaskConfig(heads=("articleType,baseColour", "usage"))
+    assert config.heads == ("articleType", "baseColour", "usage")
+    assert to_dict(config)["heads"] == ["articleType", "baseColour", "usage"]
+
+
+def test_labels_join_their_attributes() -> None:
+    model = tiny.model(fusion=FusionConfig(width=8))
+    config = TaskConfig(labels=("a", "b"))
+    classes = {"head": ["x", "y"], "a": ["0", "1"], "b": ["0", "1", "2"]}
+    objective = ProductFused(model, config, classes=classes, log_shares={}, contrastive=None)
+    labels = torch.tensor([[0, 0, 2], [1, 1, 0], [0, -1, 0], [1, 0, 2], [0, 1, -1]])
+    assert objective._joint_label(labels).tolist() == [2, 3, -1, 2, -1]
+
+
+def test_locked_towers_leave_nothing_but_the_head_to_train(tmp_path: Path) -> None:
+    model = tiny.model(reranker=RERANKER, head_norm="batch")
+    config = run_config(tmp_path, steps=3, lock_text=1, lock_image=1)
+    config = replace(config, objective="matching", model=model.config)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    Trainer(config, model, products(), accelerator=Accelerator(cpu=True)).fit()
+    moved = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"reranker"}
+
+
+def test_build_objective_keeps_trained_towers_in_shape(tmp_path: Path) -> None:
+    model = tiny.model(reranker=RERANKER)
+    config = replace(run_config(tmp_path), objective="matching", model=model.config)
+    free = build_objective(config, model, products())
+    locked = build_objective(replace(config, train=replace(config.train, lock_text=1, lock_image=1)), model, products())
+    assert free._contrastive is not None and locked._contrastive is None
+    assert "text_tower" in locked.idle and "text_tower" not in free.idle

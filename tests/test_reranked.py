@@ -1,0 +1,101 @@
+"""Re-ranked evaluation against sorting by hand, and what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from dualtower import RerankerConfig
+from dualtower.data.products import Products
+from dualtower.errors import ConfigError
+from dualtower.evaluation import Ranks, evaluate, rerank
+from dualtower.evaluation.reranked import _reranked
+from dualtower.reranking import score_pairs
+from dualtower.types import Product
+
+
+def catalogue(rows: int = 12) -> Products:
+    """Every product in two rows."""
+    products = [Product(str(i), str(i % 6), (tiny.TITLES[i % 6],), tiny.png(tiny.picture(i))) for i in range(rows)]
+    return Products.from_rows(products)
+
+
+def model(*, trained: bool = True):
+    built = tiny.model(reranker=RerankerConfig(layers=1, width=16, heads=2))
+    if trained:
+        torch.nn.init.normal_(built.reranker.score[-1].weight, std=5)
+    return built
+
+
+def by_hand(built, result, name: str, top: int) -> dict[tuple[int, int], int]:
+    """(query, relevant item) -> rank, by plain sorting."""
+    direction = result.directions[name]
+    queries, gallery = direction.queries, direction.gallery
+    pictures = [result.products.pictures[i] for i in range(len(result.products))]
+    scores = built.scale * queries.embeddings @ gallery.embeddings.T
+    ranks = {}
+    for q in range(len(queries.rows)):
+        order = np.argsort(-scores[q], kind="stable")
+        pairs = [(q, i) if queries.texts else (i, q) for i in order[:top]]
+        texts = queries.texts or gallery.texts
+        new = scores[q, order[:top]] + score_pairs(built, texts, pictures, np.array(pairs))
+        final = [*order[:top][np.argsort(-new, kind="stable")], *order[top:]]
+        ranks |= {(q, int(i)): final.index(i) + 1 for i in direction.relevant_to(q)}
+    return ranks
+
+
+@pytest.mark.parametrize("name", ["text_to_image", "image_to_text"])
+@pytest.mark.parametrize("top", [1, 4, 6])
+def test_ranks_equal_those_of_plain_sorting(name: str, top: int) -> None:
+    built = model()
+    result = evaluate(built, catalogue(), bootstrap=0)
+    again = rerank(built, result, top=top, bootstrap=10)
+    ranks = again.directions[name].ranks
+    found = {(int(q), int(i)): int(r) for q, i, r in zip(ranks.queries, ranks.items, ranks.optimistic, strict=True)}
+    assert (ranks.tied == 0).all()
+    assert found == by_hand(built, result, name, top)
+    figures = again.to_dict()
+    assert figures["top"] == top and figures["protocol"]["reranked"] == top
+    before, after = (r.metrics[name]["mrr"].value for r in (result.report, again.report))
+    assert figures["gain"][name]["mrr"]["value"] == pytest.approx(after - before)
+    assert again.milliseconds[name] > 0 and "ms" in again.table()
+
+
+def test_a_fresh_reranker_leaves_every_rank() -> None:
+    built = model(trained=False)
+    result = evaluate(built, catalogue(), bootstrap=0)
+    again = rerank(built, result, top=5, bootstrap=0)
+    for name, direction in again.directions.items():
+        np.testing.assert_array_equal(direction.ranks.above, result.directions[name].ranks.above)
+        assert again.gain[name]["mrr"].value == 0
+
+
+def test_more_than_the_gallery_is_refused() -> None:
+    built = model()
+    result = evaluate(built, catalogue(), bootstrap=0)
+    with pytest.raises(ConfigError, match="cannot re-rank the best 13 of a gallery of 12; choose 1 to 12"):
+        rerank(built, result, top=13)
+    with pytest.raises(ConfigError, match="the best 0"):
+        rerank(built, result, top=0)
+    with pytest.raises(ConfigError, match="no re-ranker"):
+        rerank(tiny.model(), result, top=2)
+
+
+def ranks(above: int, tied: int, item: int = 7, gallery: int = 20) -> Ranks:
+    one = np.array([1.0])
+    return Ranks(np.array([0, 1]), np.array([item]), one, np.array([above]), np.array([tied]), one, np.array([gallery]))
+
+
+def test_all_equal_scores_still_tie() -> None:
+    again = _reranked(ranks(2, 0), np.array([[7, 3, 9]]), np.zeros((1, 3), np.float32))
+    assert (again.above[0], again.tied[0]) == (0, 2)
+
+
+def test_of_ties_that_straddle_the_border_only_those_below_remain() -> None:
+    # Places 3 to 6 tie; the best 4 are re-ranked, and ours is not among them: it ends on place 5 or 6.
+    again = _reranked(ranks(2, 3), np.array([[1, 2, 3, 4]]), np.zeros((1, 4), np.float32))
+    assert (again.above[0], again.tied[0]) == (4, 1)
+    untouched = _reranked(ranks(9, 3), np.array([[1, 2, 3, 4]]), np.zeros((1, 4), np.float32))
+    assert (untouched.above[0], untouched.tied[0]) == (9, 3)
