@@ -16,7 +16,7 @@ from dualtower.types import Batch
 if TYPE_CHECKING:
     from dualtower.model import DualTower
 
-__all__ = ["score_pairs"]
+__all__ = ["image_states", "score_pairs", "text_states"]
 
 
 def score_pairs(
@@ -58,14 +58,14 @@ def score_pairs(
     with evaluation_mode(model), tqdm(total=len(pairs), disable=not progress, unit="pair") as bar:
         for of_texts in _blocks(pairs[:, 0], block[0]):
             read, text_of = np.unique(pairs[of_texts, 0], return_inverse=True)
-            text_states = _text_states(model, [texts[i] for i in read])
+            all_read = text_states(model, [texts[i] for i in read])
             for of_images in _blocks(pairs[of_texts, 1], block[1]):
                 seen, image_of = np.unique(pairs[of_texts[of_images], 1], return_inverse=True)
-                image_states = _image_states(model, [(int(i), images[i]) for i in seen])
+                all_seen = image_states(model, [(int(i), images[i]) for i in seen])
                 for start in range(0, len(of_images), at_once):
                     some = slice(start, start + at_once)
-                    text = text_states.take(torch.from_numpy(text_of[of_images[some]]).to(model.device))
-                    image = image_states.take(torch.from_numpy(image_of[some]).to(model.device))
+                    text = all_read.take(torch.from_numpy(text_of[of_images[some]]).to(model.device))
+                    image = all_seen.take(torch.from_numpy(image_of[some]).to(model.device))
                     scores[of_texts[of_images[some]]] = reranker(text, image).float().cpu().numpy()
                 bar.update(len(of_images))
     return scores
@@ -79,7 +79,8 @@ def _blocks(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return np.split(order, ends)
 
 
-def _text_states(model: DualTower, texts: Sequence[str], batch_size: int = 256) -> TokenStates:
+def text_states(model: DualTower, texts: Sequence[str], batch_size: int = 256) -> TokenStates:
+    """What the re-ranker needs of some texts, padded to the longest of them."""
     assert model.reranker is not None
     collator, parts = model.collator(), []
     for start in range(0, len(texts), batch_size):
@@ -95,7 +96,8 @@ def _text_states(model: DualTower, texts: Sequence[str], batch_size: int = 256) 
     )
 
 
-def _image_states(model: DualTower, images: Sequence[tuple[int, Any]], batch_size: int = 256) -> TokenStates:
+def image_states(model: DualTower, images: Sequence[tuple[int, Any]], batch_size: int = 256) -> TokenStates:
+    """What the re-ranker needs of some pictures, given with the numbers that an error names."""
     assert model.reranker is not None
     settings, parts = model.config.image_settings, []
     for start in range(0, len(images), batch_size):
