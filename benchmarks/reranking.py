@@ -2,8 +2,8 @@
 
     python benchmarks/reranking.py --source FOLDER --base BASE --model RERANKER [--control MODEL]
 
-BASE is the dual tower that the re-ranker was trained on (recipes/train_reranker.py --base BASE); the control is the same
-base whose towers alone were trained on for the time that the re-ranker took.
+BASE is the dual tower that the re-ranker was trained on (recipes/train_reranker.py --base BASE); the control is the
+same base whose towers alone were trained on for the time that the re-ranker took.
 
 Gains are paired differences on the same queries. The milliseconds are those of one query at a time on all cores, with
 the candidates' tokens computed beforehand, as a catalogue would hold them; what computing them costs stands beside it.

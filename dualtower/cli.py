@@ -133,6 +133,34 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Explain:
+    """Draw which words and which regions of a picture made the score of the two."""
+
+    model: Positional[str]
+    """Model folder, or user/name on the Hub."""
+    text: str
+    """Title or query."""
+    image: Path
+    """The product's picture."""
+    method: Literal["auto", "towers", "attention"] = "auto"
+    """`attention` of the re-ranker, or `towers`, which needs none; auto takes the re-ranker where there is one."""
+    out: Path = Path("explanation.png")
+    """PNG to write: the picture, its heat map, and the shaded words."""
+
+    def run(self) -> None:
+        from dualtower.evaluation.strips import save_png
+        from dualtower.explain import draw_explanation, explain
+        from dualtower.model import DualTower
+
+        found = explain(DualTower.from_pretrained(self.model), self.text, self.image, method=self.method)
+        print(f"similarity {found.score:.3f}, by {found.method}")
+        for word, weight in found.words:
+            print(f"{weight:+.3f}  {word}")
+        save_png(draw_explanation(found), self.out)
+        print(self.out)
+
+
+@dataclass(frozen=True)
 class Check:
     """Read a whole catalogue and report what is wrong or worth knowing: broken pictures, duplicates, leakage."""
 
@@ -192,7 +220,11 @@ class Data:
         self.action.run()
 
 
-Command = Annotated[Evaluate, subcommand("evaluate")] | Annotated[Data, subcommand("data")]
+Command = (
+    Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Explain, subcommand("explain")]
+    | Annotated[Data, subcommand("data")]
+)
 
 
 def main(args: Sequence[str] | None = None) -> None:

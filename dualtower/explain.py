@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,7 +19,7 @@ from dualtower.types import Batch
 if TYPE_CHECKING:
     from dualtower.model import DualTower
 
-__all__ = ["Explanation", "Method", "draw_explanation", "explain", "save_explanation"]
+__all__ = ["Explanation", "Method", "draw_explanation", "explain"]
 
 Method = Literal["auto", "towers", "attention"]
 _WORD_BEGINS, _WORD_GOES_ON = "▁", "##"  # marks of SentencePiece and of WordPiece
@@ -101,14 +100,6 @@ def draw_explanation(explanation: Explanation, *, height: int = 320) -> Image.Im
     canvas.paste(Image.blend(picture, warm, 0.55), (size[0] + 8, 0))
     canvas.paste(strip, (0, height + 8))
     return canvas
-
-
-def save_explanation(explanation: Explanation, path: str | Path) -> Path:
-    """Write `draw_explanation` as a PNG."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draw_explanation(explanation).save(path, "PNG")
-    return path
 
 
 def _by_towers(model: DualTower, batch: Batch) -> tuple[list[tuple[str, float]], np.ndarray, float]:

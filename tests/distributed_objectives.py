@@ -100,6 +100,9 @@ def errors(kind: str) -> dict[str, float]:
     together.loss(wrapped(own, Draw(3, size=ROWS)), own).backward()
     result = {}
     for (name, mine), wanted in zip(together.named_parameters(), alone.parameters(), strict=True):
+        assert wanted.grad is not None and mine.grad is not None, f"{kind}: {name} takes no part"
+        if not wanted.numel():
+            continue
         largest = wanted.grad.abs().max().item() or 1.0
         result[f"{kind}: {name}"] = (mine.grad - wanted.grad).abs().max().item() / largest
     return result

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny
 
+from dualtower import RerankerConfig
 from dualtower.cli import main
 from dualtower.data.drawn import draw_catalogue
 from dualtower.data.images import ImageSettings
@@ -72,6 +74,38 @@ def test_evaluate_prints_a_table_and_writes_json(model: Path, tmp_path: Path, ca
         assert figure["low"] <= figure["value"] <= figure["high"]
     assert figures["protocol"]["split"] == "test"
     assert (tmp_path / "report" / "report.md").exists()
+
+
+def test_similar_products_are_measured(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["evaluate", model, "--data.card", CARDS / "drawn.md", "--task", "product-to-product", "--bootstrap", "10"]
+    assert command(*words, "--relevance", "object,colour", "--json", tmp_path / "similar.json") == 0
+    assert "average" in capsys.readouterr().out
+    figures = json.loads((tmp_path / "similar.json").read_text())
+    assert figures["protocol"]["relevance"] == "same object and colour"
+    assert 0 < figures["product_to_product"]["title"]["ndcg@10"]["value"] <= 1
+    assert command(*words, "--rerank", "5") == 1
+    assert "takes neither --qrels nor --rerank" in capsys.readouterr().out
+
+
+def test_reranked_figures_stand_beside_the_others(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    heads = DualTower.from_pretrained(model).with_heads(reranker=RerankerConfig(layers=1, width=16, heads=2))
+    heads.save_pretrained(tmp_path / "model")
+    words = ["--data.card", CARDS / "drawn.md", "--split", "validation", "--bootstrap", "10", "--rerank", "3"]
+    assert command("evaluate", tmp_path / "model", *words, "--json", tmp_path / "figures.json") == 0
+    assert "best 3 re-ranked" in capsys.readouterr().out
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["reranked"]["gain"]["text_to_image"]["mrr"]["value"] == 0  # it is untrained
+    assert command("evaluate", model, *words) == 1
+    assert "no re-ranker" in capsys.readouterr().out
+
+
+def test_explanation_is_drawn(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    tiny.picture().save(tmp_path / "mug.png")
+    words = ["explain", model, "--text", "red mug", "--image", tmp_path / "mug.png"]
+    assert command(*words, "--out", tmp_path / "why.png") == 0
+    assert "red" in capsys.readouterr().out and (tmp_path / "why.png").stat().st_size > 1000
+    assert command("explain", model, "--text", "red mug", "--image", tmp_path / "no.png") == 1
+    assert "no picture at" in capsys.readouterr().out
 
 
 def test_draw_then_check_then_evaluate_a_folder_of_ones_own(

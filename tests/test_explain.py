@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import tiny
-import torch
 from PIL import Image
 
 from dualtower import RerankerConfig
 from dualtower.errors import BrokenImage, ConfigError, DataError, UnknownName
-from dualtower.explain import _words, draw_explanation, explain, save_explanation
+from dualtower.explain import _words, draw_explanation, explain
 
 TEXT = "Nike navy blue running shoes"
 
@@ -60,17 +57,15 @@ def test_a_single_word_and_a_blank_picture_are_explained() -> None:
 def test_pieces_become_words() -> None:
     model = tiny.model()
     ids = model.collator().tokens(["Nike xylophones"])["input_ids"][0]
-    words = _words(model, ids)
-    assert [word for word, _, _ in words][0] == "nike" and len(words) == 2
-    assert torch.equal(torch.arange(words[0][1], words[-1][2]), torch.arange(words[-1][2] - words[0][1]) + words[0][1])
+    first, second = _words(model, ids)
+    assert first[0] == "nike" and first[2] == second[1] and second[2] - second[1] > 1  # in several pieces
 
 
-def test_it_is_drawn(tmp_path: Path) -> None:
+def test_it_is_drawn() -> None:
     found = explain(tiny.model(), TEXT, tiny.picture())
     drawn = draw_explanation(found, height=200)
     assert drawn.width == 2 * 150 + 8 and drawn.height > 200
-    assert len(set(drawn.getdata())) > 50
-    assert Image.open(save_explanation(found, tmp_path / "why" / "mug.png")).size[1] > 320
+    assert len(np.unique(np.asarray(drawn).reshape(-1, 3), axis=0)) > 50
 
 
 def test_bad_input_is_named() -> None:

@@ -47,10 +47,9 @@ class AttributeTower(nn.Module):
             codes = codes.masked_fill(torch.rand(codes.shape, device=codes.device) < self.config.dropout, UNKNOWN)
             hidden = torch.rand(numbers.shape, device=numbers.device) < self.config.dropout
             numbers = numbers.masked_fill(hidden, math.nan)
-        tokens = [table(codes[:, i]) for i, table in enumerate(self.tables)]
+        tokens = [table(codes[:, i : i + 1]) for i, table in enumerate(self.tables)]
         known = ~numbers.isnan()
         measured = numbers.nan_to_num().unsqueeze(-1) * self.scales + self.shifts
-        tokens += list(torch.where(known.unsqueeze(-1), measured, self.unknown).unbind(1))
-        stacked = torch.stack(tokens, dim=1)
+        stacked = torch.cat([*tokens, torch.where(known.unsqueeze(-1), measured, self.unknown)], dim=1)
         mixed: Tensor = stacked + self.mix(stacked)
         return mixed

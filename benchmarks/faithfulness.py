@@ -1,0 +1,106 @@
+"""Do explanations show what made the score? Hide the region that they point at, and as much elsewhere.
+
+    python benchmarks/faithfulness.py --source FOLDER --model MODEL [MODEL ...]
+
+For pairs of a KAGL title and its photo, the hottest tenth of the picture is painted with the mean colour, and then a
+tenth chosen at random by shuffling the cells of the same heat map. The score of the pair (for a re-ranker its corrected
+logit) should fall further in the first case. The gap is the mean of fall(hottest) - fall(random), with its bootstrap
+interval over pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from common import save_results
+from PIL import Image
+
+from dualtower import DualTower, load_card, load_products
+from dualtower.evaluation import intervals, load_qrels
+from dualtower.explain import Explanation, explain
+from dualtower.reranking import score_pairs
+
+CARD = Path(__file__).parent.parent / "data_cards" / "fashion_products.md"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", required=True, help="folder with the fashion products and kagl_text_to_image.json")
+    parser.add_argument("--model", required=True, nargs="+")
+    parser.add_argument("--pairs", type=int, default=500)
+    parser.add_argument("--share", type=float, default=0.1, help="of the picture that is hidden")
+    args = parser.parse_args()
+
+    products = load_products(load_card(CARD), "test", source=args.source, check_images=False)
+    pairs = some_pairs(Path(args.source) / "kagl_text_to_image.json", products, args.pairs)
+    rows, values = [], {}
+    for name in args.model:
+        model = DualTower.from_pretrained(name)
+        for method in ("towers", *(["attention"] if model.reranker is not None else [])):
+            falls = measure(model, pairs, method, args.share)
+            figures = intervals({**falls, "gap": falls["hottest"] - falls["random"]}, bootstrap=10_000)
+            rows.append([Path(name).parent.name, method, *(cell(figures[k]) for k in ("hottest", "random", "gap"))])
+            values[f"{name}, {method}"] = {k: [f.value, f.low, f.high] for k, f in figures.items()}
+    save_results(
+        "faithfulness",
+        title=f"Fall of the score when {args.share:.0%} of the picture is hidden, {args.pairs} pairs",
+        tables=[(["model", "method", "hottest", "random", "gap"], rows)],
+        values=values,
+    )
+
+
+def cell(figure) -> str:
+    return f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})"
+
+
+def some_pairs(path: Path, products, count: int) -> list[tuple[str, bytes]]:
+    """Titles of the relevance file with a relevant photo each."""
+    picture_of = dict(zip(products.ids, products.pictures, strict=True))
+    qrels = load_qrels(path)
+    found = [
+        (text, picture_of[doc])
+        for text, documents in zip(qrels.texts, qrels.relevant, strict=True)
+        for doc in list(documents)[:1]
+        if doc in picture_of
+    ]
+    chosen = np.random.default_rng(0).permutation(len(found))[:count]
+    return [found[i] for i in chosen]
+
+
+def measure(model: DualTower, pairs: list[tuple[str, bytes]], method: str, share: float) -> dict[str, np.ndarray]:
+    """How far the score of each pair falls, ``[N]``, for both ways of hiding."""
+    random = np.random.default_rng(1)
+    pictures: dict[str, list[Image.Image]] = {"whole": [], "hottest": [], "random": []}
+    for text, picture in pairs:
+        found = explain(model, text, picture, method=method)
+        shuffled = replace(found, heat=random.permutation(found.heat.flatten()).reshape(found.heat.shape))
+        pictures["whole"].append(Image.fromarray(found.pixels))
+        pictures["hottest"].append(hidden(found, share))
+        pictures["random"].append(hidden(shuffled, share))
+    scores = {kind: score(model, [text for text, _ in pairs], images, method) for kind, images in pictures.items()}
+    return {kind: scores["whole"] - scores[kind] for kind in ("hottest", "random")}
+
+
+def hidden(found: Explanation, share: float) -> Image.Image:
+    """The picture with the hottest share of it painted over with its mean colour."""
+    pixels, heat = found.pixels.copy(), found.heat_map()
+    count = round(share * heat.size)
+    hottest = np.unravel_index(np.argsort(-heat, axis=None, kind="stable")[:count], heat.shape)
+    pixels[hottest] = pixels.reshape(-1, 3).mean(0).round()
+    return Image.fromarray(pixels)
+
+
+def score(model: DualTower, texts: list[str], images: list[Image.Image], method: str) -> np.ndarray:
+    """Scaled similarity of each pair, with the re-ranker's correction where its attention is explained."""
+    logits = model.scale * (model.encode_text(texts) * model.encode_image(images)).sum(1)
+    if method == "attention":
+        own = np.arange(len(texts))
+        logits = logits + score_pairs(model, texts, images, np.stack([own, own], axis=1))
+    return logits
+
+
+if __name__ == "__main__":
+    main()
