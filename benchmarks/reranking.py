@@ -24,7 +24,7 @@ from dualtower import DualTower, evaluate, load_card, load_products
 from dualtower.encoding import evaluation_mode
 from dualtower.evaluation import Evaluation, compare, load_qrels, rerank
 from dualtower.fusion.reranker import TokenStates
-from dualtower.reranking import image_states, text_states
+from dualtower.reranking import image_states, reranker_of, text_states
 
 CARD = Path(__file__).parent.parent / "data_cards" / "fashion_products.md"
 METRICS = ("recall@1", "recall@10", "mrr")
@@ -87,7 +87,7 @@ def milliseconds(model: DualTower, result: Evaluation, tops: list[int], queries:
     direction = result.directions["text_to_image"]
     chosen = np.random.default_rng(0).choice(direction.ranks.judged, queries, replace=False)
     hits = direction.top_hits(chosen, k=max(tops))
-    reranker = model.checked_reranker()
+    reranker = reranker_of(model)
     times: dict[int, list[float]] = {top: [] for top in tops}
     of_tokens = []
     with evaluation_mode(model):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from dualtower.data.images import open_image, to_pixels
 from dualtower.encoding import evaluation_mode
 from dualtower.errors import ConfigError, DataError, UnknownName
+from dualtower.reranking import reranker_of
 from dualtower.types import Batch
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def _similarities(model: DualTower, sequences: Sequence[torch.Tensor], image: to
 
 
 def _by_attention(model: DualTower, batch: Batch) -> tuple[list[tuple[str, float]], np.ndarray, float]:
-    reranker = model.checked_reranker()
+    reranker = reranker_of(model)
     seen = model(batch)
     assert batch.tokens is not None and seen.image_features is not None and seen.text_features is not None
     text, image = reranker.text_states(seen.text_features), reranker.image_states(seen.image_features)

@@ -13,6 +13,7 @@ from the config without asking the Hub, and every weight must be there, with its
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dualtower.data.text import load_tokenizer
@@ -29,6 +31,7 @@ from dualtower.errors import ConfigError, ModelFolderError, UnknownKey
 __all__ = [
     "FolderParts",
     "current_folder",
+    "fingerprint_of",
     "load_weights",
     "read_folder",
     "write_folder",
@@ -138,6 +141,15 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: Path
         shown = "; ".join(sorted(problems)[:8]) + more
         raise ModelFolderError(f"{where} does not fit the model in its config.json: {shown}")
     model.load_state_dict(weights)
+
+
+def fingerprint_of(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
+    """Short hex over config and weights, the same on every machine."""
+    digest = hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=8)
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +16,9 @@ from torch.nn import functional as F
 from dualtower.config import from_dict, to_dict
 from dualtower.data.batches import Collator
 from dualtower.data.images import ImageSettings
+from dualtower.encoding import Encoding
 from dualtower.errors import ConfigError, ModelFolderError
-from dualtower.folder import FolderParts, load_weights, read_folder, write_folder
+from dualtower.folder import FolderParts, fingerprint_of, load_weights, read_folder, write_folder
 from dualtower.fusion import FusionConfig, ProductFusion, Reranker, RerankerConfig
 from dualtower.hub import find_folder, push_folder
 from dualtower.losses.similarity import Similarity, similarities
@@ -31,14 +29,13 @@ from dualtower.towers import (
     create_image_tower,
     create_text_tower,
 )
+from dualtower.towers.features import no_slow_autocast
 from dualtower.towers.heads import HeadKind, HeadNorm
 from dualtower.towers.image import pretrained_backbone
 from dualtower.towers.transformer import complete_encoder, pretrained_encoder
 from dualtower.types import Batch, Embeddings
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from dualtower.model_card import ModelCard
 
 __all__ = ["DualTower", "ModelConfig"]
@@ -83,7 +80,7 @@ class ModelConfig:
             )
 
 
-class DualTower(nn.Module):
+class DualTower(Encoding):
     """Embed texts and pictures into one space.
 
     The constructor builds fresh weights and never downloads. `create` starts from pretrained towers,
@@ -169,7 +166,7 @@ class DualTower(nn.Module):
             seen = self.image_tower(batch.pixels)
             image = self._finish(self.image_head(seen.pooled))
         if batch.tokens is not None:
-            with _no_slow_autocast(batch.tokens["input_ids"].device):
+            with no_slow_autocast(batch.tokens["input_ids"].device):
                 read = self.text_tower(batch.tokens["input_ids"], batch.tokens["attention_mask"])
             text = self._finish(self.text_head(read.pooled))
         scale = self.logit_scale.exp()
@@ -222,101 +219,6 @@ class DualTower(nn.Module):
         fused: tuple[Tensor, dict[str, Tensor]] = self.fusion(embeddings, batch.present, batch.attributes)
         return fused
 
-    def encode_text(
-        self, texts: Sequence[str], *, batch_size: int = 256, progress: bool = False, bf16: bool = False
-    ) -> np.ndarray:
-        """Embed texts, in any order of lengths.
-
-        Args:
-            texts: Non-empty strings.
-            batch_size: Texts per forward pass; texts of like length go together.
-            progress: Show a progress bar.
-            bf16: Compute in bfloat16: faster where the hardware has it, less exact everywhere.
-
-        Returns:
-            float32 ``[N, D]``, of unit length under cosine similarity.
-
-        Raises:
-            DataError: A text is empty or no string; names its position.
-            ConfigError: The model has no tokenizer.
-        """
-        from dualtower.encoding import encode_text
-
-        return encode_text(self, texts, batch_size=batch_size, progress=progress, bf16=bf16)
-
-    def encode_image(
-        self,
-        images: Sequence[Image.Image | str | Path | bytes],
-        *,
-        batch_size: int = 256,
-        progress: bool = False,
-        bf16: bool = False,
-    ) -> np.ndarray:
-        """Embed pictures: PIL images, paths, or encoded bytes.
-
-        Arguments and result are those of `encode_text`.
-
-        Raises:
-            BrokenImage: A picture is missing or cannot be decoded; names it.
-        """
-        from dualtower.encoding import encode_image
-
-        return encode_image(self, images, batch_size=batch_size, progress=progress, bf16=bf16)
-
-    def encode_product(
-        self,
-        *,
-        text: Sequence[str | None] | None = None,
-        image: Sequence[Image.Image | str | Path | bytes | None] | None = None,
-        attributes: Sequence[Mapping[str, Any]] | None = None,
-        batch_size: int = 256,
-        progress: bool = False,
-    ) -> np.ndarray:
-        """Embed whole products into one vector each; a product may lack its title or its picture.
-
-        Args:
-            text: Titles, None where there is none.
-            image: Pictures: PIL images, paths or encoded bytes, None where there is none.
-            attributes: Attribute -> value of each product. Names that the model does not read are passed over; what is
-                missing, or was never seen in training, counts as unknown.
-            batch_size: Products per forward pass.
-            progress: Show a progress bar.
-
-        Returns:
-            float32 ``[N, D]`` of unit length.
-
-        Raises:
-            ConfigError: The model has no fusion.
-            DataError: Lengths differ, a product has neither title nor picture, or a quantity is no number.
-            BrokenImage: A picture is missing or cannot be decoded.
-        """
-        from dualtower.encoding import encode_product
-
-        return encode_product(
-            self, text=text, image=image, attributes=attributes, batch_size=batch_size, progress=progress
-        )
-
-    def compose(self, terms: Sequence[tuple[str | Image.Image | Path | bytes, float]]) -> np.ndarray:
-        """Blend texts and pictures into one query; negative weights lead away from a term.
-
-        ::
-
-            model.compose([("red dress", 1.0), (Path("photo.jpg"), 0.6), ("floral", -0.5)])
-
-        Args:
-            terms: Pairs of a text (`str`) or picture (PIL image, `Path` or encoded bytes) and its weight.
-
-        Returns:
-            float32 ``[D]``: the weighted sum of the terms' embeddings, of unit length under cosine similarity.
-
-        Raises:
-            DataError: There are no terms, a weight is not finite, or the terms cancel each other out.
-            BrokenImage: A picture is missing or cannot be decoded.
-        """
-        from dualtower.encoding import compose
-
-        return compose(self, terms)
-
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -325,13 +227,13 @@ class DualTower(nn.Module):
     @property
     def fingerprint(self) -> str:
         """Short hex over config and weights: equal models have equal ones, also after saving and loading."""
-        return _digest(self.config, self.state_dict())
+        return fingerprint_of(to_dict(self.config), self.state_dict())
 
     @property
     def towers_fingerprint(self) -> str:
         """The fingerprint that this model would have without heads that stand on its towers."""
         weights = {n: w for n, w in self.state_dict().items() if n.split(".")[0] not in HEADS}
-        return _digest(replace(self.config, reranker=None, fusion=None), weights)
+        return fingerprint_of(to_dict(replace(self.config, reranker=None, fusion=None)), weights)
 
     def with_heads(self, *, reranker: RerankerConfig | None = None, fusion: FusionConfig | None = None) -> DualTower:
         """The same towers, with their weights, under fresh heads.
@@ -351,22 +253,13 @@ class DualTower(nn.Module):
             reranker = replace(self.config.reranker, towers=self.towers_fingerprint)
             self.config = replace(self.config, reranker=reranker)
 
-    def checked_reranker(self) -> Reranker:
-        """The re-ranker, if there is one and it was trained with these towers.
-
-        Raises:
-            ConfigError: The model has none.
-            ModelFolderError: It was trained with other towers.
-        """
-        if self.reranker is None or self.config.reranker is None:
-            raise ConfigError("this model has no re-ranker; recipes/train_reranker.py --base MODEL trains one")
-        trained_with = self.config.reranker.towers
+    def _check_seal(self) -> None:
+        trained_with = self.config.reranker.towers if self.config.reranker else ""
         if trained_with and trained_with != self.towers_fingerprint:
             raise ModelFolderError(
                 f"the re-ranker was trained with towers {trained_with}, these are {self.towers_fingerprint}; "
                 "train it again with recipes/train_reranker.py --base MODEL"
             )
-        return self.reranker
 
     def save_pretrained(self, folder: str | Path, *, card: ModelCard | None = None) -> Path:
         """Write the model into a folder, all or nothing; a model that is there is replaced.
@@ -429,8 +322,7 @@ class DualTower(nn.Module):
         config = from_dict(ModelConfig, parts.config, where=f"{path / 'config.json'}: model")
         model = cls(config, parts.tokenizer)
         load_weights(model, parts.weights, where=path / "model.safetensors")
-        if model.reranker is not None:
-            model.checked_reranker()
+        model._check_seal()
         model._readme = (parts.fingerprint, parts.readme)
         return model.eval()
 
@@ -469,20 +361,3 @@ class DualTower(nn.Module):
             if parameter.dtype.itemsize < 4:
                 parameter.data = before[name].to(parameter.device)
         return self
-
-
-def _digest(config: ModelConfig, weights: Mapping[str, Tensor]) -> str:
-    digest = hashlib.blake2b(json.dumps(to_dict(config), sort_keys=True).encode(), digest_size=8)
-    for name, tensor in sorted(weights.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _no_slow_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Leave autocast where it slows a text tower down: without AMX, CPUs multiply bf16 matrices slower than float32.
-
-    (149 against 250 GFLOP/s were measured with AVX-512 bf16. Convolutions, and so most image towers, do gain.)
-    """
-    slow = device.type == "cpu" and not torch.cpu._is_amx_tile_supported()
-    return torch.autocast("cpu", enabled=False) if slow else contextlib.nullcontext()

@@ -10,13 +10,14 @@ import torch
 
 from dualtower.data.images import open_image, to_pixels
 from dualtower.encoding import evaluation_mode
-from dualtower.fusion.reranker import TokenStates
+from dualtower.errors import ConfigError
+from dualtower.fusion.reranker import Reranker, TokenStates
 from dualtower.types import Batch
 
 if TYPE_CHECKING:
     from dualtower.model import DualTower
 
-__all__ = ["image_states", "score_pairs", "text_states"]
+__all__ = ["image_states", "reranker_of", "score_pairs", "text_states"]
 
 
 def score_pairs(
@@ -48,12 +49,11 @@ def score_pairs(
 
     Raises:
         ConfigError: The model has no re-ranker.
-        ModelFolderError: It was trained with other towers.
         BrokenImage: A picture cannot be decoded.
     """
     from tqdm import tqdm
 
-    reranker = model.checked_reranker()
+    reranker = reranker_of(model)
     scores = np.empty(len(pairs), np.float32)
     with evaluation_mode(model), tqdm(total=len(pairs), disable=not progress, unit="pair") as bar:
         for of_texts in _blocks(pairs[:, 0], block[0]):
@@ -71,6 +71,17 @@ def score_pairs(
     return scores
 
 
+def reranker_of(model: DualTower) -> Reranker:
+    """The model's re-ranker.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    if model.reranker is None:
+        raise ConfigError("this model has no re-ranker; recipes/train_reranker.py --base MODEL trains one")
+    return model.reranker
+
+
 def _blocks(rows: np.ndarray, size: int) -> list[np.ndarray]:
     """Places of pairs, in blocks that ask for at most `size` different rows each, rows ascending."""
     different, number = np.unique(rows, return_inverse=True)
@@ -81,12 +92,11 @@ def _blocks(rows: np.ndarray, size: int) -> list[np.ndarray]:
 
 def text_states(model: DualTower, texts: Sequence[str], batch_size: int = 256) -> TokenStates:
     """What the re-ranker needs of some texts, padded to the longest of them."""
-    assert model.reranker is not None
-    collator, parts = model.collator(), []
+    reranker, collator, parts = reranker_of(model), model.collator(), []
     for start in range(0, len(texts), batch_size):
         some = texts[start : start + batch_size]
         features = model(_batch(len(some), tokens=collator.tokens(some)).to(model.device)).text_features
-        parts.append(model.reranker.text_states(features))
+        parts.append(reranker.text_states(features))
     longest = max(part.tokens.shape[1] for part in parts)
     padding = [longest - part.tokens.shape[1] for part in parts]
     pad = torch.nn.functional.pad
@@ -98,14 +108,13 @@ def text_states(model: DualTower, texts: Sequence[str], batch_size: int = 256) -
 
 def image_states(model: DualTower, images: Sequence[tuple[int, Any]], batch_size: int = 256) -> TokenStates:
     """What the re-ranker needs of some pictures, given with the numbers that an error names."""
-    assert model.reranker is not None
-    settings, parts = model.config.image_settings, []
+    reranker, settings, parts = reranker_of(model), model.config.image_settings, []
     for start in range(0, len(images), batch_size):
         some = images[start : start + batch_size]
         opened = (open_image(picture, where="rerank", row=row) for row, picture in some)
         pixels = torch.from_numpy(np.stack([to_pixels(picture, settings) for picture in opened]))
         features = model(_batch(len(some), pixels=pixels).to(model.device)).image_features
-        parts.append(model.reranker.image_states(features).tokens)
+        parts.append(reranker.image_states(features).tokens)
     return TokenStates(torch.cat(parts), None)
 
 

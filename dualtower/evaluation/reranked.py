@@ -17,7 +17,7 @@ from dualtower.evaluation.ranks import Ranks
 from dualtower.evaluation.report import TITLES, Report, Section, format_interval, markdown_table
 from dualtower.evaluation.top import top_k
 from dualtower.model import DualTower
-from dualtower.reranking import score_pairs
+from dualtower.reranking import reranker_of, score_pairs
 
 __all__ = ["Reranked", "rerank"]
 
@@ -99,9 +99,8 @@ def rerank(
 
     Raises:
         ConfigError: The model has no re-ranker, or `top` is more than the gallery holds.
-        ModelFolderError: The re-ranker was trained with other towers.
     """
-    model.checked_reranker()
+    reranker_of(model)
     ks = _cut_offs(result)
     reranked, gain, milliseconds = {}, {}, {}
     for name in directions:
