@@ -264,18 +264,23 @@ def test_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
 def test_public_names() -> None:
     assert dualtower.__all__ == sorted(dualtower.__all__)
     assert set(dualtower.__all__) == {
+        "AttributesConfig",
         "Batch",
         "DataConfig",
         "DualTower",
         "Embeddings",
         "EvaluationConfig",
+        "FusionConfig",
         "ImageSettings",
         "ImageTowerConfig",
         "LossConfig",
+        "MatchingConfig",
         "ModelCard",
         "ModelConfig",
         "Product",
+        "RerankerConfig",
         "RunConfig",
+        "TaskConfig",
         "TextTowerConfig",
         "TrainConfig",
         "__version__",
