@@ -82,7 +82,9 @@ def objective(kind: str, built: DualTower) -> Objective:
     classes = {"thing": ["bag", "mug"], "colour": ["navy", "red"]}
     shares = {"thing": torch.tensor([0.3, 0.7], dtype=torch.float64).log()}
     config = TaskConfig(labels=("thing", "colour"), heads=("thing",), logit_adjustment=0.5)
-    return ProductFused(built, config, classes=classes, log_shares=shares, contrastive=contrastive)
+    return ProductFused(
+        built, config, classes=classes, log_shares=shares, pair_loss=build_loss(LossConfig()), contrastive=contrastive
+    )
 
 
 def errors(kind: str) -> dict[str, float]:

@@ -229,6 +229,16 @@ def test_classes_are_numbered_and_strangers_are_not() -> None:
     assert class_labels(classes, rows)[:, 0].tolist() == [1, -1, -1, 0]
 
 
+def test_a_quantity_is_predicted_in_buckets() -> None:
+    prices = {"price": [1.0, 2, 3, 4, 5, 6, 7, 8, 9, 1000, None]}
+    classes = fit_classes(["price"], prices, ["price"])
+    assert classes["price"] == ["from -inf", "from 2.8", "from 4.6", "from 6.4", "from 8.2"]
+    rows = [{"price": value} for value in (-5, 2.79, 2.8, 9, 2000, None)]
+    assert class_labels(classes, rows)[:, 0].tolist() == [0, 0, 1, 4, 4, -1]
+    with pytest.raises(DataError, match="'price' has one class"):
+        fit_classes(["price"], {"price": [5, 5.0]}, ["price"])
+
+
 def test_hidden_attributes_are_drawn_while_training() -> None:
     config = fit_attributes(AttributesConfig(("colour", "price"), width=4, dropout=0.5), TRAIN, ["price"])
     tower = AttributeTower(config)

@@ -17,10 +17,11 @@ from accelerate import Accelerator
 from test_loop import products, run_config
 from torch.nn import functional as F
 
-from dualtower import DualTower, FusionConfig, MatchingConfig, RerankerConfig, TaskConfig
+from dualtower import DualTower, FusionConfig, LossConfig, MatchingConfig, RerankerConfig, TaskConfig
 from dualtower.config import to_dict
 from dualtower.data.augment import Draw
 from dualtower.errors import ConfigError
+from dualtower.losses import build_loss
 from dualtower.training.loop import Trainer
 from dualtower.training.objectives import Matching, ProductFused, build_objective
 from dualtower.types import Batch
@@ -110,7 +111,9 @@ def test_objectives_ask_for_their_head(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="matching trains a re-ranker"):
         Matching(tiny.model(), MatchingConfig(), contrastive=None)
     with pytest.raises(ConfigError, match="trains a fusion"):
-        ProductFused(tiny.model(), TaskConfig(), classes={}, log_shares={}, contrastive=None)
+        ProductFused(
+            tiny.model(), TaskConfig(), classes={}, log_shares={}, pair_loss=build_loss(LossConfig()), contrastive=None
+        )
     with pytest.raises(ConfigError, match=r"objective 'matching' with model\.reranker = None"):
         replace(run_config(tmp_path), objective="matching")
     with pytest.raises(ConfigError, match=r"task\.weights has 1 numbers for 2"):
@@ -127,7 +130,9 @@ def test_labels_join_their_attributes() -> None:
     model = tiny.model(fusion=FusionConfig(width=8))
     config = TaskConfig(labels=("a", "b"))
     classes = {"head": ["x", "y"], "a": ["0", "1"], "b": ["0", "1", "2"]}
-    objective = ProductFused(model, config, classes=classes, log_shares={}, contrastive=None)
+    objective = ProductFused(
+        model, config, classes=classes, log_shares={}, pair_loss=build_loss(LossConfig()), contrastive=None
+    )
     labels = torch.tensor([[0, 0, 2], [1, 1, 0], [0, -1, 0], [1, 0, 2], [0, 1, -1]])
     assert objective._joint_label(labels).tolist() == [2, 3, -1, 2, -1]
 

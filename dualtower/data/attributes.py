@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from dualtower.errors import ConfigError, DataError, UnknownName
@@ -15,6 +17,8 @@ from dualtower.types import AttributeValues
 
 __all__ = ["UNKNOWN", "AttributesConfig", "attribute_values", "class_labels", "fit_attributes", "fit_classes"]
 
+BUCKETS = 5  # classes of a quantity
+_BUCKET = "from "
 UNKNOWN = 0  # code of a missing category, and of one that training never saw
 
 
@@ -81,18 +85,28 @@ def attribute_values(config: AttributesConfig, rows: Sequence[Mapping[str, Any]]
     return AttributeValues(codes, torch.tensor(numbers, dtype=torch.float32).reshape(len(rows), -1))
 
 
-def fit_classes(names: Collection[str], attributes: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
+def fit_classes(
+    names: Collection[str], attributes: Mapping[str, Sequence[Any]], numeric: Collection[str] = ()
+) -> dict[str, list[str]]:
     """The classes that the training split knows of some attributes, for heads that predict them.
+
+    The classes of a quantity are buckets that hold about as many training rows each, named by their lower ends.
 
     Raises:
         UnknownName: The card has no such attribute.
-        DataError: An attribute is empty, or has one class only.
+        DataError: An attribute is empty, or has one class only, or a quantity is no number.
     """
     classes = {}
     for name in names:
         if name not in attributes:
             raise UnknownName("attribute", name, attributes)
-        classes[name] = sorted({str(value) for value in attributes[name] if not _missing(value)})
+        known = [value for value in attributes[name] if not _missing(value)]
+        if name in numeric and known:
+            numbers = [_number(name, value) for value in known]
+            inner = np.unique(np.quantile(numbers, np.arange(1, BUCKETS) / BUCKETS))
+            classes[name] = [_bucket_name(-math.inf), *(_bucket_name(edge) for edge in inner if edge > min(numbers))]
+        else:
+            classes[name] = sorted({str(value) for value in known})
         if len(classes[name]) < 2:
             found = f"one class, {classes[name][0]!r}" if classes[name] else "no value at all"
             raise DataError(f"attribute {name!r} has {found} in the training split; a head needs two or more classes")
@@ -101,9 +115,22 @@ def fit_classes(names: Collection[str], attributes: Mapping[str, Sequence[Any]])
 
 def class_labels(classes: Mapping[str, Sequence[str]], rows: Sequence[Mapping[str, Any]]) -> torch.Tensor:
     """Number of each product's class, int64 ``[B, C]``; -1 where it is missing or unknown."""
-    numbers = {name: {value: i for i, value in enumerate(known)} for name, known in classes.items()}
-    labels = [[known.get(_text(row.get(name)), -1) for name, known in numbers.items()] for row in rows]
+    readers = [_label_reader(name, known) for name, known in classes.items()]
+    labels = [[read(row.get(name)) for name, read in zip(classes, readers, strict=True)] for row in rows]
     return torch.tensor(labels, dtype=torch.int64).reshape(len(rows), -1)
+
+
+def _label_reader(name: str, known: Sequence[str]) -> Callable[[Any], int]:
+    """From a value to the number of its class or bucket."""
+    if known and known[0] == _bucket_name(-math.inf):
+        edges = [float(label.removeprefix(_BUCKET)) for label in known]
+        return lambda value: -1 if _missing(value) else bisect.bisect_right(edges, _number(name, value)) - 1
+    numbers = {value: i for i, value in enumerate(known)}
+    return lambda value: numbers.get(_text(value), -1)
+
+
+def _bucket_name(edge: float) -> str:
+    return f"{_BUCKET}{edge:g}"
 
 
 def _missing(value: Any) -> bool:

@@ -19,7 +19,7 @@ from dualtower.data.augment import Draw
 from dualtower.data.products import Products
 from dualtower.errors import ConfigError
 from dualtower.fusion.reranker import TokenStates
-from dualtower.losses import Loss, build_loss, info_nce
+from dualtower.losses import Loss, build_loss
 from dualtower.losses.similarity import similarities
 from dualtower.losses.supervised import supervised_contrastive
 from dualtower.model import DualTower
@@ -190,6 +190,7 @@ class ProductFused(Objective):
         config: Losses and their weights.
         classes: Attribute -> classes, for the columns of a batch's labels.
         log_shares: Head -> log of each class's share of the training rows, ``[classes]``.
+        pair_loss: Between the two views of every product.
         contrastive: Keeps the towers in shape where they are trained too; None where both are locked for good.
 
     Raises:
@@ -203,12 +204,14 @@ class ProductFused(Objective):
         *,
         classes: Mapping[str, Sequence[str]],
         log_shares: Mapping[str, Tensor],
+        pair_loss: Loss,
         contrastive: Contrastive | None,
     ) -> None:
         super().__init__(model, idle=("reranker",) if contrastive else ("reranker", *TOWERS))
         if model.fusion is None:
             raise ConfigError("objective 'product' trains a fusion; give the recipe's model a fusion=FusionConfig()")
-        self.config, self.classes, self._contrastive = config, classes, contrastive
+        self.config, self.classes = config, classes
+        self._pair_loss, self._contrastive = pair_loss, contrastive
         self.log_shares = {name: config.logit_adjustment * shares for name, shares in log_shares.items()}
 
     def forward(self, batch: Batch, draw: Draw) -> ProductViews:
@@ -265,7 +268,10 @@ def build_objective(config: RunConfig, model: DualTower, products: Products) -> 
         heads = model.config.fusion.tasks if model.config.fusion else {}
         classes = {**heads, **fit_classes(config.task.labels, products.attributes)}
         shares = {name: _log_shares(known, products.attributes[name]) for name, known in heads.items()}
-        return ProductFused(model, config.task, classes=classes, log_shares=shares, contrastive=kept)
+        pair_loss = build_loss(config.loss)
+        return ProductFused(
+            model, config.task, classes=classes, log_shares=shares, pair_loss=pair_loss, contrastive=kept
+        )
     return contrastive
 
 

@@ -179,10 +179,13 @@ def _with_known_values(config: RunConfig, card: DataCard, train: Products) -> Mo
     fusion = config.model.fusion
     if fusion is None:
         return config.model
+    numeric = card.columns.numeric
     if fusion.attributes is not None:
-        read = fit_attributes(fusion.attributes, train.attributes, card.columns.numeric)
+        read = fit_attributes(fusion.attributes, train.attributes, numeric)
         fusion = replace(fusion, attributes=read)
-    return replace(config.model, fusion=replace(fusion, tasks=fit_classes(config.task.heads, train.attributes)))
+    return replace(
+        config.model, fusion=replace(fusion, tasks=fit_classes(config.task.heads, train.attributes, numeric))
+    )
 
 
 def _based(config: RunConfig, base: str) -> DualTower:
