@@ -182,7 +182,7 @@ class TaskConfig:
     supervised: float = 1.0
     """Weight of the supervised contrastive loss over `labels`."""
     identity: float = 1.0
-    """Weight of `loss` (InfoNCE, hinge ...) between two views of a product, in each of which other inputs are hidden."""
+    """Weight of `loss` (InfoNCE, hinge ...) between two views of a product, each with other inputs hidden."""
     temperature: float = 0.1
     """Of both."""
     heads: tuple[str, ...] = ()
