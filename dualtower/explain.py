@@ -169,9 +169,9 @@ def _words(model: DualTower, ids: torch.Tensor) -> list[tuple[str, int, int]]:
         if goes_on and words and words[-1][2] == place:
             word, start, _ = words[-1]
             words[-1] = (word + shown, start, place + 1)
-        elif shown:
+        else:
             words.append((shown, place, place + 1))
-    return words
+    return [word for word in words if word[0]]  # a lone mark of a word's begin shows nothing
 
 
 def _tokenizer(model: DualTower) -> Any:

@@ -80,9 +80,24 @@ def test_every_loss_trains(loss: str, tmp_path: Path) -> None:
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lamb"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lamb", "nmuon"])
 def test_optimisers_by_name(optimizer: str, tmp_path: Path) -> None:
     assert trainer(tmp_path, optimizer=optimizer, steps=2).fit().position.step == 2
+
+
+def test_muon_leaves_embeddings_norms_and_biases_to_adamw(tmp_path: Path) -> None:
+    train = TrainConfig(steps=1, optimizer="nmuon", lr=5e-3, fallback_lr=1e-3)
+    model = tiny.model("bert", "vit")
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for group in parameter_groups(model, train):
+        rate = 1e-3 if group["use_fallback"] else 5e-3
+        assert group["peak_lr"] == rate
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            is_matrix = parameter.ndim > 1 and "embedding" not in name and not name.endswith(("_embed", "_token"))
+            assert group["use_fallback"] != is_matrix, name
+    with pytest.raises(ConfigError, match="fallback_lr is for a Muon optimiser"):
+        TrainConfig(steps=1, fallback_lr=1e-3)
 
 
 def test_unknown_optimiser_names_the_nearest(tmp_path: Path) -> None:

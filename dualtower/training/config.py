@@ -67,13 +67,15 @@ class TrainConfig:
     """Picture scales of equal shares of the budget, such as 0.6 0.8 1.0: small pictures first, full size last."""
 
     optimizer: str = "adamw"
-    """Any optimiser of timm: adamw, sgd, lamb, lion, ..."""
+    """Any optimiser of timm: adamw, nmuon (Muon with Nesterov momentum), sgd, lamb, lion, ..."""
     lr: float = 1e-3
     """Peak learning rate."""
     text_lr: float | None = None
     """Peak learning rate of the text tower; default `lr`."""
     image_lr: float | None = None
     """Peak learning rate of the image tower; default `lr`."""
+    fallback_lr: float | None = None
+    """Peak learning rate of what a Muon optimiser leaves to AdamW (embeddings, norms, biases, scale); default `lr`."""
     layer_decay: float = 1.0
     """Each layer further from the head learns slower by this factor; 1 is off."""
     weight_decay: float = 0.05
@@ -131,10 +133,15 @@ class TrainConfig:
         for name in ("warmup", "lock_text", "lock_image", "token_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it is a share between 0 and 1")
-        for name in ("epochs", "steps", "minutes", "lr", "validate_every"):
+        for name in ("epochs", "steps", "minutes", "lr", "fallback_lr", "validate_every"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"train.{name} is {value}; it must be above 0")
+        if self.fallback_lr is not None and "muon" not in self.optimizer:
+            raise ConfigError(
+                f"train.fallback_lr is for a Muon optimiser, and train.optimizer is {self.optimizer}; "
+                "leave it out, or set --train.optimizer nmuon"
+            )
 
 
 @dataclass(frozen=True)

@@ -17,21 +17,28 @@ from dualtower.training.config import TrainConfig
 
 __all__ = ["create_optimizer", "freeze_locked", "parameter_groups", "set_learning_rates", "set_modes"]
 
+MATRICES = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.MultiheadAttention)
+"""Layers whose weights are linear maps, which is what Muon makes orthogonal steps for."""
+
 
 def parameter_groups(model: DualTower, config: TrainConfig) -> list[dict[str, Any]]:
     """Group the trainable parameters by part of the model, depth and whether they decay.
 
     Matrices and kernels decay; norms, biases, the scale and the bias of the similarity do not. Each group remembers
     its `part` (image_tower, text_head, logit_scale ...) and its `peak_lr`, from which every step's rate is computed.
+    A Muon optimiser is told which groups are not its own: embeddings and whatever is no linear map go to AdamW.
     """
-    towers = {"image_tower": config.image_lr, "text_tower": config.text_lr}
-    groups: dict[tuple[str, float, bool], list[nn.Parameter]] = defaultdict(list)
+    muon = "muon" in config.optimizer
+    rates = {"image_tower": config.image_lr, "text_tower": config.text_lr}
+    maps = {id(p) for m in model.modules() if isinstance(m, MATRICES) for p in m.parameters(recurse=False)}
+    groups: dict[tuple[str, float, bool, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             part = name.split(".")[0]
-            own = towers.get(part)
+            fallback = muon and (parameter.ndim < 2 or id(parameter) not in maps)
+            own = config.fallback_lr if fallback else rates.get(part)
             lr = (config.lr if own is None else own) * config.layer_decay ** model.layers_above(name)
-            groups[part, lr, parameter.ndim > 1].append(parameter)
+            groups[part, lr, parameter.ndim > 1, fallback].append(parameter)
     return [
         {
             "params": parameters,
@@ -39,8 +46,9 @@ def parameter_groups(model: DualTower, config: TrainConfig) -> list[dict[str, An
             "peak_lr": lr,
             "part": part,
             "weight_decay": config.weight_decay if decays else 0.0,
+            **({"use_fallback": fallback} if muon else {}),
         }
-        for (part, lr, decays), parameters in groups.items()
+        for (part, lr, decays, fallback), parameters in groups.items()
     ]
 
 
@@ -54,7 +62,7 @@ def create_optimizer(model: DualTower, config: TrainConfig) -> torch.optim.Optim
     if config.optimizer not in known:
         raise UnknownName("optimiser", config.optimizer, known)
     groups = parameter_groups(model, config)
-    extra = {"betas": (0.9, config.beta2)} if "adam" in config.optimizer else {}
+    extra = {"betas": (0.9, config.beta2)} if "adam" in config.optimizer or "muon" in config.optimizer else {}
     return timm.optim.create_optimizer_v2(
         groups, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, **extra
     )
