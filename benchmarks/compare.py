@@ -5,6 +5,9 @@
     python benchmarks/compare.py losses    --source FOLDER      # InfoNCE, SigLIP, triplet, 5 minutes each
     python benchmarks/compare.py positives --source FOLDER      # with and without product-aware positives, 10 minutes
 
+The recipe is made for the drawn catalogue's thousand rows; with forty times as many, batches of 512 at a higher rate
+learn more in the same time. The hour-long run has a wider network, too.
+
 Protocol: train on the train rows, choose the checkpoint on the validation rows, then rank the whole card (train +
 validation + test) for the KAGL queries of github.com/marqo-ai/marqo-FashionCLIP, whose relevant pictures all lie in
 the test rows. Every run is a run of recipes/train_clip_style.py with overrides, one at a time, alone on the machine.
@@ -61,6 +64,7 @@ def recipe_module() -> ModuleType:
 
 def variants(experiment: str, base: RunConfig) -> dict[str, tuple[float, RunConfig]]:
     """Name -> (minutes, config) of every run of an experiment."""
+    base = replace(base, train=replace(base.train, batch_size=512, lr=1e-2, fallback_lr=3e-3, ema=0.995))
     if experiment == "quality":
         return {"10 minutes": (10, base), "60 minutes": (60, _for_an_hour(base))}
     if experiment == "positives":
@@ -79,10 +83,9 @@ def variants(experiment: str, base: RunConfig) -> dict[str, tuple[float, RunConf
 
 
 def _for_an_hour(base: RunConfig) -> RunConfig:
-    """A wider network in larger batches; words are hidden and pictures moved further, or it learns them by heart."""
+    """A wider network; words are hidden and pictures moved further, or it learns them by heart."""
     model = replace(base.model, image=recipe_module().plain_network(64, 128, 256, 512))
-    train = replace(base.train, batch_size=512, lr=1e-2, fallback_lr=3e-3, ema=0.995)
-    harder = replace(train, token_dropout=0.1, augmentation_strength=1.0, weight_decay=0.1)
+    harder = replace(base.train, token_dropout=0.1, augmentation_strength=1.0, weight_decay=0.1)
     return replace(base, model=model, train=harder)
 
 
