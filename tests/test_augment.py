@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dualtower.data.augment import AUGMENTATIONS, Draw, augment
+from dualtower.data.augment import AUGMENTATIONS, Draw, augment, erase
 
 
 def pictures(batch: int = 6, height: int = 40, width: int = 30) -> torch.Tensor:
@@ -81,3 +81,17 @@ def test_neighbouring_seeds_are_independent() -> None:
     correlations = torch.corrcoef(draws) - torch.eye(50)
     assert correlations.abs().max() < 0.6
     assert abs(draws.mean().item() - 0.5) < 0.03
+
+
+def test_erasing_hides_one_rectangle_of_some_pictures() -> None:
+    pixels = torch.full((2000, 3, 40, 30), -1.0)
+    erased = erase(pixels, Draw(0, size=2000), share=0.4)
+    hidden = (erased != -1).all(1)
+    touched = hidden.flatten(1).any(1)
+    assert 0.36 < touched.float().mean() < 0.44
+    shares = hidden[touched].float().mean((1, 2))
+    assert 0.005 < shares.min() and shares.max() < 0.3 and 0.1 < shares.mean() < 0.17
+    rows, columns = hidden.any(2), hidden.any(1)  # a rectangle is the product of its rows and columns
+    assert torch.equal(hidden, rows[:, :, None] & columns[:, None, :])
+    assert torch.equal(erased, erase(pixels, Draw(0, size=2000), share=0.4))
+    assert len(erased[touched][0].permute(1, 2, 0)[hidden[touched][0]].unique(dim=0)) == 1

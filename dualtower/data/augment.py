@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["AUGMENTATIONS", "Augmentation", "Draw", "augment", "drop_tokens"]
+__all__ = ["AUGMENTATIONS", "Augmentation", "Draw", "augment", "drop_tokens", "erase"]
 
 Augmentation = Literal["product", "simclr", "none"]
 
@@ -80,6 +80,28 @@ def augment(
     """
     size = size or (pixels.shape[-2], pixels.shape[-1])
     return AUGMENTATIONS[name](pixels.float(), draw, size, strength)
+
+
+def erase(pixels: Tensor, draw: Draw, *, share: float) -> Tensor:
+    """Lay a rectangle of one random colour over a share of the pictures (Zhong et al., 2017, arXiv:1708.04896).
+
+    So no product is learned by a single detail. The rectangle takes 2 to 25 % of the picture.
+
+    Args:
+        pixels: ``[B, 3, H, W]`` in 0..255.
+        draw: Source of randomness for this batch.
+        share: Probability of each picture.
+    """
+    height, width = pixels.shape[-2:]
+    area, stretch = draw.uniform(0.02, 0.25), draw.uniform(-1.2, 1.2).exp()
+    high, wide = (area * stretch).sqrt().clamp(max=1) * height, (area / stretch).sqrt().clamp(max=1) * width
+    inside = []
+    for length, side in ((height, high), (width, wide)):
+        start, place = draw.uniform(0, 1) * (length - side), torch.arange(length, device=pixels.device)
+        inside.append((place >= start[:, None]) & (place < (start + side)[:, None]))
+    covered = (draw.chance(share)[:, None, None] & inside[0][:, :, None] & inside[1][:, None, :])[:, None]
+    colour = torch.stack([draw.uniform(0, 255) for _ in range(3)], 1)[:, :, None, None]
+    return torch.where(covered, colour, pixels)
 
 
 def drop_tokens(

@@ -61,6 +61,8 @@ class TrainConfig:
     """Picture augmentation preset."""
     augmentation_strength: float = 1.0
     """How far zoom, shift and colours may go, as a share of the preset's own reach; flips stay."""
+    erasing: float = 0.0
+    """Share of the pictures of which a rectangle is hidden."""
     token_dropout: float = 0.0
     """Share of a title's tokens that are hidden, anew in every batch."""
     progressive: tuple[float, ...] = ()
@@ -130,7 +132,7 @@ class TrainConfig:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.augmentation_strength <= 2:
             raise ConfigError(f"train.augmentation_strength is {self.augmentation_strength}; it must be from 0 to 2")
-        for name in ("warmup", "lock_text", "lock_image", "token_dropout"):
+        for name in ("warmup", "lock_text", "lock_image", "erasing", "token_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it is a share between 0 and 1")
         for name in ("epochs", "steps", "minutes", "lr", "fallback_lr", "validate_every"):

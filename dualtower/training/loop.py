@@ -19,7 +19,7 @@ from timm.utils import ModelEmaV3
 
 from dualtower.config import to_dict
 from dualtower.data.attributes import fit_classes
-from dualtower.data.augment import Draw, augment, drop_tokens
+from dualtower.data.augment import Draw, augment, drop_tokens, erase
 from dualtower.data.batches import BatchPlan, Collator, PixelCache, training_loader
 from dualtower.data.products import Products
 from dualtower.errors import ConfigError, NonFiniteLoss
@@ -214,6 +214,8 @@ class Trainer:
         draw = Draw(*seeds, self.accelerator.process_index, size=len(batch.pixels), device=device)
         train = self.config.train
         pixels = augment(batch.pixels, train.augmentation, draw, size=size, strength=train.augmentation_strength)
+        if train.erasing:
+            pixels = erase(pixels, draw, share=train.erasing)
         batch = replace(batch, pixels=pixels, tokens=self._tokens(batch, draw))
         joint_draw = Draw(*seeds, ranks, size=len(batch.ids) * ranks, device=device)  # no rank has this number
         return self.objective.loss(self.model(batch, joint_draw), batch)
