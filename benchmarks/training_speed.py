@@ -169,8 +169,8 @@ def time_parts(trainer, products, accelerator) -> dict[str, float]:
             seen = replace(batch, pixels=pixels, tokens=None)
             image = timed("image tower, forward", lambda s=seen: model(s))
             text = timed("text tower, forward", lambda b=batch: model(replace(b, pixels=None)))
-        shared = {"scale": image.scale, "bias": image.bias, "products": batch.products}
-        loss = timed("loss", lambda i=image, t=text, kw=shared: trainer.loss(i.image, t.text, **kw))
+        both = replace(image, text=text.text)
+        loss = timed("loss", lambda e=both, b=batch: trainer.objective.loss(e, b))
         timed("backward", loss.backward)
         timed("optimiser", trainer.optimizer.step)
         trainer.optimizer.zero_grad()
