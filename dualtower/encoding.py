@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dualtower.fusion import ProductFusion
     from dualtower.model import ModelConfig
 
-__all__ = ["Encoding", "evaluation_mode"]
+__all__ = ["Encoding", "evaluation_mode", "mix"]
 
 
 class Encoding(nn.Module, ABC):
@@ -202,13 +202,7 @@ class Encoding(nn.Module, ABC):
             parts[is_text] = self.encode_text([term for term, _ in terms if isinstance(term, str)])
         if not is_text.all():
             parts[~is_text] = self.encode_image([term for term, _ in terms if not isinstance(term, str)])
-        query = weights @ parts
-        if self.config.similarity != "cosine":
-            return query
-        length = float(np.linalg.norm(query))
-        if length < 1e-6 * float(np.abs(weights).sum() or 1):
-            raise DataError(f"compose: the terms cancel out (weights {weights.tolist()}); change a weight")
-        return query / np.float32(length)
+        return mix(parts, weights, unit=self.config.similarity == "cosine")
 
     def _encode(
         self,
@@ -238,6 +232,19 @@ class Encoding(nn.Module, ABC):
                 embeddings[rows] = embedded.float().cpu().numpy()
                 bar.update(len(rows))
         return embeddings
+
+
+def mix(vectors: np.ndarray, weights: np.ndarray, *, unit: bool) -> np.ndarray:
+    """The weighted sum of embeddings ``[N, D]``, float32 ``[D]``; of unit length where asked.
+
+    Raises:
+        DataError: The terms cancel each other out.
+    """
+    mixed: np.ndarray = np.float32(weights) @ vectors
+    length = float(np.linalg.norm(mixed))
+    if unit and length < 1e-6 * float(np.abs(weights).sum() or 1):
+        raise DataError(f"the terms cancel out (weights {np.asarray(weights).tolist()}); change a weight")
+    return mixed / np.float32(length) if unit else mixed
 
 
 @contextlib.contextmanager

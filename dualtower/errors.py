@@ -16,6 +16,9 @@
     │   │   └── BrokenImage
     │   └── QrelsError          a relevance file that does not fit the gallery
     ├── ModelFolderError        a model folder with a missing, extra or unfitting part
+    ├── CatalogueError          a catalogue folder that is missing, broken or of another model
+    ├── CursorError             a cursor that is broken or belongs to another search
+    ├── FilterError             a filter that cannot be read, or names what the catalogue lacks
     ├── CheckpointError         a checkpoint that is broken or belongs to another config
     ├── NonFiniteLoss           training ran into NaN or infinity and stopped
     └── MissingExtra            an optional dependency is not installed
@@ -31,10 +34,13 @@ from collections.abc import Iterable
 __all__ = [
     "BrokenImage",
     "CardError",
+    "CatalogueError",
     "CheckpointError",
     "ConfigError",
+    "CursorError",
     "DataError",
     "DualTowerError",
+    "FilterError",
     "MissingExtra",
     "ModelFolderError",
     "NonFiniteLoss",
@@ -132,6 +138,18 @@ class QrelsError(DataError):
 
 class ModelFolderError(DualTowerError):
     """A model folder has a missing, extra or unfitting file or weight."""
+
+
+class CatalogueError(DualTowerError):
+    """A catalogue folder is missing, broken, busy, or belongs to another model."""
+
+
+class CursorError(DualTowerError):
+    """A cursor is broken, or belongs to another search."""
+
+
+class FilterError(DualTowerError):
+    """A filter cannot be read, or names an attribute or a value that does not fit the catalogue."""
 
 
 class CheckpointError(DualTowerError):

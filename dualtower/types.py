@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["AttributeValues", "Batch", "Embeddings", "Features", "Product", "product_code"]
+__all__ = ["AttributeValues", "Batch", "Embeddings", "Features", "Hit", "Product", "product_code"]
 
 
 def product_code(product_id: str) -> int:
@@ -131,3 +131,20 @@ class Embeddings:
     bias: Tensor
     image_features: Features | None = None
     text_features: Features | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """What a search found.
+
+    Attributes:
+        id: Of the row.
+        product_id: What the row shows.
+        score: Similarity to the query; more is more alike.
+        row: Title and attributes.
+    """
+
+    id: str
+    product_id: str
+    score: float
+    row: Mapping[str, Any]

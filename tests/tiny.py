@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dualtower import DualTower, ImageSettings, ImageTowerConfig, ModelConfig, TextTowerConfig
+from dualtower import DualTower, ImageSettings, ImageTowerConfig, ModelConfig, Product, TextTowerConfig
 from dualtower.data.text import train_tokenizer
 
 TITLES = [
@@ -64,3 +64,16 @@ def png(image: Image.Image) -> bytes:
     stream = io.BytesIO()
     image.save(stream, "PNG")
     return stream.getvalue()
+
+
+def spread_model(text: str = "bow", image: str = "resnet") -> DualTower:
+    """An untrained model whose embeddings still lie apart: normalised by the statistics of some pictures and titles."""
+    made = model(text, image, head_norm="batch")
+    rows = [Product(str(i), str(i), (TITLES[i % len(TITLES)],), png(picture(i))) for i in range(72)]
+    for part in made.modules():
+        if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
+            part.momentum = None
+    made.train()
+    with torch.no_grad():
+        made(made.collator()(rows))
+    return made.eval()

@@ -195,6 +195,7 @@ class DataCard:
         relevance: When a row is a right answer to a query.
         caveats: What makes results on this catalogue doubtful or hard to compare.
         baselines: Published results.
+        prompts: Attribute -> how one of its values becomes a text, ``{}`` standing for the value; for zero-shot labels.
         verified: Whether the card was run against its source.
         note: How it was verified, or why not.
         body: The Markdown below the front matter.
@@ -211,6 +212,7 @@ class DataCard:
     relevance: str = ""
     caveats: list[str] = field(default_factory=list)
     baselines: list[Baseline] = field(default_factory=list)
+    prompts: dict[str, str] = field(default_factory=dict)
     verified: bool = False
     note: str = ""
     body: str = ""

@@ -1,0 +1,355 @@
+"""A catalogue on disk: rows in SQLite, vectors in append-only files, both committed together.
+
+::
+
+    catalogue.json           what it is: model, dimensions, attributes; written once
+    rows.sqlite              the truth: rows, which slot of the vector files is theirs, what has gone
+    vectors/<g>-<kind>.f16   float16 vectors of generation g; slots are only ever appended
+    cache/                   what can be rebuilt from the rest: columns, nearest-neighbour index
+
+A write takes SQLite's lock, appends vectors to the files and waits for the disk, and only then commits the rows that
+point to them. Killed at any byte, the folder opens at the last commit; what lies in the files behind it is written
+over. A changed row takes a new slot. `compact` writes the next generation and switches to it in one commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dualtower.config import from_dict, to_dict
+from dualtower.errors import CatalogueError, ConfigError
+from dualtower.folder import write_text_atomically
+from dualtower.retrieval.records import FORMAT, CatalogueInfo, Changes, Item, State, StoredRow, check_items
+from dualtower.retrieval.vectors import VectorFile, crc_of, sync_folder
+
+__all__ = ["Catalogue"]
+
+BUSY_SECONDS = 60.0
+_STORED = "id, slot, sequence, product_id, title, attributes, checksums"
+SCHEMA = """
+CREATE TABLE state (generation INTEGER NOT NULL, next_slot INTEGER NOT NULL, sequence INTEGER NOT NULL);
+INSERT INTO state VALUES (0, 0, 0);
+CREATE TABLE rows (
+    id TEXT PRIMARY KEY, slot INTEGER NOT NULL UNIQUE, sequence INTEGER NOT NULL, created INTEGER NOT NULL,
+    product_id TEXT NOT NULL, title TEXT NOT NULL, attributes TEXT NOT NULL, checksums TEXT NOT NULL,
+    digest TEXT NOT NULL
+);  -- checksums: JSON list, one number per kind of vector, null where the row has none
+CREATE INDEX rows_by_sequence ON rows (sequence);
+CREATE TABLE gone (slot INTEGER PRIMARY KEY, id TEXT NOT NULL, sequence INTEGER NOT NULL);
+CREATE INDEX gone_by_sequence ON gone (sequence);
+CREATE TABLE pictures (slot INTEGER PRIMARY KEY, bytes BLOB NOT NULL);
+"""
+
+
+class Catalogue:
+    """One catalogue folder, for any number of readers and writers, in threads or processes; writers take turns.
+
+    Raises:
+        CatalogueError: There is none in `folder`, or it is broken or of another format.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.info = _read_info(self.folder)
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        _ = self.state
+
+    @classmethod
+    def create(cls, folder: str | Path, info: CatalogueInfo) -> Catalogue:
+        """Make an empty catalogue.
+
+        Raises:
+            CatalogueError: Something lies in `folder` already, or the file system refused.
+        """
+        folder = Path(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise CatalogueError(f"{folder} is not empty; open the catalogue in it, or name a new folder")
+        try:
+            (folder / "vectors").mkdir(parents=True, exist_ok=True)
+            (folder / "cache").mkdir(exist_ok=True)
+            with contextlib.closing(sqlite3.connect(folder / "rows.sqlite")) as connection:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.executescript(SCHEMA)
+                connection.commit()
+            sync_folder(folder)
+            # Last, as its presence says that the folder is a catalogue.
+            write_text_atomically(folder / "catalogue.json", json.dumps(to_dict(info), indent=2, ensure_ascii=False))
+        except (OSError, sqlite3.Error) as error:
+            raise CatalogueError(f"cannot make a catalogue in {folder}: {error}") from error
+        return cls(folder)
+
+    @property
+    def state(self) -> State:
+        """Where the catalogue stands now."""
+        row = self._read("SELECT generation, next_slot, sequence FROM state")[0]
+        return State(*row)
+
+    def __len__(self) -> int:
+        """Number of live rows."""
+        return int(self._read("SELECT COUNT(*) FROM rows")[0][0])
+
+    def upsert(self, items: Sequence[Item]) -> None:
+        """Add rows, replacing those with the same ids; when it returns, they are on the disk.
+
+        Raises:
+            DataError: An item does not fit the catalogue, or two have the same id.
+            CatalogueError: The file system refused, or another writer held the lock too long.
+        """
+        if not items:
+            return
+        blocks = check_items(self.info, items)
+        with self._writing() as (connection, state):
+            first, sequence = state.next_slot, state.sequence + 1
+            for kind, block in blocks.items():
+                self.vectors(kind, state.generation).write(first, block)
+            checksums = [
+                [crc_of(blocks[kind][i]) if kind in item.vectors else None for kind in blocks]
+                for i, item in enumerate(items)
+            ]
+            connection.executemany(
+                "INSERT INTO gone SELECT slot, id, ? FROM rows WHERE id = ?", [(sequence, item.id) for item in items]
+            )
+            connection.executemany(
+                "DELETE FROM pictures WHERE slot IN (SELECT slot FROM rows WHERE id = ?)",
+                [(item.id,) for item in items],
+            )
+            rows = [
+                (
+                    item.id,
+                    first + i,
+                    sequence,
+                    sequence,
+                    item.product_id,
+                    item.title,
+                    json.dumps(dict(item.attributes), ensure_ascii=False, default=str),
+                    json.dumps(crcs),
+                    item.digest,
+                )
+                for i, (item, crcs) in enumerate(zip(items, checksums, strict=True))
+            ]
+            connection.executemany(
+                "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT (id) DO UPDATE SET slot = excluded.slot, sequence = excluded.sequence, "
+                "product_id = excluded.product_id, title = excluded.title, attributes = excluded.attributes, "
+                "checksums = excluded.checksums, digest = excluded.digest",
+                rows,
+            )
+            connection.executemany(
+                "INSERT INTO pictures VALUES (?, ?)",
+                [(first + i, item.picture) for i, item in enumerate(items) if item.picture is not None],
+            )
+            connection.execute("UPDATE state SET next_slot = ?, sequence = ?", (first + len(items), sequence))
+
+    def delete(self, ids: Iterable[str]) -> int:
+        """Remove rows; returns how many there were. When it returns, they are gone for good."""
+        wanted = [(row_id,) for row_id in dict.fromkeys(ids)]
+        with self._writing() as (connection, state):
+            sequence = state.sequence + 1
+            before = connection.total_changes
+            connection.executemany(
+                "INSERT INTO gone SELECT slot, id, ? FROM rows WHERE id = ?", [(sequence, *row) for row in wanted]
+            )
+            removed = connection.total_changes - before
+            connection.executemany("DELETE FROM pictures WHERE slot IN (SELECT slot FROM rows WHERE id = ?)", wanted)
+            connection.executemany("DELETE FROM rows WHERE id = ?", wanted)
+            if removed:
+                connection.execute("UPDATE state SET sequence = ?", (sequence,))
+        return removed
+
+    def get(self, ids: Sequence[str]) -> list[StoredRow]:
+        """Rows by id, in the order of `ids`; those that do not exist are left out."""
+        return self._rows_by("id", ids)
+
+    def at(self, slots: Sequence[int]) -> list[StoredRow]:
+        """Rows by slot, in the order of `slots`; one that has been replaced since is shown as it is now."""
+        found = {row.slot: row for row in self._rows_by("slot", slots)}
+        for some in _batches([int(slot) for slot in slots if int(slot) not in found]):
+            moved = dict(self._read(f"SELECT id, slot FROM gone WHERE slot IN ({_marks(some)})", some))
+            found |= {moved[row.id]: replace(row, slot=moved[row.id]) for row in self._rows_by("id", list(moved))}
+        return [found[slot] for slot in map(int, slots) if slot in found]
+
+    def picture(self, row_id: str) -> bytes | None:
+        """Encoded picture of a row, or None."""
+        found = self._read("SELECT bytes FROM pictures WHERE slot = (SELECT slot FROM rows WHERE id = ?)", (row_id,))
+        return found[0][0] if found else None
+
+    def digests(self) -> dict[str, str]:
+        """Id -> digest of all rows."""
+        return {str(row_id): str(digest) for row_id, digest in self._read("SELECT id, digest FROM rows")}
+
+    def changes(self, since: State | None) -> Changes:
+        """What happened since a state of the same generation; everything without one."""
+        sequence = since.sequence if since else -1
+        connection = self._connection()
+        connection.execute("BEGIN")  # one snapshot for all three
+        try:
+            state = State(*connection.execute("SELECT generation, next_slot, sequence FROM state").fetchone())
+            if since is not None and since.generation != state.generation:
+                sequence = -1
+            rows = connection.execute(
+                f"SELECT {_STORED} FROM rows WHERE sequence > ? ORDER BY slot",
+                (sequence,),
+            ).fetchall()
+            gone = connection.execute("SELECT slot, sequence FROM gone WHERE sequence > ?", (sequence,)).fetchall()
+        finally:
+            connection.execute("ROLLBACK")
+        return Changes(state, [self._row(row) for row in rows], gone)
+
+    def vectors(self, kind: str, generation: int | None = None) -> VectorFile:
+        """The file of one kind of vectors.
+
+        Raises:
+            ConfigError: The catalogue has no such kind.
+        """
+        if kind not in self.info.kinds:
+            raise ConfigError(f"this catalogue has no {kind!r} vectors; it has: {', '.join(self.info.kinds)}")
+        generation = self.state.generation if generation is None else generation
+        return VectorFile(self.folder / "vectors" / f"{generation}-{kind}.f16", self.info.dim)
+
+    def compact(self) -> int:
+        """Write the live rows into files of their own and drop the old ones; returns the slots that were freed.
+
+        Readers that have the old files open go on with them.
+        """
+        with self._writing() as (connection, state):
+            live = [slot for (slot,) in connection.execute("SELECT slot FROM rows ORDER BY slot")]
+            freed, following = state.next_slot - len(live), state.generation + 1
+            for kind in self.info.kinds:
+                old = self.vectors(kind, state.generation).open(state.next_slot)
+                new = self.vectors(kind, following)
+                new.path.unlink(missing_ok=True)  # of a compaction that was killed
+                for start in range(0, len(live), 65536):
+                    new.write(start, old.gather(np.array(live[start : start + 65536])))
+            sync_folder(self.folder / "vectors")
+            connection.execute("CREATE TEMP TABLE moved (old INTEGER PRIMARY KEY, new INTEGER NOT NULL)")
+            connection.executemany("INSERT INTO moved VALUES (?, ?)", zip(live, range(len(live)), strict=True))
+            for table in ("rows", "pictures"):  # by way of negative slots, as slots are unique
+                connection.execute(f"UPDATE {table} SET slot = -1 - (SELECT new FROM moved WHERE old = slot)")
+                connection.execute(f"UPDATE {table} SET slot = -1 - slot")
+            connection.execute("DELETE FROM gone")
+            # A search that began before pages on as of then: a row that was replaced since must not vanish from it.
+            connection.execute("UPDATE rows SET sequence = created")
+            connection.execute(
+                "UPDATE state SET generation = ?, next_slot = ?, sequence = ?",
+                (following, len(live), state.sequence + 1),
+            )
+            connection.execute("DROP TABLE moved")
+        self._remove_old_files()
+        return freed
+
+    def verify(self) -> list[str]:
+        """Look for what is wrong: SQLite's own check, slots, lengths and checksums of all vectors. Empty is clean."""
+        problems = [str(row[0]) for row in self._read("PRAGMA integrity_check") if row[0] != "ok"]
+        state = self.state
+        rows = self._read("SELECT id, slot, checksums FROM rows ORDER BY slot")
+        gone = {slot for (slot,) in self._read("SELECT slot FROM gone")}
+        slots = [slot for _, slot, _ in rows]
+        if slots and not 0 <= slots[0] <= slots[-1] < state.next_slot:
+            problems.append(f"slots reach from {slots[0]} to {slots[-1]}, but only {state.next_slot} are in use")
+        if len(slots) + len(gone) != state.next_slot or gone & set(slots):
+            problems.append(f"{len(slots)} live and {len(gone)} gone slots do not add up to {state.next_slot}")
+        for number, kind in enumerate(self.info.kinds):
+            try:
+                held = self.vectors(kind, state.generation).open(state.next_slot)
+            except CatalogueError as error:
+                problems.append(str(error))
+                continue
+            for row_id, slot, checksums in rows:
+                crc = json.loads(checksums)[number]
+                if crc is not None and crc_of(held.gather(np.array([slot]))[0]) != crc:
+                    problems.append(f"row {row_id!r}: its {kind} vector (slot {slot}) has changed on the disk")
+        return problems
+
+    def close(self) -> None:
+        """Let go of the database; the folder can be opened again."""
+        for connection in self._connections:
+            connection.close()
+        self._connections, self._local = [], threading.local()
+
+    def _rows_by(self, column: str, keys: Sequence[Any]) -> list[StoredRow]:
+        found: dict[Any, StoredRow] = {}
+        keys = [int(key) for key in keys] if column == "slot" else keys
+        for some in _batches(keys):
+            rows = self._read(f"SELECT {_STORED} FROM rows WHERE {column} IN ({_marks(some)})", some)
+            found |= {getattr(row, column): row for row in map(self._row, rows)}
+        return [found[key] for key in keys if key in found]
+
+    def _row(self, values: tuple[Any, ...]) -> StoredRow:
+        row_id, slot, sequence, product_id, title, attributes, checksums = values
+        kinds = [kind for kind, crc in zip(self.info.kinds, json.loads(checksums), strict=True) if crc is not None]
+        return StoredRow(row_id, slot, sequence, product_id, title, json.loads(attributes), tuple(kinds))
+
+    def _read(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        try:
+            return self._connection().execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise CatalogueError(f"cannot read {self.folder / 'rows.sqlite'}: {error}") from error
+
+    def _connection(self) -> sqlite3.Connection:
+        """This thread's own connection."""
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            path = self.folder / "rows.sqlite"
+            connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            connection.execute("PRAGMA synchronous = FULL")
+            self._local.connection = connection
+            self._connections.append(connection)
+        return connection
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[tuple[sqlite3.Connection, State]]:
+        """The write lock; all or nothing."""
+        connection = self._connection()
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                state = State(*connection.execute("SELECT generation, next_slot, sequence FROM state").fetchone())
+                yield connection, state
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise CatalogueError(
+                f"cannot write {self.folder / 'rows.sqlite'}: {error}. What was accepted before is intact"
+            ) from error
+
+    def _remove_old_files(self) -> None:
+        current = self.state.generation
+        for path in (self.folder / "vectors").glob("*-*.f16"):
+            if int(path.name.split("-")[0]) < current:
+                path.unlink(missing_ok=True)
+
+
+def _batches(keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """As many keys at a time as one statement may bind."""
+    for start in range(0, len(keys), 500):
+        yield keys[start : start + 500]
+
+
+def _marks(keys: Sequence[Any]) -> str:
+    return ", ".join("?" * len(keys))
+
+
+def _read_info(folder: Path) -> CatalogueInfo:
+    path = folder / "catalogue.json"
+    if not path.exists():
+        raise CatalogueError(f"no catalogue in {folder}; `dualtower index MODEL --out {folder}` makes one")
+    try:
+        info = from_dict(CatalogueInfo, json.loads(path.read_text(encoding="utf-8")), where=str(path))
+    except (ValueError, ConfigError) as error:
+        raise CatalogueError(f"{path} is broken: {error}") from error
+    if info.format != FORMAT:
+        raise CatalogueError(f"{path} is of format {info.format}, this version reads {FORMAT}; index it again")
+    return info

@@ -1,0 +1,262 @@
+"""From products to a catalogue: embed what is new or has changed, block by block, each committed before the next."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from dualtower.data.images import open_image
+from dualtower.data.products import Products
+from dualtower.errors import BrokenImage, CatalogueError, ConfigError
+from dualtower.model import DualTower
+from dualtower.retrieval.records import CatalogueInfo, Item
+from dualtower.retrieval.store import Store, create_store, open_store, store_exists
+from dualtower.types import Product
+
+__all__ = [
+    "Indexed",
+    "Target",
+    "attribute_kinds",
+    "check_model",
+    "digest_of",
+    "embed",
+    "index_products",
+    "media_type",
+    "open_or_create",
+    "shown_picture",
+]
+
+BLOCK = 512
+"""Rows that are embedded and committed at a time: what a killed run has to do again."""
+SHOWN_BYTES = 100_000
+"""Larger pictures are stored as a smaller copy."""
+SHOWN_SIDE = 512
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """What was done.
+
+    Attributes:
+        written: Rows that were embedded.
+        unchanged: Rows that stood in the catalogue already.
+    """
+
+    written: int
+    unchanged: int
+
+
+class Target(Protocol):
+    """What rows are brought into: a store, or a catalogue folder."""
+
+    @property
+    def info(self) -> CatalogueInfo:
+        """What it holds."""
+
+    def digests(self) -> dict[str, str]:
+        """Id -> digest of all rows."""
+
+    def upsert(self, items: Sequence[Item]) -> None:
+        """Add rows, replacing those with the same ids."""
+
+
+def open_or_create(
+    where: str | Path, model: DualTower, *, name: str, attributes: Mapping[str, str], card: str = ""
+) -> Store:
+    """Open a store that this model may write to, or make it.
+
+    Args:
+        where: Folder of a catalogue, or ``milvus://host:port/name``.
+        model: Whose vectors it holds.
+        name: Folder or Hub id of the model, so that a search can load it.
+        attributes: Attribute -> ``text`` or ``number``.
+        card: Name of the data card.
+
+    Raises:
+        CatalogueError: It holds vectors of another model.
+    """
+    if store_exists(where):
+        store = open_store(where)
+        check_model(store.info, model)
+        return store
+    kinds = ("image", "text", "product") if model.fusion is not None else ("image", "text")
+    info = CatalogueInfo(
+        model=str(Path(name).resolve()) if Path(name).exists() else name,
+        fingerprint=model.fingerprint,
+        dim=model.config.embed_dim,
+        kinds=kinds,
+        attributes=dict(attributes),
+        card=card,
+    )
+    return create_store(where, info)
+
+
+def check_model(info: CatalogueInfo, model: DualTower) -> None:
+    """Refuse a model whose vectors would not fit those of a catalogue.
+
+    Raises:
+        CatalogueError: It is another model.
+    """
+    if model.fingerprint != info.fingerprint:
+        raise CatalogueError(
+            f"the catalogue holds vectors of model {info.fingerprint} ({info.model}), this one is {model.fingerprint}; "
+            "vectors of two models do not compare. Index into a new folder"
+        )
+
+
+def attribute_kinds(products: Products, numeric: Sequence[str] = ()) -> dict[str, str]:
+    """Attribute -> ``number`` where the card says so or every value is one, else ``text``."""
+    kinds = {}
+    for name, values in products.attributes.items():
+        known = [value for value in values if value is not None and value != ""]
+        numbers = bool(known) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in known)
+        kinds[name] = "number" if name in numeric or numbers else "text"
+    return kinds
+
+
+def index_products(
+    target: Target,
+    model: DualTower,
+    products: Sequence[Product],
+    *,
+    batch_size: int = 256,
+    progress: bool = False,
+) -> Indexed:
+    """Bring a store up to date with some products; may be killed and called again at any time.
+
+    Args:
+        target: Of this model, see `open_or_create`.
+        model: Embeds.
+        products: Rows. What it holds beside them stays.
+        batch_size: Rows per forward pass.
+        progress: Show a progress bar.
+
+    Raises:
+        BrokenImage: A picture cannot be decoded. What was committed before stays.
+    """
+    check_model(target.info, model)
+    held = target.digests()
+    written = 0
+    with tqdm(total=len(products), unit="row", disable=not progress) as bar:
+        for start in range(0, len(products), BLOCK):
+            block = [products[i] for i in range(start, min(start + BLOCK, len(products)))]
+            new = [product for product in block if held.get(product.id) != digest_of(product)]
+            target.upsert(list(embed(model, new, target.info, batch_size=batch_size)))
+            written += len(new)
+            bar.update(len(block))
+    return Indexed(written, len(products) - written)
+
+
+def embed(
+    model: DualTower,
+    products: Sequence[Product],
+    info: CatalogueInfo,
+    *,
+    batch_size: int = 256,
+) -> Iterator[Item]:
+    """Make items of products: vectors of every kind that a product has."""
+    if not products:
+        return
+    numbers = {name for name, kind in info.attributes.items() if kind == "number"}
+    vectors: list[dict[str, Any]] = [{} for _ in products]
+    pictured = [i for i, product in enumerate(products) if product.image is not None]
+    titled = [i for i, product in enumerate(products) if product.texts]
+    if pictured:
+        pictures = _named(model.encode_image, products, pictured, batch_size)
+        for i, vector in zip(pictured, pictures, strict=True):
+            vectors[i]["image"] = vector
+    if titled:
+        texts = model.encode_text([products[i].texts[0] for i in titled], batch_size=batch_size)
+        for i, vector in zip(titled, texts, strict=True):
+            vectors[i]["text"] = vector
+    if "product" in info.kinds:
+        fused = model.encode_product(
+            text=[product.texts[0] if product.texts else None for product in products],
+            image=[product.image for product in products],
+            attributes=[dict(product.attributes) for product in products],
+            batch_size=batch_size,
+        )
+        for i, vector in enumerate(fused):
+            vectors[i]["product"] = vector
+    for product, made in zip(products, vectors, strict=True):
+        yield Item(
+            id=product.id,
+            product_id=product.product_id,
+            title=product.texts[0] if product.texts else "",
+            attributes={name: _plain(value, name in numbers) for name, value in product.attributes.items()},
+            vectors=made,
+            picture=None if product.image is None else shown_picture(product.image),
+            digest=digest_of(product),
+        )
+
+
+def digest_of(product: Product) -> str:
+    """A hash of all that a row is made from."""
+    digest = hashlib.blake2b(digest_size=12)
+    plain = [product.product_id, list(product.texts), dict(product.attributes)]
+    digest.update(json.dumps(plain, ensure_ascii=False, default=str).encode())
+    if product.image is not None:
+        digest.update(_content(product.image))
+    return digest.hexdigest()
+
+
+def shown_picture(image: bytes | Path, *, most_bytes: int = SHOWN_BYTES, side: int = SHOWN_SIDE) -> bytes:
+    """Bytes of a JPEG, PNG or WebP of moderate size to show a picture with.
+
+    Args:
+        image: Encoded picture, or its file.
+        most_bytes: A picture that is larger is made anew.
+        side: Longest side of a picture that is made anew.
+    """
+    content = _content(image)
+    if len(content) <= most_bytes and media_type(content) is not None:
+        return content
+    picture = open_image(content)
+    picture.thumbnail((side, side))
+    picture.save(buffer := io.BytesIO(), "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def media_type(content: bytes) -> str | None:
+    """Media type of a picture that every browser shows, by its first bytes; None for any other."""
+    if content.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    return "image/webp" if content[:4] == b"RIFF" and content[8:12] == b"WEBP" else None
+
+
+def _content(image: bytes | Path) -> bytes:
+    if not isinstance(image, Path):
+        return image
+    try:
+        return image.read_bytes()
+    except OSError as error:
+        raise BrokenImage("index", image, error.strerror or "cannot be read") from error
+
+
+def _named(encode: Any, products: Sequence[Product], rows: Sequence[int], batch_size: int) -> Any:
+    """Embed pictures; an error names the row."""
+    try:
+        return encode([products[i].image for i in rows], batch_size=batch_size)
+    except BrokenImage as error:
+        raise BrokenImage("index", products[rows[int(str(error.row))]].id, error.reason) from error
+
+
+def _plain(value: Any, number: bool) -> Any:
+    """As the catalogue stores it."""
+    if value is None or value == "":
+        return None
+    if not number:
+        return str(value)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"attribute value {value!r} is no number, though the catalogue says so") from None

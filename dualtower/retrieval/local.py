@@ -1,0 +1,168 @@
+"""The store on this machine: a catalogue folder, the index over it, and the search."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dualtower.retrieval.catalogue import Catalogue
+from dualtower.retrieval.columns import Counts
+from dualtower.retrieval.filters import parse_filter
+from dualtower.retrieval.index_cache import index_stamp, load_index, read_index_info, save_index
+from dualtower.retrieval.nearest import Index, build_index, faiss_threads
+from dualtower.retrieval.records import CatalogueInfo, Item, StoredRow, kinds_of
+from dualtower.retrieval.search import Page, Query, Searcher
+from dualtower.retrieval.tune import calibrate, usual_method
+from dualtower.retrieval.view import View
+
+__all__ = ["LocalStore"]
+
+MOST_UNCOVERED = 0.1
+"""Share of the rows that an index may not cover before it is built anew."""
+
+
+class LocalStore:
+    """One catalogue folder, searchable and writable; safe to use from many threads.
+
+    Args:
+        folder: The catalogue.
+
+    Raises:
+        CatalogueError: There is none, or it is broken.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.catalogue = Catalogue(folder)
+        self.searcher = Searcher(self.catalogue, self._index)
+        self._held: dict[str, _Held] = {}
+        self._lock, self._building = threading.Lock(), threading.Lock()
+
+    @property
+    def info(self) -> CatalogueInfo:
+        """What the catalogue is."""
+        return self.catalogue.info
+
+    def __len__(self) -> int:
+        return len(self.catalogue)
+
+    def search(self, query: Query) -> Page:
+        """See `Searcher.search`."""
+        return self.searcher.search(query)
+
+    def get(self, ids: Sequence[str]) -> list[StoredRow]:
+        """Rows by id, in the order of `ids`; those that do not exist are left out."""
+        return self.catalogue.get(ids)
+
+    def picture(self, row_id: str) -> bytes | None:
+        """Encoded picture of a row, or None."""
+        return self.catalogue.picture(row_id)
+
+    def vector(self, row_id: str, kind: str) -> np.ndarray | None:
+        """A row's vector, float32 ``[D]``; None where the row, or this kind of it, does not exist."""
+        view = self.searcher.views.current()
+        rows = [row for row in self.catalogue.get([row_id]) if kind in row.kinds and row.slot < view.state.next_slot]
+        return view.vectors[kind].gather(np.array([rows[0].slot]))[0].astype(np.float32) if rows else None
+
+    def counts(self, where: str = "", *, most: int = 20) -> dict[str, Counts]:
+        """What stands in the attributes of the rows that satisfy a filter, see `Columns.counts`."""
+        view = self.searcher.views.current()
+        part = parse_filter(where, kinds_of(self.info)) if where.strip() else None
+        mask = view.live if part is None else view.live & view.columns.satisfies(part)
+        return view.columns.counts(np.flatnonzero(mask), most=most)
+
+    def digests(self) -> dict[str, str]:
+        """Id -> digest of all rows."""
+        return self.catalogue.digests()
+
+    def upsert(self, items: Sequence[Item]) -> None:
+        """See `Catalogue.upsert`."""
+        self.catalogue.upsert(items)
+
+    def delete(self, ids: Iterable[str]) -> int:
+        """See `Catalogue.delete`."""
+        return self.catalogue.delete(ids)
+
+    def compact(self) -> int:
+        """Drop what is gone for good and build the indexes anew; returns the slots that were freed."""
+        freed = self.catalogue.compact()
+        self.rebuild()
+        return freed
+
+    def is_stale(self) -> bool:
+        """Whether an index is missing, or too many rows came since it was built."""
+        state = self.catalogue.state
+        kept = [read_index_info(self._cache, kind) for kind in self.info.kinds]
+        return any(
+            index is None
+            or index.generation != state.generation
+            or state.next_slot - index.covered > max(2000, MOST_UNCOVERED * index.covered)
+            for index in kept
+        )
+
+    def rebuild(
+        self, *, methods: Mapping[str, str] | None = None, recall: float = 0.98, threads: int | None = None
+    ) -> None:
+        """Build the indexes of all kinds of vectors and keep them in the cache; searches go on meanwhile.
+
+        Args:
+            methods: Kind -> one of `dualtower.retrieval.nearest.METHODS`; default what the size asks for.
+            recall: recall@10 to be reached.
+            threads: Of faiss; default all cores.
+        """
+        with self._building:
+            view = self.searcher.views.current()
+            with faiss_threads(threads):
+                for kind in self.info.kinds:
+                    method = (methods or {}).get(kind) or usual_method(view.state.next_slot)
+                    generation = view.state.generation
+                    index = build_index(view.vectors[kind], kind=kind, generation=generation, method=method)
+                    save_index(calibrate(index, view, recall=recall), self._cache)
+            self.searcher.views.save()
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self.catalogue.close()
+
+    @property
+    def _cache(self) -> Path:
+        return self.catalogue.folder / "cache"
+
+    def _index(self, view: View, kind: str) -> Index:
+        """The index in the cache; where there is none that fits, all vectors in memory."""
+        stamp = index_stamp(self._cache, kind)
+        held = self._held.get(kind)
+        if held is None or not held.serves(view, stamp):
+            with self._lock:
+                held = self._held.get(kind)
+                if held is None or not held.serves(view, stamp):
+                    held = self._held[kind] = self._load(view, kind, stamp)
+        return held.index
+
+    def _load(self, view: View, kind: str, stamp: int) -> _Held:
+        generation, size = view.state.generation, view.state.next_slot
+        index = load_index(self._cache, kind, generation)
+        if index is not None and len(index) <= size:
+            return _Held(index, stamp, from_cache=True)
+        flat = build_index(view.vectors[kind], kind=kind, generation=generation, method="flat")
+        return _Held(flat, stamp, from_cache=False)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """An index in memory, and the state of the cache when it was taken."""
+
+    index: Index
+    stamp: int
+    from_cache: bool
+
+    def serves(self, view: View, stamp: int) -> bool:
+        newer = view.state.next_slot - len(self.index)
+        fits = self.index.info.generation == view.state.generation and newer >= 0
+        # What is not in an index is looked at row by row; vectors in memory are quickly taken anew.
+        return (
+            fits and stamp == self.stamp and (self.from_cache or newer <= max(2000, MOST_UNCOVERED * len(self.index)))
+        )

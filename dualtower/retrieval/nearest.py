@@ -1,0 +1,308 @@
+"""Nearest-neighbour indexes over one kind of vectors of a catalogue: held in memory, rebuilt from the truth at will.
+
+An index covers the slots below `covered`; what came later, and what a filter or a deletion leaves out, is the business
+of the search (`dualtower.retrieval.search`). All indexes are faiss's (Douze et al., 2024, arXiv:2401.08281).
+
+Which lists of an inverted file are looked at is decided here and not by a number of probes: the nearest lists, until
+they hold `effort` of the *chosen* rows. So a filter that fits only rows far away from the query looks farther, and
+finds them, where a fixed number of probes returns next to nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from dualtower.errors import ConfigError, MissingExtra, UnknownName
+from dualtower.retrieval.vectors import VectorReader
+
+__all__ = [
+    "METHODS",
+    "Chosen",
+    "Index",
+    "IndexInfo",
+    "best_of",
+    "build_index",
+    "faiss_threads",
+    "index_class",
+    "load_faiss",
+]
+
+METHODS = ("flat", "ivf-sq8", "ivf-pq", "hnsw")
+_AT_ONCE = 65536
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Rows that may be found.
+
+    Attributes:
+        mask: Of every slot, bool ``[N]``.
+        filtered: Whether a filter left rows out, rather than only deletions.
+    """
+
+    mask: np.ndarray
+    filtered: bool
+
+    @cached_property
+    def slots(self) -> np.ndarray:
+        """Their slots, ascending."""
+        return np.flatnonzero(self.mask)
+
+    def selector(self, covered: int) -> Any:
+        """For faiss: which of the first `covered` slots may be found; None where all of them may."""
+        if self._all_below(covered):
+            return None
+        faiss = load_faiss()
+        bits = np.packbits(self.mask[:covered], bitorder="little")
+        selector = faiss.IDSelectorBitmap(bits)
+        selector.bits = bits  # faiss keeps only the address
+        return selector
+
+    def _all_below(self, covered: int) -> bool:
+        return bool(np.searchsorted(self.slots, covered) == covered)
+
+
+@dataclass(frozen=True)
+class IndexInfo:
+    """What an index is, and where it lies; the JSON beside it.
+
+    Attributes:
+        kind: Kind of vectors.
+        method: One of `METHODS`.
+        generation: Of the catalogue's files.
+        covered: Slots that it covers.
+        shares: Shares of the rows that filters leave, for which efforts were measured.
+        efforts: For each of them, the effort that reached the wanted recall; see `effort_for`.
+        recall: recall@10 that was measured, the lowest of all shares.
+        file: In the same folder.
+        checksum: Of that file, BLAKE2b.
+    """
+
+    kind: str
+    method: str
+    generation: int
+    covered: int
+    shares: tuple[float, ...] = ()
+    efforts: tuple[int, ...] = ()
+    recall: float | None = None
+    file: str = ""
+    checksum: str = ""
+
+    def effort_for(self, share: float) -> int:
+        """Effort for a share of chosen rows: between two measured shares, along the line of the logarithms."""
+        if not self.efforts:
+            return 0
+        order = np.argsort(self.shares)
+        shares, efforts = np.log(self.shares)[order], np.log(self.efforts)[order]
+        return math.ceil(math.exp(np.interp(math.log(max(share, 1e-9)), shares, efforts)) - 1e-9)
+
+
+class Index(ABC):
+    """One kind of vectors of a catalogue, searchable.
+
+    Args:
+        info: What it is.
+        inner: faiss's index; its ids are slots.
+    """
+
+    exact = False
+    """Whether it finds the very best ones."""
+
+    def __init__(self, info: IndexInfo, inner: Any) -> None:
+        self.info, self.inner = info, inner
+
+    def __len__(self) -> int:
+        return self.info.covered
+
+    def search(self, vector: np.ndarray, chosen: Chosen, count: int, effort: int | None = None) -> np.ndarray:
+        """Slots of about the `count` best chosen rows, best first; fewer where it does not find more.
+
+        Args:
+            vector: float32 ``[D]``.
+            chosen: Rows that may be found.
+            count: How many.
+            effort: Instead of the measured one.
+        """
+        if not len(self):
+            return np.empty(0, np.int64)
+        share = len(chosen.slots) / max(1, len(chosen.mask))
+        effort = self.info.effort_for(share) if effort is None else effort
+        return self._search(vector, chosen, min(count, len(self)), effort)
+
+    @abstractmethod
+    def _search(self, vector: np.ndarray, chosen: Chosen, count: int, effort: int) -> np.ndarray:
+        """See `search`."""
+
+    def megabytes(self) -> float:
+        """What it takes in memory."""
+        return len(load_faiss().serialize_index(self.inner)) / 2**20
+
+    def with_efforts(self, efforts: Sequence[tuple[float, int]], recall: float) -> Index:
+        """The same index with measured efforts."""
+        shares = tuple(share for share, _ in efforts)
+        info = replace(self.info, shares=shares, efforts=tuple(effort for _, effort in efforts), recall=recall)
+        return type(self)(info, self.inner)
+
+
+class FlatIndex(Index):
+    """Every vector in float16, every one looked at."""
+
+    exact = True
+
+    def _search(self, vector: np.ndarray, chosen: Chosen, count: int, effort: int) -> np.ndarray:
+        params = load_faiss().SearchParameters(sel=chosen.selector(len(self)))
+        return _found(self.inner.search(vector[None], count, params=params)[1])
+
+
+class InvertedIndex(Index):
+    """An inverted file; `effort` is the number of chosen rows that are looked at."""
+
+    def __init__(self, info: IndexInfo, inner: Any) -> None:
+        super().__init__(info, inner)
+        faiss = load_faiss()
+        lists = inner.invlists
+        self.sizes = np.array([lists.list_size(i) for i in range(inner.nlist)])
+        self.list_of = np.empty(info.covered, np.int32)
+        for i, size in enumerate(self.sizes.tolist()):
+            if size:
+                self.list_of[faiss.rev_swig_ptr(lists.get_ids(i), size)] = i
+        self.centroids = np.ascontiguousarray(inner.quantizer.reconstruct_n(0, inner.nlist))
+
+    def _search(self, vector: np.ndarray, chosen: Chosen, count: int, effort: int) -> np.ndarray:
+        faiss = load_faiss()
+        wanted = max(effort, 4 * count)
+        nearness = self.centroids @ vector
+        order = np.argsort(-nearness)
+        sizes = self.sizes
+        if chosen.filtered:
+            below = chosen.slots[: np.searchsorted(chosen.slots, len(self))]
+            sizes = np.bincount(self.list_of[below], minlength=len(sizes))
+        order = order[sizes[order] > 0]
+        enough = int(np.searchsorted(np.cumsum(sizes[order]), wanted)) + 1
+        lists = order[:enough].astype(np.int64)[None]
+        if not lists.size:
+            return np.empty(0, np.int64)
+        params = faiss.SearchParametersIVF(nprobe=lists.size, sel=chosen.selector(len(self)))
+        query, near = np.ascontiguousarray(vector, np.float32), np.ascontiguousarray(nearness[lists], np.float32)
+        scores, found = np.empty((1, count), np.float32), np.empty((1, count), np.int64)
+        # The plain binding: the wrapper around it takes no selector.
+        addresses = [faiss.swig_ptr(array) for array in (lists, near, scores, found)]
+        self.inner.search_preassigned_c(1, faiss.swig_ptr(query), count, *addresses, False, params)
+        return _found(found)
+
+
+class GraphIndex(Index):
+    """A hierarchical small-world graph (Malkov and Yashunin, 2016, arXiv:1603.09320); `effort` is its efSearch."""
+
+    def _search(self, vector: np.ndarray, chosen: Chosen, count: int, effort: int) -> np.ndarray:
+        faiss = load_faiss()
+        params = faiss.SearchParametersHNSW(efSearch=max(effort, count), sel=chosen.selector(len(self)))
+        return _found(self.inner.search(vector[None], count, params=params)[1])
+
+
+_CLASSES: dict[str, type[Index]] = {
+    "flat": FlatIndex,
+    "ivf-sq8": InvertedIndex,
+    "ivf-pq": InvertedIndex,
+    "hnsw": GraphIndex,
+}
+
+
+def build_index(reader: VectorReader, *, kind: str, generation: int, method: str, seed: int = 0) -> Index:
+    """Build an index over all slots of a file. Rows that are gone are in it too, and are left out by the search.
+
+    Args:
+        reader: The vectors.
+        kind: Their kind, for the record.
+        generation: Of the catalogue's files, for the record.
+        method: One of `METHODS`. ``ivf-pq`` takes an eighth of the float16 vectors' memory, ``ivf-sq8`` half of it.
+        seed: Of the sample that lists are learnt from.
+
+    Raises:
+        UnknownName: No such method.
+        ConfigError: There are too few vectors for it.
+    """
+    if method not in METHODS:
+        raise UnknownName("method", method, METHODS)
+    faiss = load_faiss()
+    size, dim, metric = reader.slots, reader.dim, faiss.METRIC_INNER_PRODUCT
+    if method == "flat":
+        inner = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, metric)
+    else:
+        lists = max(1, min(round(4 * math.sqrt(size)), size // 40))
+        codes = _product_code(dim) if method == "ivf-pq" else "SQ8"
+        inner = faiss.index_factory(dim, "HNSW32,SQ8" if method == "hnsw" else f"IVF{lists},{codes}", metric)
+        sample = np.sort(np.random.default_rng(seed).permutation(size)[: max(64 * lists, 20_000)])
+        if len(sample) < 256:
+            raise ConfigError(f"{method} needs at least 256 vectors to learn from, not {size}; use flat")
+        if method != "hnsw":
+            inner.cp.max_points_per_centroid, inner.cp.seed = 64, seed + 1
+        if method == "ivf-pq":
+            inner.pq.cp.max_points_per_centroid = 64
+        inner.train(reader.gather(sample).astype(np.float32))
+    for start in range(0, size, _AT_ONCE):
+        _add(inner, reader.run(start, min(start + _AT_ONCE, size)))
+    return index_class(method)(IndexInfo(kind, method, generation, size), inner)
+
+
+def index_class(method: str) -> type[Index]:
+    """Class of the indexes of a method."""
+    return _CLASSES[method]
+
+
+@contextlib.contextmanager
+def faiss_threads(number: int | None) -> Iterator[None]:
+    """Let faiss use so many threads when it is called from this thread; None leaves it as it is."""
+    faiss = load_faiss()
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def best_of(vectors: np.ndarray, query: np.ndarray, count: int) -> np.ndarray:
+    """Positions of the `count` best of some float16 ``[N, D]`` vectors, best first, exactly."""
+    faiss = load_faiss()
+    index = faiss.IndexScalarQuantizer(vectors.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+    _add(index, vectors)
+    return _found(index.search(query[None], min(count, len(vectors)))[1])
+
+
+def load_faiss() -> Any:
+    """faiss, which comes with an extra."""
+    try:
+        import faiss
+    except ImportError:
+        raise MissingExtra("faiss", "search") from None
+    return faiss
+
+
+def _add(index: Any, vectors: np.ndarray) -> None:
+    """Add float16 vectors; an index of float16 takes the bytes as they are."""
+    faiss = load_faiss()
+    if isinstance(index, faiss.IndexScalarQuantizer):
+        index.is_trained = True
+        index.add_sa_codes(np.ascontiguousarray(vectors).view(np.uint8))
+    else:
+        index.add(vectors.astype(np.float32))
+
+
+def _found(slots: np.ndarray) -> np.ndarray:
+    """Without the places that faiss could not fill."""
+    return slots[0][slots[0] >= 0]
+
+
+def _product_code(dim: int) -> str:
+    """Codes of a quarter byte per number, rotated first."""
+    parts = max(p for p in range(1, dim // 4 + 1) if dim % p == 0)
+    return f"PQ{parts}"

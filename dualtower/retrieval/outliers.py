@@ -1,0 +1,116 @@
+"""Odd ones out: rows that look wrong, ranked, with pictures.
+
+Two signs, each as a robust z-score (how many median absolute deviations a row lies beyond the median):
+
+- *odd picture*: its nearest neighbours are far (Ramaswamy et al., 2000, "Efficient algorithms for mining outliers"). A
+  damaged file, a size chart, an item of another shop.
+- *title and picture apart*: their embeddings are less alike than those of other rows. A wrong picture, a wrong title.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dualtower.data.images import open_image
+from dualtower.errors import DataError
+from dualtower.folder import write_text_atomically
+from dualtower.retrieval.local import LocalStore
+from dualtower.retrieval.view import View
+
+__all__ = ["Outliers", "find_outliers", "write_outliers"]
+
+MOST_COMPARED = 100_000
+"""A row is compared with at most so many others, drawn at random."""
+_AT_ONCE = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Outliers:
+    """Rows with a picture, the oddest first. Arrays are ``[N]``.
+
+    Attributes:
+        slots: Of the rows.
+        odd: z-score of the distance to its neighbours.
+        apart: z-score of the distance between title and picture; NaN where there is no title.
+    """
+
+    slots: np.ndarray
+    odd: np.ndarray
+    apart: np.ndarray
+
+
+def find_outliers(store: LocalStore, *, neighbours: int = 10, seed: int = 0) -> Outliers:
+    """Rank all rows that have a picture by the stronger of the two signs.
+
+    Args:
+        store: The catalogue.
+        neighbours: How many nearest rows of other products a row is compared with.
+        seed: Of the draw, in catalogues of more than `MOST_COMPARED` rows.
+
+    Raises:
+        DataError: There are too few rows.
+    """
+    view = store.searcher.views.current()
+    slots = view.everything["image"].slots
+    if len(np.unique(view.products[slots])) <= neighbours:
+        raise DataError(f"{len(slots)} rows with pictures are too few to find the odd ones among them")
+    odd = _beyond(1 - _nearness(view, slots, neighbours, seed))
+    apart = np.full(len(slots), np.nan)
+    titled = view.has["text"][slots]
+    if titled.any():
+        both = [view.vectors[kind].gather(slots[titled]).astype(np.float32) for kind in ("image", "text")]
+        apart[titled] = _beyond(1 - np.einsum("nd,nd->n", *both))
+    order = np.argsort(-np.fmax(odd, apart), kind="stable")
+    return Outliers(slots[order], odd[order], apart[order])
+
+
+def write_outliers(found: Outliers, store: LocalStore, folder: Path, *, number: int = 50) -> str:
+    """Write ``report.md`` and pictures of the oddest rows; returns its table."""
+    pictures = folder / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    rows = {row.slot: row for row in store.catalogue.at(found.slots[:number].tolist())}
+    lines = ["| | id | title | odd picture | title and picture apart |", "|---|---|---|---|---|"]
+    for rank, slot in enumerate(found.slots[:number].tolist()):
+        if (row := rows.get(slot)) is None:
+            continue
+        shown = ""
+        if (content := store.picture(row.id)) is not None:
+            thumbnail = open_image(content)
+            thumbnail.thumbnail((160, 160))
+            thumbnail.save(buffer := io.BytesIO(), "JPEG")
+            (pictures / f"{rank + 1}.jpg").write_bytes(buffer.getvalue())
+            shown = f"![]({pictures.name}/{rank + 1}.jpg)"
+        title = row.title.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+        row_id = row.id.replace("|", "\\|")
+        lines.append(f"| {shown} | {row_id} | {title} | {found.odd[rank]:.1f} | {found.apart[rank]:.1f} |")
+    table = "\n".join(lines)
+    explained = "How many median absolute deviations each row lies beyond the median of all rows; above 5 is rare."
+    write_text_atomically(folder / "report.md", f"# Odd ones out\n\n{explained}\n\n{table}\n")
+    return table
+
+
+def _nearness(view: View, slots: np.ndarray, neighbours: int, seed: int) -> np.ndarray:
+    """Mean similarity of each row to its nearest rows of other products, ``[N]``."""
+    others = np.sort(np.random.default_rng(seed).permutation(slots)[:MOST_COMPARED])
+    compared = view.vectors["image"].gather(others).astype(np.float32)
+    products = view.products[others]
+    found = np.empty(len(slots), np.float32)
+    for start in range(0, len(slots), _AT_ONCE):
+        some = slots[start : start + _AT_ONCE]
+        alike = view.vectors["image"].gather(some).astype(np.float32) @ compared.T
+        alike[view.products[some][:, None] == products[None]] = -np.inf
+        nearest = np.partition(alike, -neighbours, axis=1)[:, -neighbours:]
+        found[start : start + len(some)] = np.where(np.isfinite(nearest), nearest, -1).mean(1)
+    return found
+
+
+def _beyond(distances: np.ndarray) -> np.ndarray:
+    """Robust z-scores."""
+    middle = np.median(distances)
+    spread = np.median(np.abs(distances - middle))
+    scores: np.ndarray = (distances - middle) / (1.4826 * max(float(spread), 1e-6))
+    return scores

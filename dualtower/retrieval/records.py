@@ -1,0 +1,133 @@
+"""What a catalogue holds: its description, rows on their way in and out, and the states that it goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dualtower.errors import DataError
+from dualtower.retrieval.filters import Kind
+
+__all__ = ["CatalogueInfo", "Changes", "Item", "State", "StoredRow", "check_items", "kinds_of"]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class CatalogueInfo:
+    """What a catalogue is; fixed when it is made.
+
+    Attributes:
+        model: Folder or Hub id of the model whose vectors it holds.
+        fingerprint: Of that model; vectors of two models never mix.
+        dim: Numbers per vector.
+        kinds: Vectors of each row, such as ``image``, ``text``, ``product``.
+        attributes: Attribute -> ``text`` or ``number``.
+        card: Name of the data card, for people.
+        format: Of the folder.
+    """
+
+    model: str
+    fingerprint: str
+    dim: int
+    kinds: tuple[str, ...] = ("image", "text")
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    card: str = ""
+    format: int = FORMAT
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One row to be stored.
+
+    Attributes:
+        id: Unique id; a row of that id is replaced.
+        product_id: Rows of one product are shown as one hit.
+        title: For people.
+        attributes: Attribute -> value.
+        vectors: Kind -> ``[D]``; a kind that a row lacks (no picture) is left out.
+        picture: Encoded bytes to show, or None.
+        digest: Of what it was made from; rows that have not changed need not be embedded again.
+    """
+
+    id: str
+    product_id: str
+    title: str
+    attributes: Mapping[str, Any]
+    vectors: Mapping[str, np.ndarray]
+    picture: bytes | None = None
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class StoredRow:
+    """A row as it is stored; `kinds` are the vectors that it has."""
+
+    id: str
+    slot: int
+    sequence: int
+    product_id: str
+    title: str
+    attributes: dict[str, Any]
+    kinds: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where the catalogue stands: generation of the files, slots used in them, number of the last change."""
+
+    generation: int
+    next_slot: int
+    sequence: int
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What happened since some state: rows that are live and newer, and slots that have gone, with when."""
+
+    state: State
+    rows: list[StoredRow]
+    gone: list[tuple[int, int]]
+
+
+def check_items(info: CatalogueInfo, items: Sequence[Item]) -> dict[str, np.ndarray]:
+    """Refuse items that do not fit a catalogue.
+
+    Returns:
+        Kind -> float16 ``[N, D]``, zero where an item lacks it.
+
+    Raises:
+        DataError: An item does not fit, or two have the same id.
+    """
+    if len({item.id for item in items}) < len(items):
+        raise DataError("two items of one write have the same id; merge them")
+    blocks = {kind: np.zeros((len(items), info.dim), np.float16) for kind in info.kinds}
+    for i, item in enumerate(items):
+        if not item.id:
+            raise DataError(f"item {i} has no id")
+        for name, value in item.attributes.items():
+            _check_attribute(info, item.id, name, value)
+        for kind, vector in item.vectors.items():
+            if kind not in blocks or np.shape(vector) != (info.dim,) or not np.isfinite(vector).all():
+                raise DataError(
+                    f"item {item.id!r}: its {kind} vector {np.shape(vector)} does not fit; this catalogue holds "
+                    f"finite vectors of {info.dim} numbers for {', '.join(info.kinds)}"
+                )
+            blocks[kind][i] = vector
+    return blocks
+
+
+def _check_attribute(info: CatalogueInfo, row_id: str, name: str, value: Any) -> None:
+    kind = info.attributes.get(name)
+    if kind is None:
+        raise DataError(f"item {row_id!r}: no attribute {name!r}; known: {', '.join(info.attributes)}")
+    if kind == "number" and value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise DataError(f"item {row_id!r}: attribute {name!r} is a number, {value!r} is not")
+
+
+def kinds_of(info: CatalogueInfo) -> dict[str, Kind]:
+    """Attribute -> kind, for filters."""
+    return {name: "number" if kind == "number" else "text" for name, kind in info.attributes.items()}

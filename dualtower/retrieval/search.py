@@ -1,0 +1,267 @@
+"""From a query vector to pages of hits: filtered, one hit per product, in an order that is always the same."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dualtower.errors import ConfigError, CursorError
+from dualtower.retrieval.catalogue import Catalogue
+from dualtower.retrieval.filters import parse_filter
+from dualtower.retrieval.nearest import Chosen, Index, best_of
+from dualtower.retrieval.records import kinds_of
+from dualtower.retrieval.view import View, ViewKeeper
+from dualtower.types import Hit
+
+__all__ = ["Page", "Query", "Searcher", "candidates", "read_cursor", "write_cursor"]
+
+MOST_HITS = 1000
+FARTHEST = 10_000
+"""Hits that paging reaches."""
+EXACT_ROWS = 20_000
+"""When a filter leaves so few rows, each is looked at: that is exact, and quicker than a long way through an index."""
+SLACK = 8
+"""Candidates beyond the wanted ones, among which equal scores show."""
+OVERSAMPLING = 4
+"""Candidates taken from an index of inexact codes, per wanted hit; their exact scores decide."""
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """What is searched for.
+
+    Attributes:
+        vector: float32 ``[D]``; None where the cursor, which carries it, is given.
+        kind: Vectors that it is compared with: ``image``, ``text`` or ``product``.
+        where: A filter, see `dualtower.retrieval.filters`; empty is none.
+        limit: Hits per page.
+        cursor: Of the page before; None is the first page.
+        grouped: One hit per product, its best row.
+        without: Ids of rows whose products must not be found, such as the one that similar ones are sought for.
+        key: What the vector was made from, such as a text, so that a cursor of another search is told apart.
+    """
+
+    vector: np.ndarray | None
+    kind: str = "image"
+    where: str = ""
+    limit: int = 10
+    cursor: str | None = None
+    grouped: bool = True
+    without: frozenset[str] = frozenset()
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.limit <= MOST_HITS:
+            raise ConfigError(f"limit is {self.limit}; it must be from 1 to {MOST_HITS}")
+        if self.vector is None and self.cursor is None:
+            raise ConfigError("a query needs a vector, or the cursor of a page before")
+        if self.vector is not None and not np.isfinite(self.vector).all():
+            raise ConfigError("the query vector holds numbers that are not finite")
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some hits, and the cursor of the page after them (None where there are no more)."""
+
+    hits: list[Hit]
+    cursor: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the API answers and ``--json`` prints."""
+        hits = [{"id": h.id, "product_id": h.product_id, "score": h.score, "row": dict(h.row)} for h in self.hits]
+        return {"hits": hits, "cursor": self.cursor}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a page ends: query, state of the catalogue that the search began at, hits so far, score and id of the last.
+
+    The vector goes with the cursor: embedded once more, in another batch, it would differ in its last bits, and so
+    would the scores that tell pages apart.
+    """
+
+    vector: np.ndarray
+    sequence: int
+    hits: int = 0
+    score: float = float("inf")
+    id: str = ""
+
+
+class Searcher:
+    """Searches one catalogue; safe to use from many threads.
+
+    Args:
+        catalogue: What is searched.
+        index: ``(view, kind) -> index`` to search with; none where it returns None.
+    """
+
+    def __init__(self, catalogue: Catalogue, index: Callable[[View, str], Index | None] | None = None) -> None:
+        self.catalogue = catalogue
+        self.views = ViewKeeper(catalogue)
+        self._index = index or (lambda view, kind: None)
+
+    def search(self, query: Query) -> Page:
+        """The next page of hits.
+
+        All pages of one search show the catalogue as it was at the first: rows that come later stay out, rows that go
+        are left out, and no other hit moves.
+
+        Raises:
+            FilterError: The filter cannot be read.
+            CursorError: The cursor is broken, or of another search.
+            ConfigError: The catalogue has no vectors of that kind, or the vector does not fit.
+        """
+        view = self.views.current()
+        if query.kind not in view.vectors:
+            raise ConfigError(f"no {query.kind!r} vectors in this catalogue; it has: {', '.join(view.vectors)}")
+        part = parse_filter(query.where, kinds_of(self.catalogue.info)) if query.where.strip() else None
+        place = read_cursor(query, newest=view.state.sequence)
+        if place.vector.shape != (self.catalogue.info.dim,):
+            raise ConfigError(
+                f"the query has shape {place.vector.shape}, the catalogue {self.catalogue.info.dim} numbers"
+            )
+        if place.hits + query.limit > FARTHEST:
+            raise ConfigError(f"paging ends after {FARTHEST:,} hits; narrow the search with a filter")
+        chosen = view.chosen(query.kind, part, place.sequence)
+        slots, scores = self._after(place, view, query, chosen, query.limit + 1)
+        more, slots = len(slots) > query.limit, slots[: query.limit]
+        rows = {row.slot: row for row in self.catalogue.at(slots.tolist())}
+        hits = [
+            Hit(row.id, row.product_id, float(score), {"title": row.title, "attributes": row.attributes})
+            for slot, score in zip(slots.tolist(), scores.tolist(), strict=False)
+            if (row := rows.get(slot)) is not None
+        ]
+        if not more:
+            return Page(hits, None)
+        last = rows.get(int(slots[-1]))
+        end = Place(
+            place.vector,
+            place.sequence,
+            place.hits + len(slots),
+            float(scores[len(slots) - 1]),
+            last.id if last else "",
+        )
+        return Page(hits, write_cursor(query, end))
+
+    def _after(
+        self, place: Place, view: View, query: Query, chosen: Chosen, count: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The `count` best slots after a place, in their order, one per product where asked, and their scores."""
+        hidden = self._hidden(view, query.without)
+        vector, index = place.vector, self._index(view, query.kind)
+        wanted = place.hits + count + len(hidden)
+        while True:
+            slots, complete = candidates(view, query.kind, index, vector, chosen, wanted + SLACK)
+            scores = exact_scores(view.vectors[query.kind].gather(slots), vector)
+            slots, scores = self._in_order(slots, scores)
+            worst = scores[-1] if len(scores) else 0.0  # rows as good as this one may not have been found
+            if query.grouped:
+                _, first = np.unique(view.products[slots], return_index=True)
+                first.sort()
+                slots, scores = slots[first], scores[first]
+            kept = self._is_later(slots, scores, place) & ~np.isin(view.products[slots], list(hidden))
+            slots, scores = slots[kept], scores[kept]
+            if complete or (len(slots) >= count and scores[count - 1] > worst):
+                return slots[:count], scores[:count]
+            wanted *= 4
+
+    def _hidden(self, view: View, ids: Collection[str]) -> set[int]:
+        """Products of the rows that must not be found."""
+        return {int(view.products[row.slot]) for row in self.catalogue.get(list(ids)) if row.slot < len(view.products)}
+
+    def _in_order(self, slots: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """By score, and by id among equal scores (ids are looked up for those only)."""
+        order = np.argsort(-scores, kind="stable")
+        slots, scores = slots[order], scores[order]
+        equal = np.zeros(len(order), bool)
+        same = scores[1:] == scores[:-1]
+        equal[1:] |= same
+        equal[:-1] |= same
+        places = np.flatnonzero(equal)
+        if len(places):
+            names = self._names(slots[places])
+            keyed = [(-scores[i], names.get(int(slots[i]), ""), int(slots[i])) for i in places.tolist()]
+            slots[places] = [slot for _, _, slot in sorted(keyed)]
+        return slots, scores
+
+    def _is_later(self, slots: np.ndarray, scores: np.ndarray, place: Place) -> np.ndarray:
+        """Which of some ordered slots come after a place, bool ``[N]``."""
+        later = scores < place.score
+        level = np.flatnonzero(scores == place.score)
+        if len(level):
+            names = self._names(slots[level])
+            later[level] = [names.get(slot, "") > place.id for slot in slots[level].tolist()]
+        return later
+
+    def _names(self, slots: np.ndarray) -> dict[int, str]:
+        return {row.slot: row.id for row in self.catalogue.at(slots.tolist())}
+
+
+def candidates(
+    view: View, kind: str, index: Index | None, vector: np.ndarray, chosen: Chosen, count: int
+) -> tuple[np.ndarray, bool]:
+    """Slots among which the `count` best chosen rows are, and whether these are all chosen rows.
+
+    Few rows are all looked at. Of many, an index finds good ones among those that it covers, and the newer ones are
+    looked at all.
+    """
+    slots, reader = chosen.slots, view.vectors[kind]
+    if len(slots) <= count:
+        return slots, True
+    if index is None or (not index.exact and len(slots) <= EXACT_ROWS):
+        return slots[best_of(reader.gather(slots), vector, count)], False
+    found = index.search(vector, chosen, count if index.exact else OVERSAMPLING * count)
+    newer = slots[np.searchsorted(slots, len(index)) :]
+    if len(newer):
+        found = np.concatenate([found, newer[best_of(reader.gather(newer), vector, count)]])
+    return found, False
+
+
+def exact_scores(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Scores that do not depend on what else is scored, float32 ``[N]``: pages must agree on them."""
+    return np.einsum("nd,d->n", vectors.astype(np.float32), query)
+
+
+def _fingerprint(query: Query) -> str:
+    asked = [query.key, query.kind, query.where, query.grouped, sorted(query.without)]
+    return hashlib.blake2b(json.dumps(asked).encode(), digest_size=8).hexdigest()
+
+
+def write_cursor(query: Query, place: Place) -> str:
+    """A cursor for the page after a place."""
+    vector = base64.b64encode(place.vector.tobytes()).decode()
+    content = [_fingerprint(query), place.sequence, place.hits, place.score, place.id, vector]
+    return base64.urlsafe_b64encode(json.dumps(content).encode()).decode()
+
+
+def read_cursor(query: Query, *, newest: int) -> Place:
+    """Where a query's page begins.
+
+    Args:
+        query: With or without a cursor.
+        newest: Sequence number of the catalogue's newest state.
+
+    Raises:
+        CursorError: The cursor is broken, or of another search or catalogue.
+    """
+    if query.cursor is None:
+        return Place(np.ascontiguousarray(query.vector, np.float32), newest)
+    try:
+        content = json.loads(base64.urlsafe_b64decode(query.cursor.encode()))
+        search, sequence, hits, score, row_id, vector = content
+        held = np.frombuffer(base64.b64decode(vector), np.float32)
+        place = Place(held, int(sequence), int(hits), float(score), str(row_id))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise CursorError("the cursor is broken; leave it out to begin at the first page") from error
+    if search != _fingerprint(query):
+        raise CursorError("the cursor belongs to another search; ask the same query again, or leave the cursor out")
+    if not 0 <= place.sequence <= newest or place.hits < 0 or not np.isfinite(held).all() or math.isnan(place.score):
+        raise CursorError("the cursor belongs to another catalogue; leave it out to begin at the first page")
+    return place

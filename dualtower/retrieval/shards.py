@@ -1,0 +1,171 @@
+"""Embed a catalogue with many workers: each writes whole shards, and whatever is there is not done again.
+
+A shard is a Parquet file of some thousand rows, named by a hash of what it was made from and put in place by a rename.
+So a worker that is lost costs its shard only, two workers that do the same one do no harm, and a run that is started
+again does what is missing. One process then brings the shards into the catalogue.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dualtower.errors import CatalogueError, MissingExtra
+from dualtower.model import DualTower
+from dualtower.retrieval.indexing import BLOCK, Indexed, Target, digest_of, embed
+from dualtower.retrieval.records import CatalogueInfo, Item
+from dualtower.types import Product
+
+__all__ = ["Shard", "embed_shard", "embed_with_ray", "import_shards", "plan_shards", "read_shard"]
+
+ROWS = 2048
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some rows to be embedded together.
+
+    Attributes:
+        path: File to be written.
+        rows: Numbers of the rows.
+    """
+
+    path: Path
+    rows: tuple[int, ...]
+
+
+def plan_shards(products: Sequence[Product], info: CatalogueInfo, folder: Path, *, held: dict[str, str]) -> list[Shard]:
+    """Divide what is new into shards; every process that plans the same rows plans the same shards.
+
+    Args:
+        products: All rows.
+        info: Of the catalogue.
+        folder: For the files.
+        held: Id -> digest of what the catalogue holds already.
+    """
+    digests = {i: digest_of(product) for i, product in enumerate(products)}
+    new = [i for i, product in enumerate(products) if held.get(product.id) != digests[i]]
+    shards = []
+    for start in range(0, len(new), ROWS):
+        rows = tuple(new[start : start + ROWS])
+        content = [info.fingerprint, *(f"{products[i].id} {digests[i]}" for i in rows)]
+        name = hashlib.blake2b("\n".join(content).encode(), digest_size=12).hexdigest()
+        shards.append(Shard(folder / f"{name}.parquet", rows))
+    return shards
+
+
+def embed_shard(
+    shard: Shard, model: DualTower, products: Sequence[Product], info: CatalogueInfo, **options: Any
+) -> None:
+    """Embed the rows of a shard and write it, unless it is there.
+
+    Raises:
+        CatalogueError: The file system refused.
+    """
+    if shard.path.exists():
+        return
+    items = list(embed(model, [products[i] for i in shard.rows], info, **options))
+    columns: dict[str, Any] = {
+        "id": [item.id for item in items],
+        "product_id": [item.product_id for item in items],
+        "title": [item.title for item in items],
+        "attributes": [json.dumps(dict(item.attributes), ensure_ascii=False) for item in items],
+        "digest": [item.digest for item in items],
+        "picture": pa.array([item.picture for item in items], pa.binary()),
+    }
+    for kind in info.kinds:
+        vectors = [None if kind not in i.vectors else np.float16(i.vectors[kind]).tobytes() for i in items]
+        columns[f"vector/{kind}"] = pa.array(vectors, pa.binary())
+    new = shard.path.with_name(f".{shard.path.name}.{os.getpid()}.new")
+    try:
+        shard.path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns), new)
+        new.replace(shard.path)
+    except OSError as error:
+        raise CatalogueError(f"cannot write {shard.path}: {error}. Shards that are there stay") from error
+
+
+def read_shard(shard: Shard, info: CatalogueInfo) -> Iterator[Item]:
+    """The items of a shard.
+
+    Raises:
+        CatalogueError: The file is missing or broken.
+    """
+    try:
+        rows = pq.read_table(shard.path).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise CatalogueError(f"cannot read {shard.path}: {error}; remove it and start again") from error
+    for row in rows:
+        vectors = {
+            kind: np.frombuffer(row[f"vector/{kind}"], np.float16)
+            for kind in info.kinds
+            if row[f"vector/{kind}"] is not None
+        }
+        plain = (row["id"], row["product_id"], row["title"], json.loads(row["attributes"]))
+        yield Item(*plain, vectors, row["picture"], row["digest"])
+
+
+def import_shards(store: Target, shards: Sequence[Shard], *, total: int) -> Indexed:
+    """Bring shards into a store; each file is removed once its rows are accepted.
+
+    Raises:
+        CatalogueError: A shard is missing or broken.
+    """
+    for shard in shards:
+        items = list(read_shard(shard, store.info))
+        for start in range(0, len(items), BLOCK):
+            store.upsert(items[start : start + BLOCK])
+        shard.path.unlink()
+    if shards and not any(shards[0].path.parent.iterdir()):
+        shards[0].path.parent.rmdir()
+    written = sum(len(shard.rows) for shard in shards)
+    return Indexed(written, total - written)
+
+
+def embed_with_ray(
+    shards: Sequence[Shard], model: str, load: Any, info: CatalogueInfo, *, workers: int, address: str | None = None
+) -> None:
+    """Embed shards with Ray Data; a worker that is lost is replaced, and its shard done again.
+
+    Args:
+        shards: From `plan_shards`; their folder must be one that all workers reach.
+        model: Folder or Hub id of the model.
+        load: Loads the products; called once in every worker.
+        info: Of the catalogue.
+        workers: How many.
+        address: Of a Ray cluster; None takes the one that is there, or starts one on this machine.
+
+    Raises:
+        MissingExtra: Ray is not installed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise MissingExtra("ray", "ray") from None
+
+    class Embedder:
+        """One worker: a model and the products."""
+
+        def __init__(self) -> None:
+            self.model, self.products = DualTower.from_pretrained(model), load()
+
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            for number in batch["id"].tolist():
+                embed_shard(shards[number], self.model, self.products, info)
+            return batch
+
+    missing = [i for i, shard in enumerate(shards) if not shard.path.exists()]
+    if missing:
+        if not ray.is_initialized():
+            ray.init(address=address, logging_level="warning", include_dashboard=False)
+        numbers = ray.data.from_items([{"id": i} for i in missing], override_num_blocks=len(missing))
+        numbers.map_batches(Embedder, batch_size=1, concurrency=workers).materialize()

@@ -1,0 +1,95 @@
+"""What every store can do, wherever its vectors lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from dualtower.retrieval.catalogue import Catalogue
+from dualtower.retrieval.columns import Counts
+from dualtower.retrieval.records import CatalogueInfo, Item, StoredRow
+from dualtower.retrieval.search import Page, Query
+
+__all__ = ["Store", "create_store", "open_store", "store_exists"]
+
+
+class Store(Protocol):
+    """Rows with vectors and attributes, searchable and writable from many threads."""
+
+    @property
+    def info(self) -> CatalogueInfo:
+        """What it holds."""
+
+    def __len__(self) -> int: ...
+
+    def search(self, query: Query) -> Page:
+        """The next page of hits: by score, then by id."""
+
+    def get(self, ids: Sequence[str]) -> list[StoredRow]:
+        """Rows by id, in the order of `ids`; those that do not exist are left out."""
+
+    def picture(self, row_id: str) -> bytes | None:
+        """Encoded picture of a row, or None."""
+
+    def vector(self, row_id: str, kind: str) -> np.ndarray | None:
+        """A row's vector, float32 ``[D]``; None where the row, or this kind of it, does not exist."""
+
+    def counts(self, where: str = "", *, most: int = 20) -> dict[str, Counts]:
+        """What stands in the attributes of the rows that satisfy a filter."""
+
+    def digests(self) -> dict[str, str]:
+        """Id -> digest of all rows."""
+
+    def upsert(self, items: Sequence[Item]) -> None:
+        """Add rows, replacing those with the same ids."""
+
+    def delete(self, ids: Iterable[str]) -> int:
+        """Remove rows; returns how many there were."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+def open_store(where: str | Path) -> Store:
+    """Open a catalogue folder, or a Milvus collection by ``milvus://host:port/name`` or ``milvus:FILE.db/name``.
+
+    Raises:
+        CatalogueError: There is none.
+    """
+    if _on_milvus(where):
+        from dualtower.retrieval.milvus import MilvusStore
+
+        return MilvusStore.open(str(where))
+    from dualtower.retrieval.local import LocalStore
+
+    return LocalStore(where)
+
+
+def create_store(where: str | Path, info: CatalogueInfo) -> Store:
+    """Make an empty store where `open_store` will find it.
+
+    Raises:
+        CatalogueError: Something is there already.
+    """
+    if _on_milvus(where):
+        from dualtower.retrieval.milvus import MilvusStore
+
+        return MilvusStore.create(str(where), info)
+    Catalogue.create(where, info).close()
+    return open_store(where)
+
+
+def store_exists(where: str | Path) -> bool:
+    """Whether `open_store` would find one."""
+    if _on_milvus(where):
+        from dualtower.retrieval.milvus import collection_exists
+
+        return collection_exists(str(where))
+    return (Path(where) / "catalogue.json").exists()
+
+
+def _on_milvus(where: str | Path) -> bool:
+    return str(where).startswith("milvus:")

@@ -1,0 +1,203 @@
+"""Choose an index and its effort by measuring: recall against exact search, latency, memory, on real queries.
+
+The vectors of a catalogue are no queries: texts and pictures lie in different parts of the space. But a catalogue holds
+both, so titles are sent against pictures and pictures against pictures, as users do; a query log is better still.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dualtower.retrieval.nearest import Chosen, Index, build_index
+from dualtower.retrieval.search import EXACT_ROWS, candidates, exact_scores
+from dualtower.retrieval.view import View
+
+__all__ = ["Measured", "calibrate", "measure", "sample_queries", "tune", "usual_method"]
+
+K = 10
+SHARES = (1.0, 0.3, 0.1, 0.03)
+"""Shares of the rows that filters leave, for which efforts are measured."""
+_AT_ONCE = 65536
+
+
+def usual_method(size: int) -> str:
+    """What serves a catalogue of a size well: all vectors in memory while that is quick, then an inverted file."""
+    return "flat" if size < 10_000 else "ivf-sq8"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One index, at one effort, on queries of one kind.
+
+    Attributes:
+        method: Of the index.
+        queries: Which queries.
+        share: Of the rows that a filter left.
+        effort: See `dualtower.retrieval.nearest`.
+        recall: recall@10 against exact search.
+        p50: Median milliseconds of one query, without its embedding.
+        p99: The 99th percentile.
+        megabytes: Of the index in memory.
+    """
+
+    method: str
+    queries: str
+    share: float
+    effort: int
+    recall: float
+    p50: float
+    p99: float
+    megabytes: float
+
+
+def sample_queries(view: View, kind: str, *, number: int = 200, seed: int = 0) -> dict[str, np.ndarray]:
+    """Vectors of all kinds of some rows, to be sent against the vectors of one kind.
+
+    Args:
+        view: Of the catalogue.
+        kind: What they will be sent against, which sets their order: other kinds first.
+        number: Of each kind.
+        seed: Of the choice.
+
+    Returns:
+        Kind -> float32 ``[<= number, D]``.
+    """
+    generator = np.random.default_rng(seed)
+    found = {}
+    for other in sorted(view.vectors, key=lambda name: name == kind):
+        slots = view.chosen(other).slots
+        some = np.sort(generator.permutation(slots)[:number])
+        if len(some):
+            found[other] = view.vectors[other].gather(some).astype(np.float32)
+    return found
+
+
+def calibrate(
+    index: Index, view: View, *, recall: float = 0.98, queries: Mapping[str, np.ndarray] | None = None
+) -> Index:
+    """The same index with the least efforts that reach a recall on every kind of query.
+
+    Args:
+        index: Of one kind of vectors of the view.
+        view: Of the catalogue.
+        recall: recall@10, from 0 to 1.
+        queries: Name -> ``[N, D]``; default `sample_queries`.
+    """
+    kind = index.info.kind
+    queries = queries or sample_queries(view, kind)
+    if index.exact or not queries:
+        return index.with_efforts((), 1.0)
+    reached, efforts = 1.0, []
+    for share, chosen in _filters(view, kind):
+        truths = {name: _exact(view, kind, vectors, chosen) for name, vectors in queries.items()}
+        for effort in _efforts(index, len(chosen.slots)):
+            trial = index.with_efforts([(1.0, effort)], 0)
+            found = min(_recall(trial, view, vectors, chosen, truths[name]) for name, vectors in queries.items())
+            if found >= recall:
+                break
+        reached = min(reached, found)
+        efforts.append((share, effort))
+    return index.with_efforts(efforts, reached)
+
+
+def measure(index: Index, view: View, queries: Mapping[str, np.ndarray]) -> list[Measured]:
+    """Recall and latency of an index at the efforts that it was given, on every kind of query and share of rows."""
+    kind, rows, megabytes = index.info.kind, [], index.megabytes()
+    for share, chosen in _filters(view, kind):
+        for name, vectors in queries.items():
+            truth = _exact(view, kind, vectors, chosen)
+            taken = []
+            for vector in vectors:
+                begin = time.perf_counter()
+                _top(index, view, vector, chosen)
+                taken.append(1000 * (time.perf_counter() - begin))
+            p50, p99 = np.percentile(taken, [50, 99]).tolist()
+            effort, recall = index.info.effort_for(share), _recall(index, view, vectors, chosen, truth)
+            rows.append(Measured(index.info.method, name, share, effort, recall, p50, p99, megabytes))
+    return rows
+
+
+def tune(
+    view: View,
+    kind: str,
+    *,
+    recall: float = 0.98,
+    methods: Sequence[str] = ("flat", "ivf-sq8", "ivf-pq", "hnsw"),
+    megabytes: float | None = None,
+    queries: Mapping[str, np.ndarray] | None = None,
+) -> tuple[Index, list[Measured]]:
+    """Build every method, find its least effort for a recall, measure it, and pick the quickest that fits.
+
+    Args:
+        view: Of the catalogue.
+        kind: Of the vectors.
+        recall: recall@10 to be reached.
+        methods: To be tried.
+        megabytes: Most memory that the index may take.
+        queries: Name -> ``[N, D]``; default `sample_queries`.
+
+    Returns:
+        The best index, and all that was measured. Where none reaches the recall, the one that comes nearest.
+    """
+    queries = queries or sample_queries(view, kind)
+    tried: list[tuple[Index, list[Measured]]] = []
+    for method in methods:
+        index = build_index(view.vectors[kind], kind=kind, generation=view.state.generation, method=method)
+        index = calibrate(index, view, recall=recall, queries=queries)
+        tried.append((index, measure(index, view, queries)))
+
+    def worth(pair: tuple[Index, list[Measured]]) -> tuple[bool, bool, float]:
+        index, rows = pair
+        lowest = min((row.recall for row in rows), default=1.0)
+        fits = megabytes is None or index.megabytes() <= megabytes
+        slowest = max((row.p50 for row in rows if row.share == 1), default=0.0)
+        return not fits, lowest < recall, slowest if lowest >= recall else -lowest
+
+    return min(tried, key=worth)[0], [row for _, rows in tried for row in rows]
+
+
+def _filters(view: View, kind: str) -> Iterator[tuple[float, Chosen]]:
+    """Random filters of falling shares, as long as they leave too many rows to look at them all."""
+    everything = view.everything[kind]
+    yield 1.0, everything
+    draws = np.random.default_rng(0).random(len(everything.mask))
+    for share in SHARES[1:]:
+        chosen = Chosen(everything.mask & (draws < share), filtered=True)
+        if len(chosen.slots) > EXACT_ROWS:
+            yield share, chosen
+
+
+def _efforts(index: Index, rows: int) -> list[int]:
+    """From little to much: rows to look at, or efSearch."""
+    if index.info.method == "hnsw":
+        return [16 << i for i in range(9)]
+    return sorted({max(500, int(rows * share)) for share in np.geomspace(0.002, 0.64, 18)})
+
+
+def _top(index: Index, view: View, vector: np.ndarray, chosen: Chosen) -> np.ndarray:
+    """Exact scores of the K best that the index finds, best first."""
+    kind = index.info.kind
+    slots, _ = candidates(view, kind, index, vector, chosen, K)
+    return -np.sort(-exact_scores(view.vectors[kind].gather(slots), vector))[:K]
+
+
+def _recall(index: Index, view: View, queries: np.ndarray, chosen: Chosen, truth: np.ndarray) -> float:
+    """Share of the K best that is found; rows that are as good as the K-th one count."""
+    found = 0
+    for vector, last in zip(queries, truth, strict=True):
+        found += int((_top(index, view, vector, chosen) >= last - 1e-6).sum())
+    return found / (len(queries) * min(K, len(chosen.slots)))
+
+
+def _exact(view: View, kind: str, queries: np.ndarray, chosen: Chosen) -> np.ndarray:
+    """Score of the K-th best chosen row of every query, ``[N]``."""
+    best = np.full((len(queries), K), -np.inf, np.float32)
+    for start in range(0, len(chosen.slots), _AT_ONCE):
+        some = view.vectors[kind].gather(chosen.slots[start : start + _AT_ONCE]).astype(np.float32)
+        joined = np.concatenate([best, queries @ some.T], 1)
+        best = -np.partition(-joined, K - 1, axis=1)[:, :K]
+    return best.min(1)

@@ -1,0 +1,130 @@
+"""Vectors of a catalogue in append-only files: one file per kind, one slot per row, float16."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from dualtower.errors import CatalogueError
+
+__all__ = ["VectorFile", "VectorReader", "crc_of", "sync_folder"]
+
+FEW = 2000
+"""Up to so many vectors are read one by one."""
+
+
+class VectorFile:
+    """Slots of `dim` float16 numbers.
+
+    Nothing here knows which slots are valid: the database does, and it commits only after `write` has returned. What a
+    killed writer left behind its last commit is written over by the next one.
+
+    Args:
+        path: The file; made where it is missing.
+        dim: Numbers per slot.
+    """
+
+    def __init__(self, path: Path, dim: int) -> None:
+        self.path, self.dim = path, dim
+        self.slot_bytes = 2 * dim
+
+    def write(self, first: int, vectors: np.ndarray) -> None:
+        """Write ``[N, D]`` vectors from slot `first` on, and wait until they are on the disk.
+
+        Raises:
+            CatalogueError: The file system refused.
+        """
+        data = np.ascontiguousarray(vectors, np.float16).tobytes()
+        is_new = not self.path.exists()
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                written = 0
+                while written < len(data):
+                    written += os.pwrite(descriptor, data[written:], first * self.slot_bytes + written)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            if is_new:
+                sync_folder(self.path.parent)
+        except OSError as error:
+            raise CatalogueError(
+                f"cannot write {self.path}: {error}. What was accepted before is intact; make room and try again"
+            ) from error
+
+    def open(self, slots: int) -> VectorReader:
+        """Open the first `slots` slots for reading.
+
+        Raises:
+            CatalogueError: The file is shorter than that.
+        """
+        return VectorReader(self.path, self.dim, slots)
+
+
+class VectorReader:
+    """The first `slots` slots of a file, held open: a file that a compaction has removed can still be read.
+
+    Vectors are read where they are wanted, not mapped: mapped pages would count as memory of the process for ever.
+
+    Args:
+        path: The file.
+        dim: Numbers per slot.
+        slots: How many may be read.
+
+    Raises:
+        CatalogueError: The file is shorter than that.
+    """
+
+    def __init__(self, path: Path, dim: int, slots: int) -> None:
+        self.dim, self.slots, self.slot_bytes = dim, slots, 2 * dim
+        self._file = path.open("rb", buffering=0) if path.exists() else None
+        held = os.fstat(self._file.fileno()).st_size // self.slot_bytes if self._file else 0
+        if held < slots:
+            raise CatalogueError(
+                f"{path} holds {held} of {slots} vectors; restore it from a backup, or index the catalogue again"
+            )
+
+    def gather(self, slots: np.ndarray) -> np.ndarray:
+        """Vectors of some slots, float16 ``[len(slots), D]``."""
+        if len(slots) <= FEW:
+            return np.frombuffer(b"".join(self._read(slot, 1) for slot in slots.tolist()), np.float16).reshape(
+                len(slots), self.dim
+            )
+        assert self._file is not None
+        found = np.empty((len(slots), self.dim), np.float16)
+        mapped = np.memmap(self._file, np.float16, "r", shape=(self.slots, self.dim))  # let go of when this returns
+        np.take(mapped, slots, axis=0, out=found)
+        return found
+
+    def run(self, start: int, stop: int) -> np.ndarray:
+        """Vectors of the slots from `start` up to `stop`, float16 ``[stop - start, D]``."""
+        return np.frombuffer(self._read(start, stop - start), np.float16).reshape(stop - start, self.dim)
+
+    def _read(self, first: int, count: int) -> bytes:
+        """Bytes of `count` slots; the system may return fewer than it is asked for."""
+        wanted, parts = count * self.slot_bytes, []
+        while wanted:
+            assert self._file is not None
+            part = os.pread(self._file.fileno(), wanted, (first + count) * self.slot_bytes - wanted)
+            if not part:
+                raise CatalogueError(f"a vector file of this catalogue ended before slot {first + count}")
+            parts.append(part)
+            wanted -= len(part)
+        return b"".join(parts)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until new names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def crc_of(vector: np.ndarray) -> int:
+    """Checksum of a vector's float16 bytes."""
+    return zlib.crc32(np.ascontiguousarray(vector, np.float16).tobytes())

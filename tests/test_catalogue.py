@@ -1,0 +1,192 @@
+"""The catalogue on disk: what was accepted is there, whatever happens."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dualtower.errors import CatalogueError, ConfigError, DataError
+from dualtower.retrieval.catalogue import Catalogue
+from dualtower.retrieval.records import CatalogueInfo, Item
+from dualtower.retrieval.view import ViewKeeper
+
+DIM = 8
+ATTRIBUTES = {"colour": "text", "price": "number"}
+
+
+def info(**more) -> CatalogueInfo:
+    return CatalogueInfo(**{"model": "m", "fingerprint": "f", "dim": DIM, "attributes": ATTRIBUTES, **more})
+
+
+def item(row_id: str, seed: int = 0, **more) -> Item:
+    vectors = np.random.default_rng(seed).normal(size=(2, DIM)).astype(np.float16)
+    given = {
+        "product_id": f"p{row_id}",
+        "title": f"title {row_id}",
+        "attributes": {"colour": "Red", "price": float(seed)},
+        "vectors": {"image": vectors[0], "text": vectors[1]},
+        "picture": b"picture " + row_id.encode(),
+    }
+    return Item(id=row_id, **{**given, **more})
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path) -> Catalogue:
+    return Catalogue.create(tmp_path / "shop", info())
+
+
+def test_rows_come_back_as_they_went_in(catalogue: Catalogue) -> None:
+    catalogue.upsert([item("a", 1), item("b", 2)])
+    catalogue.close()
+    again = Catalogue(catalogue.folder)
+    (row,) = again.get(["b", "nothing"])
+    assert (row.id, row.product_id, row.title, row.kinds) == ("b", "pb", "title b", ("image", "text"))
+    assert row.attributes == {"colour": "Red", "price": 2.0}
+    assert again.picture("b") == b"picture b" and again.picture("nothing") is None
+    held = again.vectors("text").open(again.state.next_slot).gather(np.array([row.slot]))[0]
+    assert (held == item("b", 2).vectors["text"]).all()
+    assert sorted(again.digests()) == ["a", "b"] and len(again) == 2 and again.verify() == []
+
+
+def test_a_row_is_replaced_and_a_deleted_one_gone(catalogue: Catalogue) -> None:
+    catalogue.upsert([item("a", 1), item("b", 2)])
+    catalogue.upsert([item("a", 3, title="new", picture=None)])
+    assert catalogue.get(["a"])[0].title == "new" and catalogue.picture("a") is None and len(catalogue) == 2
+    assert catalogue.delete(["b", "nothing", "b"]) == 1
+    assert catalogue.delete(["b"]) == 0
+    assert [row.id for row in catalogue.get(["a", "b"])] == ["a"] and catalogue.verify() == []
+
+
+def test_compaction_frees_what_is_gone_and_keeps_the_rest(catalogue: Catalogue) -> None:
+    catalogue.upsert([item(str(i), i) for i in range(20)])
+    catalogue.upsert([item("3", 100)])
+    catalogue.delete([str(i) for i in range(0, 20, 2)])
+    before = {row.id: row for row in catalogue.get(list(catalogue.digests()))}
+    reader = catalogue.vectors("image").open(catalogue.state.next_slot)  # a reader from before goes on
+    assert catalogue.compact() == 11 and catalogue.state.next_slot == 10
+    assert catalogue.verify() == [] and len(list((catalogue.folder / "vectors").iterdir())) == 2
+    after = catalogue.vectors("image").open(10)
+    for row in catalogue.get(list(before)):
+        assert row.title == before[row.id].title and catalogue.picture(row.id) is not None
+        old = reader.gather(np.array([before[row.id].slot]))
+        assert (after.gather(np.array([row.slot])) == old).all()
+
+
+def test_a_changed_byte_is_found(catalogue: Catalogue) -> None:
+    catalogue.upsert([item("a", 1), item("b", 2)])
+    path = catalogue.vectors("image").path
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    (problem,) = catalogue.verify()
+    assert "row 'b': its image vector (slot 1) has changed on the disk" in problem
+    path.write_bytes(content[:-1])
+    assert any("holds 1 of 2 vectors" in problem for problem in catalogue.verify())
+
+
+def test_a_view_follows_and_is_kept(catalogue: Catalogue) -> None:
+    keeper = ViewKeeper(catalogue)
+    catalogue.upsert([item("a", 1), item("b", 2, vectors={"text": np.ones(DIM)})])
+    first = keeper.current()
+    assert len(first) == 2 and first.has["image"].tolist() == [True, False]
+    keeper.save()
+    catalogue.upsert([item("a", 3, attributes={"colour": "Blue"}), item("c", 4)])
+    catalogue.delete(["b"])
+    second, fresh = keeper.current(), ViewKeeper(Catalogue(catalogue.folder)).current()
+    assert len(first) == 2  # as it was
+    for view in (second, fresh):
+        assert view.live.tolist() == [False, False, True, True]
+        assert view.live_at(first.state.sequence).tolist() == [True, True, False, False]
+        assert view.columns.vocabularies() == {"colour": ["Red", "Blue"]}
+    (catalogue.folder / "cache" / "view.npz").write_bytes(b"not a zip file")
+    assert len(ViewKeeper(catalogue).current()) == 2
+    catalogue.compact()
+    assert keeper.current().live.tolist() == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"vectors": {"image": np.ones(DIM + 1)}}, "does not fit"),
+        ({"vectors": {"sound": np.ones(DIM)}}, "does not fit"),
+        ({"vectors": {"image": np.full(DIM, np.nan)}}, "finite"),
+        ({"attributes": {"brand": "x"}}, "no attribute 'brand'; known: colour, price"),
+        ({"attributes": {"price": "cheap"}}, "'price' is a number"),
+    ],
+)
+def test_bad_items_are_refused_whole(catalogue: Catalogue, bad: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        catalogue.upsert([item("good"), item("bad", **bad)])
+    assert len(catalogue) == 0 and catalogue.state.next_slot == 0
+
+
+def test_bad_folders_are_named(tmp_path: Path, catalogue: Catalogue) -> None:
+    with pytest.raises(CatalogueError, match="no catalogue in"):
+        Catalogue(tmp_path / "nothing")
+    with pytest.raises(CatalogueError, match="is not empty"):
+        Catalogue.create(catalogue.folder, info())
+    with pytest.raises(DataError, match="same id"):
+        catalogue.upsert([item("a"), item("a")])
+    with pytest.raises(ConfigError, match="no 'sound' vectors"):
+        catalogue.vectors("sound")
+    (catalogue.folder / "catalogue.json").write_text('{"model": "m", "fingerprint": "f", "dim": 8, "format": 99}')
+    with pytest.raises(CatalogueError, match="format 99"):
+        Catalogue(catalogue.folder)
+
+
+def test_writers_take_turns(catalogue: Catalogue) -> None:
+    def write(name: int) -> None:
+        own = Catalogue(catalogue.folder)
+        for i in range(10):
+            own.upsert([item(f"{name}-{i}", i)])
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(catalogue) == 40 and catalogue.state.next_slot == 40 and catalogue.verify() == []
+
+
+def test_killed_at_any_moment_nothing_accepted_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handful of the benchmark's two hundred kills."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    import crash
+
+    Catalogue.create(tmp_path / "crash", crash.INFO).close()
+    held: dict[str, str] = {}
+    for seed in range(6):
+        held, _ = crash.kill_writer(tmp_path / "crash", held, seed=seed, longest=0.6)
+    assert held
+
+
+def test_a_full_disk_refuses_and_keeps_what_was_accepted(catalogue: Catalogue) -> None:
+    """A real limit: this process may not write files of more than some size."""
+    script = textwrap.dedent(f"""
+        import resource, signal, sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_catalogue import item
+        from dualtower.errors import CatalogueError
+        from dualtower.retrieval.catalogue import Catalogue
+        catalogue = Catalogue({str(catalogue.folder)!r})
+        catalogue.upsert([item(str(i), i) for i in range(50)])
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))
+        try:
+            catalogue.upsert([item(str(i), i, title="new") for i in range(100)])
+        except CatalogueError as error:
+            assert "What was accepted before is intact" in str(error), error
+            sys.exit(7)
+    """)
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 7
+    assert len(catalogue) == 50 and catalogue.verify() == []
+    assert {row.title for row in catalogue.get(["1"])} == {"title 1"}
+    catalogue.upsert([item("51", 51)])
+    assert time.time() and len(catalogue) == 51

@@ -1,0 +1,97 @@
+"""Milvus as a store: the same random operations on disk, in Milvus Lite and in a plain scan give the same hits."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_catalogue import DIM, info
+from test_search import FILTERS, pages, plain_search, some_item, some_query
+
+from dualtower.errors import CatalogueError, ConfigError, CursorError, DataError
+from dualtower.retrieval.filters import matches, parse_filter
+from dualtower.retrieval.search import Query
+from dualtower.retrieval.store import Store, create_store, open_store, store_exists
+
+pytest.importorskip("pymilvus")
+pytest.importorskip("milvus_lite")
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    return f"milvus:{tmp_path / 'shop.db'}/shop"
+
+
+@pytest.fixture
+def store(uri: str) -> Iterator[Store]:
+    made = create_store(uri, info())
+    yield made
+    made.close()
+
+
+def test_random_operations_agree(tmp_path: Path, store: Store) -> None:
+    dice, held = random.Random(0), {}
+    local = create_store(tmp_path / "local", info())
+    for step in range(30):
+        if dice.random() < 0.6:
+            written = {i: some_item(dice, i) for i in {str(dice.randrange(120)) for _ in range(dice.randrange(1, 12))}}
+            for each in (store, local):
+                each.upsert(list(written.values()))
+            held |= written
+        else:
+            gone = [str(dice.randrange(120)) for _ in range(4)]
+            assert store.delete(gone) == local.delete(gone)
+            held = {i: item for i, item in held.items() if i not in gone}
+        query = some_query(dice)
+        wanted = plain_search(held, query, 3 * query.limit)
+        for each in (store, local):
+            got = [(hit.id, hit.score) for page in pages(each, query, 3) for hit in page.hits]
+            assert got == wanted, (type(each).__name__, step, query)
+        assert len(store) == len(local) == len(held)
+    ids = sorted(held)
+    for row, other in zip(store.get(ids), local.get(ids), strict=True):
+        assert replace(row, slot=0, sequence=0) == replace(other, slot=0, sequence=0)
+        mine, theirs = store.vector(row.id, "text"), local.vector(row.id, "text")
+        assert mine is not None and theirs is not None and (mine == theirs).all()
+        assert (store.vector(row.id, "image") is None) == (local.vector(row.id, "image") is None)
+    assert store.digests() == local.digests()
+    for where in FILTERS:
+        assert store.counts(where) == local.counts(where), where
+
+
+def test_filters_mean_the_same(store: Store) -> None:
+    dice = random.Random(3)
+    items = {str(i): some_item(dice, str(i)) for i in range(60)}
+    store.upsert(list(items.values()))
+    kinds: Any = {"colour": "text", "price": "number"}
+    for where in [*FILTERS[1:], "price != 20", "not price != 20", "price < 0", "price <= 20", "not colour in ('Red')",
+                  "colour = 'it\\'s \"quoted\"'", "not (price > 5 and not colour != 'Blue')"]:  # fmt: skip
+        part = parse_filter(where, kinds)
+        wanted = {row_id for row_id, item in items.items() if matches(part, item.attributes)}
+        query = Query(np.ones(DIM, np.float32), "text", where, limit=100, grouped=False)
+        assert {hit.id for hit in store.search(query).hits} == wanted, where
+
+
+def test_it_is_opened_again_and_bad_use_is_named(uri: str, store: Store) -> None:
+    dice = random.Random(1)
+    item = replace(some_item(dice, "1"), picture=b"\x89PNG\r\n\x1a\n picture")
+    store.upsert([item])
+    assert store_exists(uri) and not store_exists(uri.replace("/shop", "/other").replace("/other.db", "/shop.db"))
+    again = open_store(uri)
+    assert again.info == store.info and again.picture("1") == item.picture
+    with pytest.raises(CatalogueError, match="exists already"):
+        create_store(uri, info())
+    with pytest.raises(ConfigError, match="names no collection"):
+        open_store("milvus:nothing")
+    with pytest.raises(DataError, match="no attribute 'brand'"):
+        store.upsert([replace(item, attributes={"brand": "x"})])
+    query = Query(np.ones(DIM, np.float32), "text")
+    with pytest.raises(CursorError, match="broken"):
+        store.search(replace(query, cursor="xyz"))
+    with pytest.raises(ConfigError, match="no 'product' vectors"):
+        store.search(replace(query, kind="product"))

@@ -1,0 +1,230 @@
+"""Search over a catalogue: what a plain scan over all rows finds, in the same order, page by page."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_catalogue import ATTRIBUTES, DIM, info
+
+from dualtower.errors import ConfigError, CursorError, FilterError
+from dualtower.retrieval import search as search_room
+from dualtower.retrieval.catalogue import Catalogue
+from dualtower.retrieval.filters import matches, parse_filter
+from dualtower.retrieval.local import LocalStore
+from dualtower.retrieval.nearest import METHODS, Chosen, build_index
+from dualtower.retrieval.records import Item
+from dualtower.retrieval.search import Page, Query
+
+COLOURS = ["Red", "Blue", "Green", None]
+KINDS = {name: "number" if kind == "number" else "text" for name, kind in ATTRIBUTES.items()}
+FILTERS = [
+    "",
+    "colour = 'Red'",
+    "colour in ('Red', 'Blue') and price < 40",
+    "not (colour = 'Red' or price >= 20)",
+    "colour != 'Red'",
+    "price >= 10 and price <= 12.5",
+    "colour = 'Mauve'",
+]
+
+
+def some_item(dice: random.Random, row_id: str) -> Item:
+    """Vectors of few distinct values, so that equal scores are common; several rows of a product."""
+    vector = np.array([dice.choice([-1, 0, 1]) for _ in range(DIM)], np.float32)
+    price = dice.choice([None, *range(0, 60, 5)])
+    return Item(
+        id=row_id,
+        product_id=f"p{int(row_id) // 3}",
+        title=f"title {row_id}",
+        attributes={"colour": dice.choice(COLOURS), "price": price},
+        vectors={"image": vector, "text": -vector} if dice.random() < 0.9 else {"text": -vector},
+    )
+
+
+def plain_search(items: dict[str, Item], query: Query, count: int) -> list[tuple[str, float]]:
+    """The obvious way: score every row, sort, keep the best row of each product."""
+    part = parse_filter(query.where, KINDS) if query.where else None
+    hidden = {items[row_id].product_id for row_id in query.without if row_id in items}
+    rows = [
+        (-float(np.float32(item.vectors[query.kind]) @ query.vector), item.id, item.product_id)
+        for item in items.values()
+        if query.kind in item.vectors and (part is None or matches(part, item.attributes))
+    ]
+    found, seen = [], set()
+    for score, row_id, product in sorted(rows):
+        if product in hidden or (query.grouped and product in seen):
+            continue
+        seen.add(product)
+        found.append((row_id, -score))
+    return found[:count]
+
+
+def some_query(dice: random.Random) -> Query:
+    vector = np.array([dice.choice([-1, -0.5, 0, 1]) for _ in range(DIM)], np.float32)
+    without = frozenset([str(dice.randrange(120))]) if dice.random() < 0.3 else frozenset()
+    kind = dice.choice(["image", "text"])
+    return Query(
+        vector, kind, dice.choice(FILTERS), dice.choice([1, 3, 7, 50]), grouped=dice.random() < 0.5, without=without
+    )
+
+
+def pages(store: LocalStore, query: Query, number: int) -> list[Page]:
+    found = [store.search(query)]
+    while found[-1].cursor and len(found) < number:
+        found.append(store.search(replace(query, vector=None, cursor=found[-1].cursor)))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_operations_agree_with_a_plain_scan(tmp_path: Path, seed: int) -> None:
+    dice = random.Random(seed)
+    Catalogue.create(tmp_path / "shop", info()).close()
+    store, held = LocalStore(tmp_path / "shop"), {}
+    for step in range(60):
+        if dice.random() < 0.5:
+            written = {i: some_item(dice, i) for i in {str(dice.randrange(120)) for _ in range(dice.randrange(1, 12))}}
+            store.upsert(list(written.values()))
+            held |= written
+        elif dice.random() < 0.6:
+            gone = [str(dice.randrange(120)) for _ in range(4)]
+            assert store.delete(gone) == len({i for i in gone if i in held})
+            held = {i: item for i, item in held.items() if i not in gone}
+        elif step % 7 == 0:
+            store.compact()
+        query = some_query(dice)
+        got = [(hit.id, hit.score) for page in pages(store, query, 3) for hit in page.hits]
+        assert got == plain_search(held, query, 3 * query.limit), (seed, step, query)
+        assert len(store) == len(held)
+    assert store.catalogue.verify() == []
+
+
+def test_pages_stay_as_they_were_while_the_catalogue_changes(tmp_path: Path) -> None:
+    dice = random.Random(5)
+    Catalogue.create(tmp_path / "shop", info()).close()
+    store = LocalStore(tmp_path / "shop")
+    items = {str(i): some_item(dice, str(i)) for i in range(90)}
+    store.upsert(list(items.values()))
+    query = Query(np.ones(DIM, np.float32), "text", limit=10, grouped=False)
+    wanted = [row_id for row_id, _ in plain_search(items, query, 30)]
+    page = store.search(query)
+    seen = [hit.id for hit in page.hits]
+    store.upsert([replace(items[wanted[15]], title="renamed", vectors={"text": np.ones(DIM)})])  # now the very best
+    store.upsert([replace(items["0"], id="1000", product_id="new", vectors={"text": np.ones(DIM)})])
+    store.delete([wanted[20]])
+    second = store.search(replace(query, cursor=page.cursor))
+    seen += [hit.id for hit in second.hits]
+    assert next(hit for hit in second.hits if hit.id == wanted[15]).row["title"] == "renamed"
+    store.catalogue.compact()
+    seen += [hit.id for hit in store.search(replace(query, vector=None, cursor=second.cursor)).hits]
+    assert seen == [row_id for row_id in wanted if row_id != wanted[20]]
+
+
+def clustered(number: int, dim: int, seed: int = 0) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    centres = generator.normal(size=(60, dim))
+    found = centres[generator.integers(0, 60, number)] + 0.4 * generator.normal(size=(number, dim))
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
+    """So many rows that filters leave more than are looked at one by one."""
+    folder = tmp_path_factory.mktemp("large") / "shop"
+    catalogue = Catalogue.create(folder, info(dim=32, kinds=("image", "text")))
+    vectors, texts = clustered(6000, 32), clustered(6000, 32, seed=1)
+    catalogue.upsert(
+        [
+            Item(str(i), str(i), "", {"colour": COLOURS[i % 4], "price": float(i % 100)}, {"image": v, "text": t})
+            for i, (v, t) in enumerate(zip(vectors, texts, strict=True))
+        ]
+    )
+    return LocalStore(folder)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_index_finds_what_a_scan_finds(large: LocalStore, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_room, "EXACT_ROWS", 500)
+    large.delete([str(i) for i in range(0, 300, 3)])
+    large.rebuild(methods={"image": method, "text": "flat"}, recall=0.95)
+    large.upsert([Item("new", "new", "", {"colour": "Red"}, {"image": clustered(1, 32, seed=9)[0]})])
+    view = large.searcher.views.current()
+    index = large._index(view, "image")
+    assert index.info.method == method and index.info.recall is not None and index.info.recall >= 0.95
+    reader = view.vectors["image"]
+    everything = reader.run(0, view.state.next_slot).astype(np.float32)
+    for where in ("", "colour = 'Red'", "price < 30"):
+        part = parse_filter(where, KINDS) if where else None
+        slots = view.chosen("image", part).slots
+        found = wanted = 0
+        for vector in clustered(40, 32, seed=7):
+            best = np.sort(everything[slots] @ vector)[-10]
+            hits = large.search(Query(vector, "image", where)).hits
+            found, wanted = found + sum(hit.score >= best - 1e-5 for hit in hits), wanted + 10
+        assert found / wanted >= 0.9, (method, where, found / wanted)
+    assert large.search(Query(clustered(1, 32, seed=9)[0], "image")).hits[0].id == "new"
+    large.delete(["new"])
+
+
+def test_a_filter_far_from_the_query_is_still_answered(large: LocalStore) -> None:
+    """Rows of one cluster only, asked from another: a fixed number of probes would not reach them."""
+    view = large.searcher.views.current()
+    reader = view.vectors["image"]
+    vectors = reader.run(0, view.state.next_slot).astype(np.float32)
+    query = vectors[5]
+    far = np.argsort(vectors @ query)[:800]
+    mask = np.zeros(len(vectors), bool)
+    mask[far] = True
+    index = build_index(reader, kind="image", generation=0, method="ivf-sq8")
+    found = index.search(query, Chosen(mask, filtered=True), 30, effort=700)
+    best = far[np.argsort(-(vectors[far] @ query))][:10]
+    assert len(set(found.tolist()) & set(best.tolist())) >= 9 and mask[found].all()
+
+
+def test_a_damaged_index_is_not_read(large: LocalStore) -> None:
+    large.rebuild(methods={"image": "ivf-sq8", "text": "flat"}, recall=0.9)
+    fresh = LocalStore(large.catalogue.folder)
+    query = Query(clustered(1, 32, seed=3)[0], "image")
+    wanted = fresh.search(query).hits
+    view = fresh.searcher.views.current()
+    assert fresh._index(view, "image").info.method == "ivf-sq8" and not fresh.is_stale()
+    (path,) = (large.catalogue.folder / "cache").glob("*-image-*.faiss")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    again = LocalStore(large.catalogue.folder)
+    assert again._index(again.searcher.views.current(), "image").info.method == "flat"
+    assert len({hit.id for hit in wanted} & {hit.id for hit in again.search(query).hits}) >= 8
+
+
+def test_counts(large: LocalStore) -> None:
+    counts = large.counts("price < 50")
+    assert {value for value, _ in counts["colour"].values} == {"Red", "Blue", "Green"}
+    assert (counts["price"].low, counts["price"].high) == (0, 49)
+    assert large.counts("colour = 'none'")["price"].low is None
+
+
+def test_bad_questions_are_named(large: LocalStore) -> None:
+    query = Query(np.ones(32, np.float32))
+    for bad, error, message in [
+        ({"kind": "product"}, ConfigError, "no 'product' vectors"),
+        ({"vector": np.ones(7, np.float32)}, ConfigError, r"shape \(7,\)"),
+        ({"where": "color = 'Red'"}, FilterError, "no attribute 'color'.*Did you mean 'colour'"),
+        ({"cursor": "xyz"}, CursorError, "the cursor is broken"),
+    ]:
+        with pytest.raises(error, match=message):
+            large.search(replace(query, **bad))
+    for given, message in [
+        ({"limit": 0}, "limit is 0"),
+        ({"vector": None}, "needs a vector"),
+        ({"vector": np.full(32, np.nan)}, "not finite"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            replace(query, **given)
+    cursor = large.search(query).cursor
+    with pytest.raises(CursorError, match="another search"):
+        large.search(replace(query, cursor=cursor, where="price < 3"))
+    assert large.search(replace(query, vector=None, cursor=cursor)).hits
