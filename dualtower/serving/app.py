@@ -1,0 +1,321 @@
+"""The HTTP service: search, items, the page. Routes are thin; the work is the finder's."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable
+from importlib import resources
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Header, HTTPException, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
+
+from dualtower.errors import BrokenImage, ConfigError, CursorError, DataError, DualTowerError, FilterError
+from dualtower.explain import draw_explanation, explain
+from dualtower.retrieval.finder import Finder, Question
+from dualtower.retrieval.indexing import embed, media_type
+from dualtower.retrieval.local import LocalStore
+from dualtower.serving.batching import Batcher, QueueFull
+from dualtower.serving.guards import Guard, TooLarge, may_write
+from dualtower.serving.metrics import Metrics
+from dualtower.serving.schemas import About, Answer, ItemIn, ItemOut, SearchIn, Why
+from dualtower.types import Product
+
+__all__ = ["create_app"]
+
+MOST_BYTES = 16_000_000
+MOST_ITEMS = 200
+PAGE = {"style.css": "text/css; charset=utf-8", "search.js": "text/javascript; charset=utf-8"}
+SEARCH_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": SearchIn.model_json_schema()},
+            "multipart/form-data": {"schema": SearchIn.form_schema()},
+        },
+    }
+}
+log = logging.getLogger(__name__)
+
+RowId = Annotated[str, Path(max_length=500)]
+Where = Annotated[str, Query(max_length=4000)]
+Limit = Annotated[int, Query(ge=1, le=100)]
+Cursor = Annotated[str | None, Query(max_length=20_000)]
+Authorization = Annotated[str | None, Header()]
+
+
+class Shop:
+    """The finder that answers now; another can take its place between two batches.
+
+    Args:
+        load: Makes a finder.
+        waiting: Questions that may wait.
+    """
+
+    def __init__(self, load: Callable[[], Finder], *, waiting: int) -> None:
+        self._load, self._tidying = load, threading.Lock()
+        self.finder = load()
+        self.batcher: Batcher[Question, Any] = Batcher(self._answer, waiting=waiting)
+        self.metrics = Metrics(rows=lambda: len(self.finder.store), waiting=lambda: len(self.batcher))
+
+    def _answer(self, questions: list[Question]) -> list[Any]:
+        self.metrics.batch(len(questions))
+        return self.finder.find_many(questions)
+
+    def reload(self) -> None:
+        """Open catalogue and model anew; questions that are being answered end with the old ones."""
+        self.finder = self._load()
+
+    def tidy(self) -> None:
+        """Build the indexes anew beside the running search, if too much came since they were built."""
+        store = self.finder.store
+        if isinstance(store, LocalStore) and not self._tidying.locked() and store.is_stale():
+            threading.Thread(target=self._rebuild, args=(store,), daemon=True, name="indexes").start()
+
+    def _rebuild(self, store: LocalStore) -> None:
+        with self._tidying:
+            try:
+                store.rebuild(threads=1)
+            except DualTowerError as error:  # the search goes on without
+                log.error("%s", error)
+
+
+class Service(Guard):
+    """The guarded application, and the shop behind it.
+
+    Args:
+        app: FastAPI's.
+        shop: Answers.
+        loopback_only: See `Guard`.
+    """
+
+    def __init__(self, app: FastAPI, shop: Shop, *, loopback_only: bool) -> None:
+        super().__init__(app, most_bytes=MOST_BYTES, loopback_only=loopback_only, answered=shop.metrics.request)
+        self.shop = shop
+
+
+def create_app(
+    load: Callable[[], Finder], *, token: str | None = None, waiting: int = 256, loopback_only: bool = True
+) -> Service:
+    """Build the service.
+
+    Args:
+        load: Opens the catalogue and its model; called now, and again on ``POST /reload``.
+        token: What writers must send as ``Authorization: Bearer …``; None lets nobody write.
+        waiting: Questions that may wait; further ones get 429.
+        loopback_only: Answer only to names of this machine.
+    """
+    shop = Shop(load, waiting=waiting)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        shop.tidy()
+        yield
+        await shop.batcher.close()
+
+    app = FastAPI(
+        title="dualtower",
+        description="Search a catalogue by text, by picture, or by both.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    _add_errors(app)
+    _add_search(app, shop)
+    _add_items(app, shop, token)
+    _add_page(app, shop)
+    return Service(app, shop, loopback_only=loopback_only)
+
+
+def _add_errors(app: FastAPI) -> None:
+    def says(status: int, detail: str, **headers: str) -> JSONResponse:
+        return JSONResponse({"detail": detail}, status, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def unusable(_: Request, error: RequestValidationError) -> JSONResponse:
+        return says(422, _in_words(error.errors()))
+
+    @app.exception_handler(TooLarge)
+    async def too_large(_: Request, __: TooLarge) -> JSONResponse:
+        return says(413, f"the request is larger than {MOST_BYTES:,} bytes")
+
+    @app.exception_handler(QueueFull)
+    async def busy(_: Request, __: QueueFull) -> JSONResponse:
+        return says(429, "too many questions wait; ask again in a moment", **{"retry-after": "1"})
+
+    @app.exception_handler(DualTowerError)
+    async def refused(_: Request, error: DualTowerError) -> JSONResponse:
+        if isinstance(error, FilterError | CursorError | DataError | ConfigError):  # what was asked is at fault
+            return says(422, error.reason if isinstance(error, BrokenImage) else str(error))
+        log.error("%s", error)
+        return says(500, "the server failed to answer; its log says why")
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, __: Exception) -> JSONResponse:
+        return says(500, "the server failed to answer; its log says why")
+
+
+def _add_search(app: FastAPI, shop: Shop) -> None:
+    @app.post("/search", response_model=Answer, openapi_extra=SEARCH_BODY)
+    async def search(request: Request) -> Response:
+        """Find products by text, by picture (JSON with base64, or a multipart form), or by both."""
+        page = await shop.batcher.ask((await _read_question(request)).question())
+        if isinstance(page, DualTowerError):
+            raise page
+        return JSONResponse(page.to_dict())
+
+    @app.get("/items/{row_id:path}/similar", response_model=Answer)
+    def similar(row_id: RowId, where: Where = "", limit: Limit = 10, cursor: Cursor = None) -> Any:
+        """Products like one of the catalogue."""
+        page = shop.finder.similar(row_id, where=where, limit=limit, cursor=cursor)
+        if page is None:
+            raise HTTPException(404, "there is no such row")
+        return JSONResponse(page.to_dict())
+
+    @app.get("/items/{row_id:path}/why", response_model=Why)
+    def why(row_id: RowId, text: Annotated[str, Query(min_length=1, max_length=500)]) -> Any:
+        """Which words and which regions of the picture made the score of a text and a row."""
+        content = shop.finder.store.picture(row_id)
+        if content is None:
+            raise HTTPException(404, "there is no such row, or it has no picture")
+        found = explain(shop.finder.model, text, content)
+        draw_explanation(found, height=200).save(buffer := io.BytesIO(), "PNG")
+        picture = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        words = [{"word": word, "weight": weight} for word, weight in found.words]
+        return {"score": found.score, "method": found.method, "words": words, "picture": picture}
+
+
+def _add_items(app: FastAPI, shop: Shop, token: str | None) -> None:
+    def check(authorization: str | None) -> None:
+        if token is None:
+            raise HTTPException(403, "this service is read-only; start it with --token-file to allow writes")
+        if not may_write(authorization, token):
+            raise HTTPException(401, "writing needs Authorization: Bearer TOKEN", {"www-authenticate": "Bearer"})
+
+    def found(row_id: str) -> Any:
+        rows = shop.finder.store.get([row_id])
+        if not rows:
+            raise HTTPException(404, "there is no such row")
+        return rows[0]
+
+    @app.get("/items/{row_id:path}/image", response_class=Response)
+    def image(row_id: RowId) -> Response:
+        """The picture of a row."""
+        content = shop.finder.store.picture(row_id)
+        if content is None:
+            raise HTTPException(404, "there is no such row, or it has no picture")
+        kind = media_type(content) or "application/octet-stream"
+        return Response(content, media_type=kind, headers={"cache-control": "private, max-age=600"})
+
+    @app.put("/items", responses={401: {}, 403: {}, 413: {}})
+    async def write(items: list[ItemIn], authorization: Authorization = None) -> dict[str, int]:
+        """Add rows, replacing those with the same ids; they can be found when this returns."""
+        check(authorization)
+        if len(items) > MOST_ITEMS:
+            raise DataError(f"{len(items)} items in one request; send at most {MOST_ITEMS}")
+        products = [item.product() for item in items]
+        await run_in_threadpool(_write, shop, products)
+        return {"written": len(products)}
+
+    @app.delete("/items/{row_id:path}", responses={401: {}, 403: {}, 404: {}})
+    async def remove(row_id: RowId, authorization: Authorization = None) -> dict[str, int]:
+        """Remove a row."""
+        check(authorization)
+        if not await run_in_threadpool(shop.finder.store.delete, [row_id]):
+            raise HTTPException(404, "there is no such row")
+        return {"removed": 1}
+
+    @app.post("/reload", responses={401: {}, 403: {}})
+    async def reload(authorization: Authorization = None) -> dict[str, int]:
+        """Open catalogue and model anew, without a failed question."""
+        check(authorization)
+        await run_in_threadpool(shop.reload)
+        return {"rows": len(shop.finder.store)}
+
+    # Last: a row's id may hold slashes, and must not swallow the routes above.
+    @app.get("/items/{row_id:path}", response_model=ItemOut, responses={404: {}})
+    def item(row_id: RowId) -> Any:
+        """One row."""
+        row = found(row_id)
+        return {"id": row.id, "product_id": row.product_id, "row": {"title": row.title, "attributes": row.attributes}}
+
+
+def _add_page(app: FastAPI, shop: Shop) -> None:
+    page = resources.files("dualtower.serving") / "page"
+    index = (page / "index.html").read_bytes()
+    assets = {name: (page / name).read_bytes() for name in PAGE}
+
+    @app.get("/", include_in_schema=False)
+    def start() -> Response:
+        return Response(index, media_type="text/html; charset=utf-8")
+
+    @app.get("/page/{name}", include_in_schema=False)
+    def asset(name: str) -> Response:
+        if name not in assets:
+            raise HTTPException(404, "there is no such file")
+        return Response(assets[name], media_type=PAGE[name], headers={"cache-control": "no-cache"})
+
+    @app.get("/about", response_model=About)
+    def about(where: Where = "") -> Any:
+        """What the catalogue holds: rows, kinds of vectors, attributes with the most frequent values."""
+        store = shop.finder.store
+        attributes: dict[str, Any] = {}
+        for name, counts in store.counts(where).items():
+            if counts.kind == "text":
+                values = [{"value": value, "count": count} for value, count in counts.values]
+                attributes[name] = {"kind": "text", "values": values}
+            else:
+                attributes[name] = {"kind": "number", "low": counts.low, "high": counts.high}
+        info = store.info
+        return {"card": info.card, "rows": len(store), "kinds": list(info.kinds), "attributes": attributes}
+
+    @app.get("/healthz")
+    def health() -> dict[str, Any]:
+        """Whether the service can answer."""
+        return {"status": "ok", "rows": len(shop.finder.store)}
+
+    @app.get("/metrics", response_class=Response)
+    def metrics() -> Response:
+        """Figures for Prometheus."""
+        return Response(shop.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _write(shop: Shop, products: list[Product]) -> None:
+    store, model = shop.finder.store, shop.finder.model
+    store.upsert(list(embed(model, products, store.info)))
+    shop.tidy()
+
+
+async def _read_question(request: Request) -> SearchIn:
+    """Of JSON or of a form."""
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    try:
+        if kind == "multipart/form-data":
+            async with request.form(max_files=1, max_fields=30, max_part_size=100_000) as form:
+                values: dict[str, Any] = {name: v for name, v in form.items() if not isinstance(v, UploadFile)}
+                if unwanted := [word for word in form.getlist("unwanted") if isinstance(word, str)]:
+                    values["unwanted"] = unwanted
+                if isinstance(file := form.get("image"), UploadFile):
+                    values["image"] = base64.b64encode(await file.read())
+                return SearchIn.model_validate(values)
+        if kind == "application/json":
+            return SearchIn.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise RequestValidationError(error.errors(include_url=False)) from error
+    except (MultiPartException, HTTPException) as error:
+        raise HTTPException(400, f"the form cannot be read: {getattr(error, 'detail', error)}") from error
+    raise HTTPException(415, "send application/json or multipart/form-data")
+
+
+def _in_words(errors: Any) -> str:
+    """What is wrong with each field, without the values that were sent."""
+    return "; ".join(f"{'.'.join(str(part) for part in e['loc']) or 'body'}: {e['msg']}" for e in list(errors)[:5])

@@ -1,0 +1,134 @@
+"""What the service reads and answers; its OpenAPI description is made from these."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, StringConstraints
+
+from dualtower.retrieval.finder import Question
+from dualtower.types import Product
+
+__all__ = ["About", "Answer", "ItemIn", "ItemOut", "SearchIn", "Why"]
+
+Id = Annotated[str, StringConstraints(min_length=1, max_length=500)]
+Title = Annotated[str, StringConstraints(max_length=2000)]
+Weight = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]
+
+
+class SearchIn(BaseModel):
+    """A question."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: Annotated[str, Field(max_length=2000, description="Words.")] = ""
+    image: Annotated[Base64Bytes | None, Field(description="Picture: JPEG, PNG, WebP, GIF.")] = None
+    unwanted: Annotated[list[Title], Field(max_length=10, description="Words to lead away from.")] = []
+    text_weight: Weight = 1.0
+    image_weight: Weight = 1.0
+    against: Annotated[Literal["image", "text", "product"], Field(description="What is compared with.")] = "image"
+    where: Annotated[str, Field(max_length=4000, description="Filter, such as colour = 'Red' and price < 50.")] = ""
+    limit: Annotated[int, Field(ge=1, le=100)] = 10
+    cursor: Annotated[str | None, Field(max_length=20_000, description="Of the page before.")] = None
+    grouped: Annotated[bool, Field(description="One hit per product.")] = True
+
+    @classmethod
+    def form_schema(cls) -> dict[str, Any]:
+        """The same for a form, in which the picture is a file."""
+        schema = cls.model_json_schema()
+        schema["properties"]["image"] = {"type": "string", "format": "binary"}
+        return schema
+
+    def question(self) -> Question:
+        """For the finder."""
+        given = {name: getattr(self, name) for name in type(self).model_fields}  # a dump would encode the picture again
+        return Question(**{**given, "unwanted": tuple(self.unwanted)})
+
+
+class Row(BaseModel):
+    """What is shown of a row."""
+
+    title: str
+    attributes: dict[str, str | float | None]
+
+
+class HitOut(BaseModel):
+    """One hit."""
+
+    id: str
+    product_id: str
+    score: float
+    row: Row
+
+
+class Answer(BaseModel):
+    """A page of hits."""
+
+    hits: list[HitOut]
+    cursor: str | None
+
+
+class ItemIn(BaseModel):
+    """A row to be written; it needs a title or a picture."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: Id
+    product_id: Id | None = None
+    title: Title = ""
+    attributes: dict[str, str | float | None] = {}
+    image: Annotated[Base64Bytes | None, Field(description="Picture.")] = None
+
+    def product(self) -> Product:
+        """For the model."""
+        texts = (self.title.strip(),) if self.title.strip() else ()
+        return Product(self.id, self.product_id or self.id, texts, self.image or None, self.attributes)
+
+
+class ItemOut(BaseModel):
+    """A row."""
+
+    id: str
+    product_id: str
+    row: Row
+
+
+class Word(BaseModel):
+    """A word of the question, and what it added to the score."""
+
+    word: str
+    weight: float
+
+
+class Why(BaseModel):
+    """Why a row was found."""
+
+    score: float
+    method: str
+    words: list[Word]
+    picture: str
+
+
+class Value(BaseModel):
+    """A value of an attribute, and how many rows have it."""
+
+    value: str
+    count: int
+
+
+class Attribute(BaseModel):
+    """What stands in an attribute."""
+
+    kind: Literal["text", "number"]
+    values: list[Value] = []
+    low: float | None = None
+    high: float | None = None
+
+
+class About(BaseModel):
+    """What a catalogue holds."""
+
+    card: str
+    rows: int
+    kinds: list[str]
+    attributes: dict[str, Attribute]

@@ -1,0 +1,93 @@
+"""Start the service, and stop it without a question left unanswered."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from dualtower.errors import ConfigError, MissingExtra
+
+__all__ = ["ServerConfig", "serve"]
+
+log = logging.getLogger(__name__)
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """How to serve.
+
+    Attributes:
+        catalogue: Folder, or milvus://host:port/name.
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one.
+        token_file: File with the token of writers; None lets nobody write.
+        model: Where the model lies; default where it lay when the catalogue was made.
+        queue: Questions that may wait.
+    """
+
+    catalogue: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token_file: Path | None = None
+    model: str | None = None
+    queue: int = 256
+
+
+def serve(config: ServerConfig) -> None:
+    """Serve until SIGINT or SIGTERM; what was asked before is still answered. SIGHUP opens the catalogue anew.
+
+    Raises:
+        MissingExtra: The extra ``serve`` is not installed.
+        ConfigError: The token file is missing or too short.
+        CatalogueError: There is no catalogue, or its model is another one.
+    """
+    try:
+        import uvicorn
+
+        from dualtower.serving.app import create_app
+    except ImportError as error:
+        if error.name and error.name.startswith("dualtower"):
+            raise
+        raise MissingExtra(error.name or "fastapi", "serve") from None
+    from dualtower.retrieval.finder import open_finder
+
+    token = _read_token(config.token_file)
+    app = create_app(
+        lambda: open_finder(config.catalogue, config.model),
+        token=token,
+        waiting=config.queue,
+        loopback_only=config.host in LOOPBACK,
+    )
+    settings = uvicorn.Config(
+        app,
+        host=config.host,
+        port=config.port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=30,
+        limit_concurrency=4 * config.queue,
+    )
+    settings.load()
+    signal.signal(signal.SIGHUP, lambda *_: app.shop.reload())
+    socket = settings.bind_socket()
+    socket.listen(settings.backlog)  # who reads the next line may ask at once
+    host, port = socket.getsockname()[:2]
+    log.warning("serving %s on http://%s:%d", config.catalogue, f"[{host}]" if ":" in host else host, port)
+    uvicorn.Server(settings).run(sockets=[socket])
+
+
+def _read_token(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"cannot read the token file {path}: {error.strerror}") from error
+    if len(token) < 16:
+        raise ConfigError(f"the token in {path} has {len(token)} characters; write at least 16 that nobody can guess")
+    return token

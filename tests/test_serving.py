@@ -1,0 +1,279 @@
+"""The service as a real process on loopback: what it answers, and what it refuses."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import tiny
+
+from dualtower import Product
+from dualtower.model import DualTower
+from dualtower.retrieval.indexing import index_products, open_or_create
+from dualtower.retrieval.local import LocalStore
+
+TOKEN = "a token that nobody guesses"
+WRITER = {"authorization": f"Bearer {TOKEN}"}
+COLOURS = ("red", "blue", "green")
+
+
+def products(number: int = 60) -> list[Product]:
+    """Two rows per product; every third row has no price."""
+    return [
+        Product(
+            f"r{i}",
+            f"p{i // 2}",
+            (tiny.TITLES[i % len(tiny.TITLES)],),
+            tiny.png(tiny.picture(i)),
+            {"colour": COLOURS[i % 3], "price": None if i % 3 == 0 else float(i)},
+        )
+        for i in range(number)
+    ]
+
+
+def make_shop(folder: Path, number: int = 60) -> Path:
+    """A model and a catalogue of it."""
+    tiny.spread_model().save_pretrained(folder / "model")
+    model = DualTower.from_pretrained(folder / "model")
+    kinds = {"colour": "text", "price": "number"}
+    store = open_or_create(folder / "shop", model, name=str(folder / "model"), attributes=kinds, card="tiny")
+    index_products(store, model, products(number))
+    store.close()
+    return folder / "shop"
+
+
+@dataclass
+class Server:
+    """A running service."""
+
+    url: str
+    process: subprocess.Popen
+    log: list[str]
+
+    def client(self, **more) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=30, **more)
+
+
+def start(shop: Path, *more: str) -> Server:
+    """Start a service on a free port, and wait until it listens."""
+    command = [sys.executable, "-c", "from dualtower.cli import main; main()", "serve", str(shop), "--port", "0", *more]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    log: list[str] = []
+    for line in process.stderr:
+        log.append(line)
+        if found := re.search(r"on (http://\S+)", line):
+            threading.Thread(target=lambda: log.extend(process.stderr or ()), daemon=True).start()
+            return Server(found[1], process, log)
+    raise AssertionError("".join(log))
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shop(tmp_path_factory.mktemp("serving"))
+
+
+@pytest.fixture(scope="module")
+def server(shop: Path) -> Iterator[Server]:
+    token = shop.parent / "token"
+    token.write_text(TOKEN)
+    running = start(shop, "--token-file", str(token))
+    yield running
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(timeout=30) in (0, -signal.SIGTERM)
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[httpx.Client]:
+    with server.client() as found:
+        yield found
+
+
+def test_search_by_text_picture_and_both(client: httpx.Client, shop: Path) -> None:
+    picture = tiny.png(tiny.picture(7))
+    found = client.post("/search", json={"image": base64.b64encode(picture).decode(), "limit": 3})
+    assert found.status_code == 200 and len(found.json()["hits"]) == 3
+    best = found.json()["hits"][0]
+    assert best["id"] == "r7" and best["score"] == pytest.approx(1, abs=2e-3)
+    assert best["row"] == {"title": tiny.TITLES[7], "attributes": {"colour": "blue", "price": 7.0}}
+    form = client.post("/search", data={"limit": "3"}, files={"image": ("photo.png", picture, "image/png")})
+    assert form.json()["hits"] == found.json()["hits"]
+    both = client.post(
+        "/search", json={"text": "red mug", "unwanted": ["dress"], "image": base64.b64encode(picture).decode()}
+    )
+    assert len({hit["product_id"] for hit in both.json()["hits"]}) == 10
+    every = client.post(
+        "/search", json={"text": "red mug", "where": "price < 10", "limit": 100, "grouped": False}
+    ).json()
+    assert {hit["id"] for hit in every["hits"]} == {"r1", "r2", "r4", "r5", "r7", "r8"} and every["cursor"] is None
+
+
+def test_pages_follow_each_other(client: httpx.Client) -> None:
+    whole = client.post("/search", json={"text": "navy blue mug", "limit": 30}).json()["hits"]
+    seen, cursor = [], None
+    while True:
+        body = (
+            {"text": "navy blue mug", "limit": 7, "cursor": cursor} if cursor else {"text": "navy blue mug", "limit": 7}
+        )
+        page = client.post("/search", json=body).json()
+        seen, cursor = seen + page["hits"], page["cursor"]
+        if cursor is None:
+            break
+    assert seen == whole
+
+
+def test_items(client: httpx.Client) -> None:
+    assert client.get("/items/r3").json()["row"]["title"] == tiny.TITLES[3]
+    image = client.get("/items/r3/image")
+    assert image.headers["content-type"] == "image/png" and image.content == tiny.png(tiny.picture(3))
+    alike = client.get("/items/r3/similar", params={"limit": 5}).json()["hits"]
+    assert len(alike) == 5 and "p1" not in {hit["product_id"] for hit in alike}
+    why = client.get("/items/r3/why", params={"text": "red dress"}).json()
+    assert [word["word"] for word in why["words"]] == ["red", "dress"] and why["picture"].startswith("data:image/png")
+    for path in ("/items/none", "/items/none/image", "/items/none/similar", "/items/none/why?text=x"):
+        assert client.get(path).status_code == 404, path
+    about = client.get("/about").json()
+    assert about["rows"] >= 60 and about["attributes"]["price"]["kind"] == "number"
+    assert {value["value"] for value in about["attributes"]["colour"]["values"]} == set(COLOURS)
+
+
+def test_writes_need_the_token_and_are_found_at_once(client: httpx.Client) -> None:
+    picture = tiny.png(tiny.picture(1000))
+    item = {"id": "new/1", "title": "Fila white striped dress", "attributes": {"colour": "red"}}
+    item["image"] = base64.b64encode(picture).decode()
+    for headers in ({}, {"authorization": "Bearer wrong"}):
+        assert client.put("/items", json=[item], headers=headers).status_code == 401
+        assert client.delete("/items/r1", headers=headers).status_code == 401
+    assert client.put("/items", json=[item], headers=WRITER).json() == {"written": 1}
+    found = client.post("/search", json={"image": item["image"], "limit": 1}).json()["hits"]
+    assert found[0]["id"] == "new/1"
+    assert client.get("/items/new/1").json()["row"]["attributes"] == {"colour": "red"}
+    assert client.delete("/items/new/1", headers=WRITER).json() == {"removed": 1}
+    assert client.delete("/items/new/1", headers=WRITER).status_code == 404
+    bad = client.put("/items", json=[{**item, "attributes": {"brand": "x"}}], headers=WRITER)
+    assert bad.status_code == 422 and "no attribute 'brand'" in bad.json()["detail"]
+    assert client.get("/items/new/1").status_code == 404
+
+
+def test_without_a_token_nobody_writes(shop: Path) -> None:
+    running = start(shop)
+    try:
+        with running.client() as client:
+            answer = client.delete("/items/r1", headers=WRITER)
+            assert answer.status_code == 403 and "read-only" in answer.json()["detail"]
+    finally:
+        running.process.kill()
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "words"),
+    [
+        ({"json": {}}, 422, "nothing to search with"),
+        ({"json": {"text": "a", "where": "size = 3"}}, 422, "no attribute 'size'; known: colour, price"),
+        ({"json": {"text": "a", "where": "colour = "}}, 422, "the filter ends too early"),
+        ({"json": {"text": "a", "limit": 101}}, 422, "limit: Input should be less than or equal to 100"),
+        ({"json": {"text": "a", "cursor": "xyz"}}, 422, "the cursor is broken"),
+        ({"json": {"text": "a", "txet": "b"}}, 422, "txet: Extra inputs are not permitted"),
+        ({"json": {"text": "a" * 2001}}, 422, "text: String should have at most 2000 characters"),
+        ({"json": {"image": base64.b64encode(b"no picture").decode()}}, 422, "not a picture"),
+        ({"json": {"text": "a", "image_weight": 1e300}}, 422, "image_weight"),
+        ({"content": b"{", "headers": {"content-type": "application/json"}}, 422, "Invalid JSON"),
+        ({"content": b"text=a"}, 415, "application/json or multipart"),
+        ({"content": b"x" * 17_000_000}, 413, "larger than 16,000,000 bytes"),
+        ({"content": iter([b"x" * 1_000_000] * 17), "headers": {"content-type": "application/json"}}, 413, "larger"),
+    ],
+)
+def test_bad_questions_are_told_what_is_wrong(client: httpx.Client, request_: dict, status: int, words: str) -> None:
+    answer = client.post("/search", **request_)
+    assert answer.status_code == status and words in answer.json()["detail"]
+    assert "/" not in answer.json()["detail"].replace("application/json or multipart/form-data", "")  # no paths
+
+
+def test_hostile_pictures_are_refused(client: httpx.Client) -> None:
+    import io
+
+    from PIL import Image
+
+    Image.new("1", (12_000, 12_000)).save(buffer := io.BytesIO(), "PNG")  # small on the wire, 432 MB as RGB
+    answer = client.post("/search", files={"image": ("bomb.png", buffer.getvalue(), "image/png")})
+    assert answer.status_code == 422 and "pixels" in answer.json()["detail"]
+    cut = tiny.png(tiny.picture(1))[:300]
+    assert client.post("/search", files={"image": ("cut.png", cut, "image/png")}).status_code == 422
+    assert client.get("/healthz").json()["status"] == "ok"
+
+
+def test_every_answer_has_safe_headers_and_only_loopback_names_are_served(client: httpx.Client) -> None:
+    for path in ("/", "/page/search.js", "/items/r1/image", "/items/none", "/nothing"):
+        headers = client.get(path).headers
+        assert "default-src 'none'" in headers["content-security-policy"], path
+        assert headers["x-content-type-options"] == "nosniff", path
+    for path in ("/page/../app.py", "/page/%2e%2e%2fapp.py", "/page/..%2f..%2fmodel.py"):
+        assert client.get(path).status_code == 404
+    assert client.get("/healthz", headers={"host": "shop.example"}).status_code == 421
+
+
+def test_concurrent_questions_get_their_own_answers(client: httpx.Client, server: Server) -> None:
+    titles = tiny.TITLES * 4
+    alone = {title: client.post("/search", json={"text": title, "limit": 3}).json() for title in tiny.TITLES}
+
+    def ask(title: str) -> list[str]:
+        with server.client() as own:
+            return [hit["id"] for hit in own.post("/search", json={"text": title, "limit": 3}).json()["hits"]]
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(ask, titles))
+    for title, answer in zip(titles, answers, strict=True):
+        assert answer == [hit["id"] for hit in alone[title]["hits"]]
+    figures = client.get("/metrics").text
+    assert 'dualtower_requests_total{route="/search",status="200"}' in figures and "dualtower_batch_size_sum" in figures
+
+
+def test_reload_and_a_full_queue(shop: Path, server: Server, client: httpx.Client) -> None:
+    failures: list[int] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        with server.client() as own:
+            while not stop.is_set():
+                status = own.post("/search", json={"text": "red mug"}).status_code
+                failures.extend([status] if status != 200 else [])
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert client.post("/reload").status_code == 401
+    assert client.post("/reload", headers=WRITER).json() == {"rows": len(LocalStore(shop))}
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_a_stop_lets_those_who_wait_have_their_answer(shop: Path) -> None:
+    running = start(shop)
+    with running.client() as client, ThreadPoolExecutor(8) as pool:
+        client.get("/healthz")
+        asked = [pool.submit(client.post, "/search", json={"text": f"mug {i}"}) for i in range(8)]
+        [future.result() for future in asked[:1]]
+        running.process.send_signal(signal.SIGINT)
+        answers = [future.result() for future in asked if future.exception() is None]
+        assert answers and all(answer.status_code == 200 for answer in answers)
+    assert running.process.wait(timeout=30) in (0, 130, -signal.SIGINT)
+
+
+def test_the_description_is_openapi(client: httpx.Client) -> None:
+    described = client.get("/openapi.json").json()
+    assert described["openapi"].startswith("3.") and "/search" in described["paths"]
+    body = described["paths"]["/search"]["post"]["requestBody"]["content"]
+    assert set(body) == {"application/json", "multipart/form-data"} and json.dumps(body)
