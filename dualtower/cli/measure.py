@@ -1,29 +1,21 @@
-"""The command ``dualtower``: thin words around the library.
-
-dualtower evaluate runs/fashion/model --data.card data_cards/fashion_products.md
-dualtower data check data_cards/drawn.md
-"""
+"""Commands on a model: measure it, and explain what it sees."""
 
 from __future__ import annotations
 
 import json
-import logging
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import tyro
-from tyro.conf import OmitSubcommandPrefixes, Positional, arg, subcommand
+from tyro.conf import Positional
 
-from dualtower.errors import ConfigError, DualTowerError, SourceError
+from dualtower.errors import ConfigError
 
 if TYPE_CHECKING:
     from dualtower.data.products import Products
     from dualtower.model import DualTower
 
-__all__ = ["main"]
+__all__ = ["CardSource", "Evaluate", "Explain"]
 
 
 @dataclass(frozen=True)
@@ -158,91 +150,3 @@ class Explain:
             print(f"{weight:+.3f}  {word}")
         save_png(draw_explanation(found), self.out)
         print(self.out)
-
-
-@dataclass(frozen=True)
-class Check:
-    """Read a whole catalogue and report what is wrong or worth knowing: broken pictures, duplicates, leakage."""
-
-    card: Positional[Path]
-    """Data card."""
-    source: Annotated[str | None, arg(name="data.source")] = None
-    """Folder or Hub dataset to read instead of the card's own source."""
-    json: Path | None = None
-    """Write the findings to this file."""
-
-    def run(self) -> None:
-        from dualtower.data.cards import load_card
-        from dualtower.data.check import check_card
-        from dualtower.folder import write_text_atomically
-
-        report = check_card(load_card(self.card), source=self.source)
-        print(report.to_markdown())
-        if self.json:
-            write_text_atomically(self.json, json.dumps(report.to_dict(), indent=2))
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Write the drawn catalogue as a folder of pictures with metadata.jsonl: an example of a catalogue of your own."""
-
-    folder: Positional[Path]
-    """New folder."""
-    language: Literal["en", "zh"] = "en"
-    """Language of the titles."""
-    split: str = "train"
-    """Which part: train, validation, test or all."""
-
-    def run(self) -> None:
-        from dualtower.data.drawn import draw_catalogue
-
-        products = draw_catalogue(language=self.language, split=self.split)
-        if self.folder.exists():
-            raise SourceError(f"{self.folder} exists already; name a new folder")
-        self.folder.mkdir(parents=True)
-        with (self.folder / "metadata.jsonl").open("w", encoding="utf-8") as stream:
-            for product in products:
-                assert isinstance(product.image, bytes)
-                (self.folder / f"{product.id}.png").write_bytes(product.image)
-                row = {"file_name": f"{product.id}.png", "id": product.id, "product_id": product.product_id}
-                row |= {"title": product.texts[0], **product.attributes}
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-        print(f"{len(products)} pictures with titles in {self.folder}")
-
-
-@dataclass(frozen=True)
-class Data:
-    """Check a catalogue, or write the drawn one to disk."""
-
-    action: Annotated[Check, subcommand("check")] | Annotated[Draw, subcommand("draw")]
-
-    def run(self) -> None:
-        self.action.run()
-
-
-Command = (
-    Annotated[Evaluate, subcommand("evaluate")]
-    | Annotated[Explain, subcommand("explain")]
-    | Annotated[Data, subcommand("data")]
-)
-
-
-def main(args: Sequence[str] | None = None) -> None:
-    """Entry point of the command ``dualtower``.
-
-    Exit status: 0 done, 1 an error of dualtower (its message is printed), 2 unusable arguments, 130 interrupted.
-    """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    command: Any = tyro.cli(
-        Command,
-        prog="dualtower",
-        args=args,
-        description=__doc__.splitlines()[0],
-        config=(OmitSubcommandPrefixes,),
-    )
-    try:
-        command.run()
-    except DualTowerError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)

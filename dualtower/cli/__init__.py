@@ -1,0 +1,61 @@
+"""The command ``dualtower``: thin words around the library.
+
+dualtower evaluate runs/fashion/model --data.card data_cards/fashion_products.md
+dualtower index runs/fashion/model --data.card data_cards/fashion_products.md --out shop.catalogue
+dualtower search shop.catalogue --text "red summer dress"
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import OmitSubcommandPrefixes, subcommand
+
+from dualtower.cli.catalogue import Compact, Delete, Index, Search, Tune, Upsert, Verify
+from dualtower.cli.data import Data
+from dualtower.cli.measure import Evaluate, Explain
+from dualtower.cli.shop import Classify, Outliers, Serve
+from dualtower.errors import DualTowerError
+
+__all__ = ["main"]
+
+Command = (
+    Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Explain, subcommand("explain")]
+    | Annotated[Index, subcommand("index")]
+    | Annotated[Search, subcommand("search")]
+    | Annotated[Upsert, subcommand("upsert")]
+    | Annotated[Delete, subcommand("delete")]
+    | Annotated[Verify, subcommand("verify")]
+    | Annotated[Compact, subcommand("compact")]
+    | Annotated[Tune, subcommand("tune")]
+    | Annotated[Classify, subcommand("classify")]
+    | Annotated[Outliers, subcommand("outliers")]
+    | Annotated[Serve, subcommand("serve")]
+    | Annotated[Data, subcommand("data")]
+)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of the command ``dualtower``.
+
+    Exit status: 0 done, 1 an error of dualtower (its message is printed), 2 unusable arguments, 130 interrupted.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    command: Any = tyro.cli(
+        Command,
+        prog="dualtower",
+        args=args,
+        description=__doc__.splitlines()[0],
+        config=(OmitSubcommandPrefixes,),
+    )
+    try:
+        command.run()
+    except DualTowerError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,322 @@
+"""Commands on a catalogue: make it, search it, change it, look after it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from dualtower.cli.measure import CardSource
+from dualtower.errors import CatalogueError, ConfigError, DataError, UnknownName
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+    from dualtower.data.products import Products
+    from dualtower.model import DualTower
+    from dualtower.retrieval.indexing import Indexed
+    from dualtower.retrieval.local import LocalStore
+    from dualtower.retrieval.search import Page
+    from dualtower.retrieval.store import Store
+    from dualtower.retrieval.tune import Measured
+
+__all__ = ["Compact", "Delete", "Index", "Search", "Tune", "Upsert", "Verify", "open_local"]
+
+CARD = "card.md"
+
+
+@dataclass(frozen=True)
+class Index:
+    """Embed a catalogue and make it searchable; started again after a stop, it goes on where it was.
+
+    Several processes share the work: `torchrun --nproc_per_node 2 -m dualtower index ...` on CPUs,
+    `accelerate launch -m dualtower index ...` on GPUs, or --engine ray.
+    """
+
+    model: Positional[str]
+    """Model folder, or user/name on the Hub."""
+    data: CardSource
+    out: str
+    """Folder of the catalogue: new, or one of this model, of which only what has changed is embedded; or
+    milvus://host:port/name."""
+    split: str = "all"
+    """Split to index."""
+    batch_size: int = 256
+    """Rows embedded at a time."""
+    recall: float = 0.98
+    """recall@10 that the nearest-neighbour index must reach, against exact search."""
+    engine: Literal["local", "ray"] = "local"
+    """`ray` embeds with Ray Data, on this machine or on a cluster."""
+    workers: int = 2
+    """Workers of Ray."""
+    shards: Path | None = None
+    """Folder for shards of several workers, one that all of them reach; default beside the catalogue."""
+
+    def run(self) -> None:
+        import torch
+        from accelerate import PartialState
+
+        from dualtower.data.cards import load_card
+        from dualtower.folder import write_text_atomically
+        from dualtower.model import DualTower
+        from dualtower.retrieval.indexing import attribute_kinds, index_products, open_or_create
+        from dualtower.retrieval.local import LocalStore
+
+        card, model, products = load_card(self.data.card), DualTower.from_pretrained(self.model), self._products()
+        kinds = attribute_kinds(products, card.columns.numeric)
+        state = PartialState(cpu=not torch.accelerator.is_available())
+        with state.main_process_first():
+            store = open_or_create(self.out, model, name=self.model, attributes=kinds, card=card.name)
+        if state.num_processes > 1 or self.engine == "ray":
+            done = self._with_workers(state, store, model, products)
+        else:
+            done = index_products(store, model, products, batch_size=self.batch_size, progress=True)
+        if not state.is_main_process:
+            return
+        if isinstance(store, LocalStore):
+            if card.path is not None:
+                write_text_atomically(store.catalogue.folder / CARD, card.path.read_text(encoding="utf-8"))
+            if done.written or store.is_stale():
+                store.rebuild(recall=self.recall)
+        if products.skipped:
+            print(f"left out {len(products.skipped)} rows; the first: {products.skipped[0]}")
+        print(f"{done.written:,} rows embedded, {done.unchanged:,} unchanged; {len(store):,} rows in {self.out}")
+
+    def _products(self) -> Products:
+        from dualtower.data.cards import load_card
+        from dualtower.data.products import load_products
+
+        card, source = load_card(self.data.card), self.data.source
+        return load_products(card, self.split, source=source, on_error=self.data.on_error, check_images=False)
+
+    def _with_workers(self, state: PartialState, store: Store, model: DualTower, products: Products) -> Indexed:
+        """Each process embeds its share of the shards; the first one brings all of them into the catalogue."""
+        from dualtower.retrieval.indexing import Indexed
+        from dualtower.retrieval.shards import embed_shard, embed_with_ray, import_shards, plan_shards
+
+        beside = Path(self.out.rpartition("/")[2] if self.out.startswith("milvus:") else self.out)
+        folder = self.shards or beside.with_name(f"{beside.name}.shards")
+        shards = plan_shards(products, store.info, folder, held=store.digests())
+        if self.engine == "ray":
+            embed_with_ray(shards, self.model, self._products, store.info, workers=self.workers)
+        for shard in shards[state.process_index :: state.num_processes]:
+            embed_shard(shard, model, products, store.info, batch_size=self.batch_size)
+        state.wait_for_everyone()
+        return import_shards(store, shards, total=len(products)) if state.is_main_process else Indexed(0, 0)
+
+
+@dataclass(frozen=True)
+class Search:
+    """Find products by words, by a picture, or by both."""
+
+    catalogue: Positional[str]
+    """Folder of the catalogue, or milvus://host:port/name."""
+    text: str = ""
+    """Words."""
+    image: Path | None = None
+    """Picture."""
+    similar: str | None = None
+    """Id of a row: find products like it, instead of words and picture."""
+    unwanted: Annotated[tuple[str, ...], arg(name="not")] = ()
+    """Words to lead away from."""
+    weights: tuple[float, float] = (1.0, 1.0)
+    """Weights of the words and of the picture."""
+    against: Literal["image", "text", "product"] = "image"
+    """What is compared with: pictures, titles, or fused products."""
+    where: str = ""
+    """Filter, such as "articleType = 'Dresses' and price < 50"."""
+    limit: int = 10
+    """Hits per page."""
+    cursor: str | None = None
+    """Of the page before, as --json prints it."""
+    every_row: bool = False
+    """Show every row of a product, not only its best."""
+    model: str | None = None
+    """Where the model lies now, if it has moved since the catalogue was made."""
+    json: bool = False
+    """Print {"hits": [...], "cursor": ...}, as the server answers."""
+
+    def run(self) -> None:
+        from dualtower.data.images import open_image
+        from dualtower.retrieval.finder import Question, open_finder
+
+        finder = open_finder(self.catalogue, self.model)
+        if self.similar is not None:
+            page = finder.similar(self.similar, where=self.where, limit=self.limit, cursor=self.cursor)
+            if page is None:
+                raise DataError(f"no row {self.similar!r} in {self.catalogue}")
+            return self._print(page)
+        if self.image is not None:
+            open_image(self.image, where="--image", row=self.image)  # a missing file is named
+        question = Question(
+            text=self.text,
+            image=self.image.read_bytes() if self.image else None,
+            unwanted=self.unwanted,
+            text_weight=self.weights[0],
+            image_weight=self.weights[1],
+            against=self.against,
+            where=self.where,
+            limit=self.limit,
+            cursor=self.cursor,
+            grouped=not self.every_row,
+        )
+        self._print(finder.find(question))
+
+    def _print(self, page: Page) -> None:
+        if self.json:
+            print(json.dumps(page.to_dict(), ensure_ascii=False))
+            return
+        for hit in page.hits:
+            facts = ", ".join(str(v) for v in hit.row["attributes"].values() if v is not None)
+            print(f"{hit.score:.3f}  {hit.id:<12} {hit.row['title']}  ({facts})")
+        if not page.hits:
+            print("nothing found")
+
+
+@dataclass(frozen=True)
+class Upsert:
+    """Add rows to a catalogue, replacing those with the same ids."""
+
+    catalogue: Positional[Path]
+    """Folder of the catalogue."""
+    rows: Positional[str]
+    """File or folder with rows in the columns of the catalogue's card."""
+    card: Path | None = None
+    """Data card of the rows; default the one that the catalogue was made with."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """Stop at the first bad row, or leave bad rows out and count them."""
+    model: str | None = None
+    """Where the model lies now, if it has moved since the catalogue was made."""
+
+    def run(self) -> None:
+        from dualtower.retrieval.finder import open_finder
+        from dualtower.retrieval.indexing import index_products
+
+        finder = open_finder(self.catalogue, self.model)
+        store = open_local(self.catalogue)
+        products = read_rows(self.card or self.catalogue / CARD, self.rows, self.on_error)
+        done = index_products(store.catalogue, finder.model, products, progress=True)
+        if store.is_stale():
+            store.rebuild()
+        if products.skipped:
+            print(f"left out {len(products.skipped)} rows; the first: {products.skipped[0]}")
+        print(f"{done.written:,} rows written, {done.unchanged:,} unchanged; {len(store):,} rows in {self.catalogue}")
+
+
+@dataclass(frozen=True)
+class Delete:
+    """Remove rows from a catalogue."""
+
+    catalogue: Positional[str]
+    """Folder of the catalogue, or milvus://host:port/name."""
+    ids: Positional[tuple[str, ...]]
+    """Ids of the rows."""
+
+    def run(self) -> None:
+        from dualtower.retrieval.store import open_store
+
+        if not self.ids:
+            raise ConfigError("name the ids of the rows to remove")
+        store = open_store(self.catalogue)
+        print(f"{store.delete(self.ids):,} of {len(set(self.ids)):,} rows removed; {len(store):,} rows left")
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Read a whole catalogue and compare every vector with its checksum."""
+
+    catalogue: Positional[Path]
+    """Folder of the catalogue."""
+
+    def run(self) -> None:
+        store = open_local(self.catalogue)
+        if problems := store.catalogue.verify():
+            raise CatalogueError("\n".join([f"{len(problems)} problems in {self.catalogue}:", *problems[:50]]))
+        print(f"{len(store):,} rows, all whole")
+
+
+@dataclass(frozen=True)
+class Compact:
+    """Drop what is gone for good, and build the indexes anew."""
+
+    catalogue: Positional[Path]
+    """Folder of the catalogue."""
+
+    def run(self) -> None:
+        store = open_local(self.catalogue)
+        print(f"{store.compact():,} slots freed; {len(store):,} rows in {self.catalogue}")
+
+
+@dataclass(frozen=True)
+class Tune:
+    """Measure indexes on real queries, and keep the quickest that reaches a recall."""
+
+    catalogue: Positional[Path]
+    """Folder of the catalogue."""
+    recall: float = 0.98
+    """recall@10 to be reached, against exact search."""
+    methods: tuple[str, ...] = ("flat", "ivf-sq8", "ivf-pq", "hnsw")
+    """Indexes to try."""
+    megabytes: float | None = None
+    """Most memory that the index of one kind of vectors may take."""
+    queries: Path | None = None
+    """Text file with one query per line; default titles and pictures of the catalogue itself."""
+    model: str | None = None
+    """Where the model lies now, if it has moved; only read with --queries."""
+
+    def run(self) -> None:
+        from dualtower.retrieval.finder import open_finder
+        from dualtower.retrieval.index_cache import save_index
+        from dualtower.retrieval.nearest import METHODS
+        from dualtower.retrieval.tune import tune
+
+        if unknown := [name for name in self.methods if name not in METHODS]:
+            raise UnknownName("method", unknown[0], METHODS)
+        store = open_local(self.catalogue)
+        given = None
+        if self.queries is not None:
+            lines = [line for line in self.queries.read_text(encoding="utf-8").splitlines() if line.strip()]
+            given = {"queries": open_finder(self.catalogue, self.model).model.encode_text(lines)}
+        view = store.searcher.views.current()
+        for kind in store.info.kinds:
+            best, rows = tune(
+                view, kind, recall=self.recall, methods=self.methods, megabytes=self.megabytes, queries=given
+            )
+            save_index(best, store.catalogue.folder / "cache")
+            print(f"\n{kind} vectors: {best.info.method} is kept\n\n{measured_table(rows)}")
+
+
+def measured_table(rows: Sequence[Measured]) -> str:
+    """Markdown of what was measured."""
+    lines = [
+        "| index | queries | rows that a filter leaves | effort | recall@10 | p50 | p99 | memory |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row.method} | {row.queries} | {row.share:.0%} | {row.effort:,} | {row.recall:.3f} | "
+            f"{row.p50:.2f} ms | {row.p99:.2f} ms | {row.megabytes:.0f} MiB |"
+        )
+    return "\n".join(lines)
+
+
+def open_local(folder: Path) -> LocalStore:
+    """A catalogue folder, for commands that look after files."""
+    from dualtower.retrieval.local import LocalStore
+
+    return LocalStore(folder)
+
+
+def read_rows(card: Path, source: str, on_error: Literal["raise", "skip"]) -> Products:
+    """Rows to be added to a catalogue, in the columns of its card."""
+    from dualtower.data.cards import Splits, load_card
+    from dualtower.data.products import load_products
+
+    if not card.exists():
+        raise ConfigError(f"{card} is missing; name the data card of the rows with --card")
+    whole = replace(load_card(card), splits=Splits())
+    return load_products(whole, "all", source=source, on_error=on_error, check_images=False)

@@ -1,0 +1,74 @@
+"""Commands on data: check a catalogue, draw one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg, subcommand
+
+from dualtower.errors import SourceError
+
+__all__ = ["Data"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """Read a whole catalogue and report what is wrong or worth knowing: broken pictures, duplicates, leakage."""
+
+    card: Positional[Path]
+    """Data card."""
+    source: Annotated[str | None, arg(name="data.source")] = None
+    """Folder or Hub dataset to read instead of the card's own source."""
+    json: Path | None = None
+    """Write the findings to this file."""
+
+    def run(self) -> None:
+        from dualtower.data.cards import load_card
+        from dualtower.data.check import check_card
+        from dualtower.folder import write_text_atomically
+
+        report = check_card(load_card(self.card), source=self.source)
+        print(report.to_markdown())
+        if self.json:
+            write_text_atomically(self.json, json.dumps(report.to_dict(), indent=2))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Write the drawn catalogue as a folder of pictures with metadata.jsonl: an example of a catalogue of your own."""
+
+    folder: Positional[Path]
+    """New folder."""
+    language: Literal["en", "zh"] = "en"
+    """Language of the titles."""
+    split: str = "train"
+    """Which part: train, validation, test or all."""
+
+    def run(self) -> None:
+        from dualtower.data.drawn import draw_catalogue
+
+        products = draw_catalogue(language=self.language, split=self.split)
+        if self.folder.exists():
+            raise SourceError(f"{self.folder} exists already; name a new folder")
+        self.folder.mkdir(parents=True)
+        with (self.folder / "metadata.jsonl").open("w", encoding="utf-8") as stream:
+            for product in products:
+                assert isinstance(product.image, bytes)
+                (self.folder / f"{product.id}.png").write_bytes(product.image)
+                row = {"file_name": f"{product.id}.png", "id": product.id, "product_id": product.product_id}
+                row |= {"title": product.texts[0], **product.attributes}
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        print(f"{len(products)} pictures with titles in {self.folder}")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Check a catalogue, or write the drawn one to disk."""
+
+    action: Annotated[Check, subcommand("check")] | Annotated[Draw, subcommand("draw")]
+
+    def run(self) -> None:
+        self.action.run()

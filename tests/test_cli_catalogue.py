@@ -1,0 +1,122 @@
+"""The commands on a catalogue, from index to outliers, as somebody types them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from test_cli import CARDS, OWN_CARD, command, model
+
+from dualtower.data.drawn import draw_catalogue
+from dualtower.retrieval.index_cache import read_index_info
+from dualtower.retrieval.nearest import METHODS
+
+__all__ = ["model"]  # the fixture
+
+
+@pytest.fixture(scope="module")
+def indexed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawn test split as a catalogue."""
+    folder = tmp_path_factory.mktemp("indexed") / "shop"
+    assert command("index", model, "--data.card", CARDS / "drawn.md", "--split", "test", "--out", folder) == 0
+    return folder
+
+
+@pytest.fixture
+def shop(indexed: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return shutil.copytree(indexed, tmp_path / "shop")
+
+
+def test_index_again_embeds_nothing(indexed: Path, model: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ("index", model, "--data.card", CARDS / "drawn.md", "--split", "test", "--out", indexed)
+    assert command(*words) == 0
+    assert "0 rows embedded" in capsys.readouterr().out
+
+
+def hits(capsys: pytest.CaptureFixture, *words: object) -> list[dict]:
+    capsys.readouterr()
+    assert command("search", *words, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {"hits", "cursor"}
+    return found["hits"]
+
+
+def test_search_by_words_picture_both_and_likeness(shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    product = draw_catalogue(split="test")[0]
+    assert isinstance(product.image, bytes)
+    (tmp_path / "photo.png").write_bytes(product.image)
+    by_picture = hits(capsys, shop, "--image", tmp_path / "photo.png", "--limit", "3")
+    assert by_picture[0]["score"] == pytest.approx(1, abs=2e-3)  # of itself; untrained, it finds others as good
+    by_words = hits(capsys, shop, "--text", "blue mug", "--where", "object = 'mug' and colour in ('blue', 'red')")
+    assert {hit["row"]["attributes"]["object"] for hit in by_words} == {"mug"}
+    both = hits(capsys, shop, "--text", "mug", "--image", tmp_path / "photo.png", "--weights", "0", "1", "--limit", "3")
+    assert [hit["id"] for hit in both] == [hit["id"] for hit in by_picture]
+    alike = hits(capsys, shop, "--similar", product.id)
+    assert product.product_id not in {hit["product_id"] for hit in alike}
+    titles = hits(capsys, shop, "--image", tmp_path / "photo.png", "--against", "text", "--not", "lamp", "--every-row")
+    assert len(titles) == 10
+    assert command("search", shop, "--text", "mug", "--where", "object = 'nothing'") == 0
+    assert "nothing found" in capsys.readouterr().out
+
+
+def test_rows_come_and_go(shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert command("data", "draw", tmp_path / "more", "--split", "validation") == 0
+    card = tmp_path / "card.md"
+    card.write_text(OWN_CARD.format(folder=tmp_path / "more").replace("[object, colour]", "[object, colour, material]"))
+    new = draw_catalogue(split="validation")
+    assert command("upsert", shop, tmp_path / "more", "--card", card) == 0
+    assert f"{len(new)} rows written" in capsys.readouterr().out
+    assert hits(capsys, shop, "--similar", new[0].id)
+    assert command("delete", shop, new[0].id, "nothing") == 0
+    assert "1 of 2 rows removed" in capsys.readouterr().out
+    assert command("compact", shop) == 0
+    assert "1 slots freed" in capsys.readouterr().out
+    assert command("verify", shop) == 0
+    assert "all whole" in capsys.readouterr().out
+    (vectors,) = (shop / "vectors").glob("*-image.f16")
+    vectors.write_bytes(b"\xff" + vectors.read_bytes()[1:])
+    assert command("verify", shop) == 1
+    assert "has changed on the disk" in capsys.readouterr().out
+
+
+def test_tune_keeps_the_best(shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "queries.txt").write_text("blue mug\nred lamp\n\nstriped cushion\n")
+    assert command("tune", shop, "--methods", "flat", "hnsw", "--queries", tmp_path / "queries.txt") == 0
+    printed = capsys.readouterr().out
+    assert "image vectors:" in printed and "| hnsw | queries | 100% |" in printed
+    info = read_index_info(shop / "cache", "image")
+    assert info is not None and info.method in METHODS and hits(capsys, shop, "--text", "mug")
+
+
+def test_labels_and_outliers(shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert command("classify", shop, "--attribute", "object", "--out", tmp_path / "labels.csv") == 0
+    assert "of the rows got the label" in capsys.readouterr().out and (tmp_path / "labels.csv").exists()
+    assert command("classify", shop, "--labels", "mug", "lamp", "--prompt", "a {}") == 0
+    assert command("outliers", shop, "--out", tmp_path / "odd", "--number", "5") == 0
+    assert (tmp_path / "odd" / "pictures" / "5.jpg").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("search", "nowhere", "--text", "x"), "no catalogue in nowhere"),
+        (("search", "SHOP"), "nothing to search with"),
+        (("search", "SHOP", "--image", "no.png"), "no.png"),
+        (("search", "SHOP", "--similar", "nobody"), "no row 'nobody'"),
+        (("search", "SHOP", "--text", "x", "--where", "objekt = 'mug'"), "Did you mean 'object'"),
+        (("search", "SHOP", "--text", "x", "--model", "nowhere"), "nowhere"),
+        (("upsert", "SHOP", "no_folder", "--card", CARDS / "fashion_products.md"), "no_folder"),
+        (("tune", "SHOP", "--methods", "hsnw"), "Did you mean 'hnsw'"),
+        (("classify", "SHOP"), "either --labels or an --attribute"),
+        (("classify", "SHOP", "--attribute", "objekt"), "object"),
+        (("classify", "SHOP", "--labels", "a", "b", "--prompt", "x"), "no place for the label"),
+        (("serve", "nowhere"), "no catalogue in nowhere"),
+        (("serve", "SHOP", "--token-file", "no_file"), "cannot read the token file"),
+    ],
+)
+def test_wrong_words_are_named(words: tuple, message: str, shop: Path, capsys: pytest.CaptureFixture) -> None:
+    assert command(*(shop if word == "SHOP" else word for word in words)) == 1
+    assert message in capsys.readouterr().out
