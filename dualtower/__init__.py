@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from dualtower.launcher import launch as launch
     from dualtower.losses import LossConfig as LossConfig
     from dualtower.model import DualTower as DualTower
-    from dualtower.model import ModelConfig as ModelConfig
     from dualtower.model_card import ModelCard as ModelCard
+    from dualtower.model_config import ModelConfig as ModelConfig
     from dualtower.towers import ImageTowerConfig as ImageTowerConfig
     from dualtower.towers import TextTowerConfig as TextTowerConfig
     from dualtower.training.config import DataConfig as DataConfig
@@ -54,7 +54,7 @@ _HOMES = {
     "LossConfig": "losses",
     "MatchingConfig": "training.config",
     "ModelCard": "model_card",
-    "ModelConfig": "model",
+    "ModelConfig": "model_config",
     "Product": "types",
     "RerankerConfig": "fusion",
     "RunConfig": "training.config",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from dualtower.data.batches import Collator
     from dualtower.fusion import ProductFusion
-    from dualtower.model import ModelConfig
+    from dualtower.model_config import ModelConfig
 
 __all__ = ["Encoding", "evaluation_mode", "mix"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,22 +15,15 @@ from torch.nn import functional as F
 
 from dualtower.config import from_dict, to_dict
 from dualtower.data.batches import Collator
-from dualtower.data.images import ImageSettings
 from dualtower.encoding import Encoding
 from dualtower.errors import ConfigError, ModelFolderError
 from dualtower.folder import FolderParts, fingerprint_of, load_weights, read_folder, write_folder
 from dualtower.fusion import FusionConfig, ProductFusion, Reranker, RerankerConfig
 from dualtower.hub import find_folder, push_folder
-from dualtower.losses.similarity import Similarity, similarities
-from dualtower.towers import (
-    ImageTowerConfig,
-    ProjectionHead,
-    TextTowerConfig,
-    create_image_tower,
-    create_text_tower,
-)
+from dualtower.losses.similarity import similarities
+from dualtower.model_config import ModelConfig
+from dualtower.towers import ProjectionHead, create_image_tower, create_text_tower
 from dualtower.towers.features import no_slow_autocast
-from dualtower.towers.heads import HeadKind, HeadNorm
 from dualtower.towers.image import pretrained_backbone
 from dualtower.towers.transformer import complete_encoder, pretrained_encoder
 from dualtower.types import Batch, Embeddings
@@ -38,46 +31,9 @@ from dualtower.types import Batch, Embeddings
 if TYPE_CHECKING:
     from dualtower.model_card import ModelCard
 
-__all__ = ["DualTower", "ModelConfig"]
+__all__ = ["DualTower"]
 
 HEADS = ("reranker", "fusion")  # parts of config and model that stand on the towers
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """A complete dual tower. It is saved with the weights."""
-
-    text: TextTowerConfig = field(default_factory=TextTowerConfig)
-    image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
-    image_settings: ImageSettings = field(default_factory=ImageSettings)
-    embed_dim: int = 256
-    """Width of the shared space."""
-    head: HeadKind = "linear"
-    """`linear` or `mlp`, from each tower's features to the shared space."""
-    head_dropout: float = 0.0
-    """Dropout inside the heads while training."""
-    head_norm: HeadNorm = "none"
-    """`batch` or `layer` normalisation of each tower's features before its head."""
-    similarity: Similarity = "cosine"
-    """`cosine` of normalised embeddings, `dot` product, or `euclidean` (the negative distance)."""
-    init_scale: float = 1 / 0.07
-    """What the similarity is multiplied with at the start; learned. The default is CLIP's."""
-    max_scale: float = 100.0
-    """The scale is clamped to 1/max_scale ... max_scale after every step."""
-    init_bias: float | None = None
-    """What is added to the logits at the start (SigLIP: -10); learned. None is no bias."""
-    reranker: RerankerConfig | None = None
-    """A cross-attention head that scores single pairs; None is none."""
-    fusion: FusionConfig | None = None
-    """A head that makes one vector of a product's title, picture and attributes; None is none."""
-
-    def __post_init__(self) -> None:
-        if self.embed_dim < 1:
-            raise ConfigError(f"embed_dim is {self.embed_dim}; it must be at least 1")
-        if not (self.max_scale >= 1 and 1 / self.max_scale <= self.init_scale <= self.max_scale):
-            raise ConfigError(
-                f"init_scale {self.init_scale} is not between 1/max_scale and max_scale = {self.max_scale}"
-            )
 
 
 class DualTower(Encoding):
@@ -165,6 +121,9 @@ class DualTower(Encoding):
         if batch.pixels is not None:
             seen = self.image_tower(batch.pixels)
             image = self._finish(self.image_head(seen.pooled))
+            if self.config.mirror and not self.image_tower.training:
+                mirrored = self.image_tower(batch.pixels.flip(-1))
+                image = self._finish((image + self._finish(self.image_head(mirrored.pooled))) / 2)
         if batch.tokens is not None:
             with no_slow_autocast(batch.tokens["input_ids"].device):
                 read = self.text_tower(batch.tokens["input_ids"], batch.tokens["attention_mask"])

@@ -14,7 +14,7 @@ from dualtower.config import to_dict
 from dualtower.data.cards import DataCard, load_card
 
 if TYPE_CHECKING:
-    from dualtower.model import ModelConfig
+    from dualtower.model_config import ModelConfig
 
 __all__ = ["ModelCard", "with_name"]
 

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import tiny
 
-from dualtower import RerankerConfig
+from dualtower import DualTower, ModelConfig, RerankerConfig
 from dualtower.cli import main
 from dualtower.data.drawn import draw_catalogue
 from dualtower.data.images import ImageSettings
 from dualtower.data.text import train_tokenizer
-from dualtower.model import DualTower, ModelConfig
 from dualtower.towers import ImageTowerConfig, TextTowerConfig
 
 CARDS = Path(__file__).parent.parent / "data_cards"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import ImageOps
 from tiny import IMAGE, SETTINGS, TEXT, TITLES, config, model, picture, png, tokenizer
 
 import dualtower
@@ -203,6 +204,23 @@ def test_encoding_equals_forward() -> None:
     assert torch.equal(
         tower.collator()(products).pixels[0], torch.from_numpy(to_pixels(open_image(products[0].image), settings))
     )
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_mirrored_pictures_embed_alike(similarity: Any) -> None:
+    plain = model(similarity=similarity)
+    tower = DualTower(replace(plain.config, mirror=True), plain.tokenizer).eval()
+    tower.load_state_dict(plain.state_dict())
+    image = picture(3)
+    flipped = ImageOps.mirror(image)
+    one, two = plain.encode_image([image, flipped])
+    assert not np.allclose(one, two, atol=1e-4)
+    mean = (one + two) / 2
+    if similarity == "cosine":
+        mean /= np.linalg.norm(mean)
+    np.testing.assert_allclose(tower.encode_image([image, flipped]), np.stack([mean, mean]), atol=1e-6)
+    batch = tower.collator()([Product("0", "0", ("mug",), png(image))])
+    assert torch.equal(tower.train()(batch).image, plain.train()(batch).image)  # training embeds what it is given
 
 
 def test_encoding_leaves_every_module_in_its_mode() -> None:

@@ -276,6 +276,7 @@ import io, os, signal, sys, threading
 from PIL import Image
 from dualtower.data import products
 from dualtower.types import Product
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin deaf to it
 Image.effect_noise((500, 500), 50).save(buffer := io.BytesIO(), "PNG")  # milliseconds each: minutes for all
 rows = products.Products.from_rows([Product(str(i), str(i), ("t",), image=buffer.getvalue()) for i in range(10**5)])
 threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()

@@ -10,7 +10,7 @@ from dualtower.data.augment import Augmentation
 from dualtower.data.batches import Sampling
 from dualtower.errors import ConfigError
 from dualtower.losses import LossConfig
-from dualtower.model import ModelConfig
+from dualtower.model_config import ModelConfig
 
 __all__ = ["DataConfig", "EvaluationConfig", "MatchingConfig", "RunConfig", "TaskConfig", "TrainConfig"]
 

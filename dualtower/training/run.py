@@ -31,8 +31,9 @@ from dualtower.evaluation import (
     write_report,
 )
 from dualtower.folder import write_text_atomically
-from dualtower.model import DualTower, ModelConfig
+from dualtower.model import DualTower
 from dualtower.model_card import ModelCard
+from dualtower.model_config import ModelConfig
 from dualtower.training.config import RunConfig, TrainConfig
 from dualtower.training.journal import read_history
 from dualtower.training.loop import Outcome, Trainer

@@ -1,0 +1,54 @@
+"""What a dual tower is made of; saved beside its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dualtower.data.images import ImageSettings
+from dualtower.errors import ConfigError
+from dualtower.fusion import FusionConfig, RerankerConfig
+from dualtower.losses.similarity import Similarity
+from dualtower.towers import ImageTowerConfig, TextTowerConfig
+from dualtower.towers.heads import HeadKind, HeadNorm
+
+__all__ = ["ModelConfig"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A complete dual tower. It is saved with the weights."""
+
+    text: TextTowerConfig = field(default_factory=TextTowerConfig)
+    image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
+    image_settings: ImageSettings = field(default_factory=ImageSettings)
+    embed_dim: int = 256
+    """Width of the shared space."""
+    head: HeadKind = "linear"
+    """`linear` or `mlp`, from each tower's features to the shared space."""
+    head_dropout: float = 0.0
+    """Dropout inside the heads while training."""
+    head_norm: HeadNorm = "none"
+    """`batch` or `layer` normalisation of each tower's features before its head."""
+    similarity: Similarity = "cosine"
+    """`cosine` of normalised embeddings, `dot` product, or `euclidean` (the negative distance)."""
+    mirror: bool = False
+    """Once trained, embed a picture as the mean of its own and its mirror image's embedding: better, at twice the
+    time."""
+    init_scale: float = 1 / 0.07
+    """What the similarity is multiplied with at the start; learned. The default is CLIP's."""
+    max_scale: float = 100.0
+    """The scale is clamped to 1/max_scale ... max_scale after every step."""
+    init_bias: float | None = None
+    """What is added to the logits at the start (SigLIP: -10); learned. None is no bias."""
+    reranker: RerankerConfig | None = None
+    """A cross-attention head that scores single pairs; None is none."""
+    fusion: FusionConfig | None = None
+    """A head that makes one vector of a product's title, picture and attributes; None is none."""
+
+    def __post_init__(self) -> None:
+        if self.embed_dim < 1:
+            raise ConfigError(f"embed_dim is {self.embed_dim}; it must be at least 1")
+        if not (self.max_scale >= 1 and 1 / self.max_scale <= self.init_scale <= self.max_scale):
+            raise ConfigError(
+                f"init_scale {self.init_scale} is not between 1/max_scale and max_scale = {self.max_scale}"
+            )
