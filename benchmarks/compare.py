@@ -29,7 +29,7 @@ from common import save_results
 
 from dualtower import DualTower, ImageTowerConfig, LossConfig, RunConfig, TextTowerConfig
 from dualtower.data.cards import load_card
-from dualtower.data.products import load_products
+from dualtower.data.loading import load_products
 from dualtower.evaluation import compare, evaluate, load_qrels
 from dualtower.training.run import run
 

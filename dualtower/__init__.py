@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dualtower.data.attributes import AttributesConfig as AttributesConfig
     from dualtower.data.cards import load_card as load_card
     from dualtower.data.images import ImageSettings as ImageSettings
-    from dualtower.data.products import load_products as load_products
+    from dualtower.data.loading import load_products as load_products
     from dualtower.evaluation.measure import evaluate as evaluate
     from dualtower.fusion import FusionConfig as FusionConfig
     from dualtower.fusion import RerankerConfig as RerankerConfig
@@ -64,7 +64,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "launch": "launcher",
     "load_card": "data.cards",
-    "load_products": "data.products",
+    "load_products": "data.loading",
     "run": "training.run",
 }
 

@@ -19,11 +19,12 @@ from dualtower.data.products import Products
 from dualtower.errors import BrokenImage, CatalogueError
 from dualtower.model import DualTower
 from dualtower.retrieval.catalogue import Catalogue
-from dualtower.retrieval.indexing import attribute_kinds, index_products, media_type, open_or_create, shown_picture
+from dualtower.retrieval.indexing import attribute_kinds, index_products, open_or_create
 from dualtower.retrieval.labels import classify, write_labels
 from dualtower.retrieval.local import LocalStore
 from dualtower.retrieval.outliers import find_outliers, write_outliers
 from dualtower.retrieval.records import Item
+from dualtower.retrieval.shown import media_type, shown_picture
 
 KINDS = {"colour": "text", "price": "number"}
 

@@ -16,7 +16,8 @@ import shops
 from shops import own_cache  # noqa: F401
 
 from dualtower.data.cards import DataCard, HashSplit, Splits, load_card
-from dualtower.data.products import Products, find_broken_images, load_products
+from dualtower.data.loading import find_broken_images, load_products
+from dualtower.data.products import Products
 from dualtower.data.splits import split_names
 from dualtower.errors import BrokenImage, CardError, DataError, RowError, SourceError, UnknownSplit
 from dualtower.types import Product, product_code
@@ -274,14 +275,14 @@ def test_drawn_catalogue() -> None:
 INTERRUPT = """
 import io, os, signal, sys, threading
 from PIL import Image
-from dualtower.data import products
+from dualtower.data import loading, products
 from dualtower.types import Product
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin deaf to it
 Image.effect_noise((500, 500), 50).save(buffer := io.BytesIO(), "PNG")  # milliseconds each: minutes for all
 rows = products.Products.from_rows([Product(str(i), str(i), ("t",), image=buffer.getvalue()) for i in range(10**5)])
 threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 try:
-    products.find_broken_images(rows)
+    loading.find_broken_images(rows)
 except KeyboardInterrupt:
     sys.exit(42)
 """

@@ -12,7 +12,8 @@ from hub_stand_in import HubStandIn
 from shops import own_cache  # noqa: F401
 
 from dualtower.data.cards import CardSource, DataCard, Splits
-from dualtower.data.products import Products, load_products
+from dualtower.data.loading import load_products
+from dualtower.data.products import Products
 from dualtower.data.sources import open_source
 from dualtower.data.splits import split_names
 from dualtower.errors import CardError, RowError, SourceError, UnknownName
@@ -197,7 +198,7 @@ splits: {named: {train: train, test: test}}
 LOAD = """
 import json, sys
 from dualtower.data.cards import load_card
-from dualtower.data.products import load_products
+from dualtower.data.loading import load_products
 from dualtower.errors import SourceError
 card, source, *splits = sys.argv[1:]
 try:

@@ -88,7 +88,7 @@ class Index:
 
     def _products(self) -> Products:
         from dualtower.data.cards import load_card
-        from dualtower.data.products import load_products
+        from dualtower.data.loading import load_products
 
         card, source = load_card(self.data.card), self.data.source
         return load_products(card, self.split, source=source, on_error=self.data.on_error, check_images=False)
@@ -314,7 +314,7 @@ def open_local(folder: Path) -> LocalStore:
 def read_rows(card: Path, source: str, on_error: Literal["raise", "skip"]) -> Products:
     """Rows to be added to a catalogue, in the columns of its card."""
     from dualtower.data.cards import Splits, load_card
-    from dualtower.data.products import load_products
+    from dualtower.data.loading import load_products
 
     if not card.exists():
         raise ConfigError(f"{card} is missing; name the data card of the rows with --card")

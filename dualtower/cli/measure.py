@@ -64,7 +64,7 @@ class Evaluate:
 
     def run(self) -> None:
         from dualtower.data.cards import load_card
-        from dualtower.data.products import load_products
+        from dualtower.data.loading import load_products
         from dualtower.evaluation import evaluate, load_qrels, rerank, write_report
         from dualtower.folder import write_text_atomically
         from dualtower.model import DualTower

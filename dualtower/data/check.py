@@ -11,7 +11,8 @@ from typing import Any
 
 from dualtower.config import to_dict
 from dualtower.data.cards import DataCard
-from dualtower.data.products import Products, read_split
+from dualtower.data.loading import read_split
+from dualtower.data.products import Products
 from dualtower.data.splits import split_names
 from dualtower.data.text import normalise_title
 from dualtower.errors import BrokenImage

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +11,11 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from dualtower.data.images import open_image
 from dualtower.data.products import Products
 from dualtower.errors import BrokenImage, CatalogueError, ConfigError
 from dualtower.model import DualTower
 from dualtower.retrieval.records import CatalogueInfo, Item
+from dualtower.retrieval.shown import picture_bytes, shown_picture
 from dualtower.retrieval.store import Store, create_store, open_store, store_exists
 from dualtower.types import Product
 
@@ -28,16 +27,11 @@ __all__ = [
     "digest_of",
     "embed",
     "index_products",
-    "media_type",
     "open_or_create",
-    "shown_picture",
 ]
 
 BLOCK = 512
 """Rows that are embedded and committed at a time: what a killed run has to do again."""
-SHOWN_BYTES = 100_000
-"""Larger pictures are stored as a smaller copy."""
-SHOWN_SIDE = 512
 
 
 @dataclass(frozen=True)
@@ -203,43 +197,8 @@ def digest_of(product: Product) -> str:
     plain = [product.product_id, list(product.texts), dict(product.attributes)]
     digest.update(json.dumps(plain, ensure_ascii=False, default=str).encode())
     if product.image is not None:
-        digest.update(_content(product.image))
+        digest.update(picture_bytes(product.image))
     return digest.hexdigest()
-
-
-def shown_picture(image: bytes | Path, *, most_bytes: int = SHOWN_BYTES, side: int = SHOWN_SIDE) -> bytes:
-    """Bytes of a JPEG, PNG or WebP of moderate size to show a picture with.
-
-    Args:
-        image: Encoded picture, or its file.
-        most_bytes: A picture that is larger is made anew.
-        side: Longest side of a picture that is made anew.
-    """
-    content = _content(image)
-    if len(content) <= most_bytes and media_type(content) is not None:
-        return content
-    picture = open_image(content)
-    picture.thumbnail((side, side))
-    picture.save(buffer := io.BytesIO(), "JPEG", quality=85)
-    return buffer.getvalue()
-
-
-def media_type(content: bytes) -> str | None:
-    """Media type of a picture that every browser shows, by its first bytes; None for any other."""
-    if content.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
-    if content.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    return "image/webp" if content[:4] == b"RIFF" and content[8:12] == b"WEBP" else None
-
-
-def _content(image: bytes | Path) -> bytes:
-    if not isinstance(image, Path):
-        return image
-    try:
-        return image.read_bytes()
-    except OSError as error:
-        raise BrokenImage("index", image, error.strerror or "cannot be read") from error
 
 
 def _named(encode: Any, products: Sequence[Product], rows: Sequence[int], batch_size: int) -> Any:

@@ -21,6 +21,7 @@ from dualtower.retrieval.columns import Columns, Counts
 from dualtower.retrieval.filters import And, Comparison, Filter, Not, Or, parse_filter
 from dualtower.retrieval.records import CatalogueInfo, Item, StoredRow, check_items, kinds_of
 from dualtower.retrieval.search import FARTHEST, Page, Place, Query, exact_scores, read_cursor, write_cursor
+from dualtower.retrieval.shown import shown_picture
 from dualtower.types import Hit
 
 __all__ = ["MilvusStore", "collection_exists", "expression"]
@@ -321,8 +322,6 @@ def _small(picture: bytes | None) -> str:
     """A picture that fits into a field of Milvus."""
     if picture is None:
         return ""
-    from dualtower.retrieval.indexing import shown_picture
-
     side = 512
     while len(encoded := base64.b64encode(picture).decode()) > MOST_TEXT:
         picture, side = shown_picture(picture, most_bytes=0, side=side), side // 2

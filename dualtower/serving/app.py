@@ -22,8 +22,9 @@ from starlette.formparsers import MultiPartException
 from dualtower.errors import BrokenImage, ConfigError, CursorError, DataError, DualTowerError, FilterError
 from dualtower.explain import draw_explanation, explain
 from dualtower.retrieval.finder import Finder, Question
-from dualtower.retrieval.indexing import embed, media_type
+from dualtower.retrieval.indexing import embed
 from dualtower.retrieval.local import LocalStore
+from dualtower.retrieval.shown import media_type
 from dualtower.serving.batching import Batcher, QueueFull
 from dualtower.serving.guards import Guard, TooLarge, may_write
 from dualtower.serving.metrics import Metrics

@@ -17,7 +17,8 @@ from accelerate.utils import ProjectConfiguration
 from dualtower.config import differences, to_dict
 from dualtower.data.attributes import fit_attributes, fit_classes
 from dualtower.data.cards import DataCard, load_card
-from dualtower.data.products import Products, load_products
+from dualtower.data.loading import load_products
+from dualtower.data.products import Products
 from dualtower.data.text import load_tokenizer, train_tokenizer
 from dualtower.errors import ConfigError, MissingExtra
 from dualtower.evaluation import (

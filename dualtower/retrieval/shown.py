@@ -1,0 +1,55 @@
+"""Pictures to show beside hits: small files of a kind that every browser knows."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from dualtower.data.images import open_image
+from dualtower.errors import BrokenImage
+
+__all__ = ["media_type", "picture_bytes", "shown_picture"]
+
+SHOWN_BYTES = 100_000
+"""Larger pictures are stored as a smaller copy."""
+SHOWN_SIDE = 512
+
+
+def shown_picture(image: bytes | Path, *, most_bytes: int = SHOWN_BYTES, side: int = SHOWN_SIDE) -> bytes:
+    """Bytes of a JPEG, PNG or WebP of moderate size to show a picture with.
+
+    Args:
+        image: Encoded picture, or its file.
+        most_bytes: A picture that is larger is made anew.
+        side: Longest side of a picture that is made anew.
+    """
+    content = picture_bytes(image)
+    if len(content) <= most_bytes and media_type(content) is not None:
+        return content
+    picture = open_image(content)
+    picture.thumbnail((side, side))
+    picture.save(buffer := io.BytesIO(), "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def media_type(content: bytes) -> str | None:
+    """Media type of a picture that every browser shows, by its first bytes; None for any other."""
+    if content.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    return "image/webp" if content[:4] == b"RIFF" and content[8:12] == b"WEBP" else None
+
+
+def picture_bytes(image: bytes | Path) -> bytes:
+    """Encoded bytes of a picture, which may lie in a file.
+
+    Raises:
+        BrokenImage: The file cannot be read.
+    """
+    if not isinstance(image, Path):
+        return image
+    try:
+        return image.read_bytes()
+    except OSError as error:
+        raise BrokenImage("index", image, error.strerror or "cannot be read") from error
