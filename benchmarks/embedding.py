@@ -1,0 +1,136 @@
+"""Embed a catalogue's pictures: `encode_image` against the loop that people write around open_clip.
+
+    python benchmarks/embedding.py --model runs/fashion/model --source FOLDER_OF_FASHION_PRODUCTS
+
+The plain loop is that of open_clip's README and of sentence-transformers' `encode`, with what makes it quick: a
+DataLoader (the best of 0, 1 and 2 workers, tried first), torchvision's resize, to-tensor and normalise, the same image
+tower and head under `torch.inference_mode`, batches of 256. The two take turns, each in a process of its own; the
+ratio is taken round by round. A last line embeds a quarter of the pictures, to show that memory does not follow their
+number (it counts the pictures' file, which is mapped, not read).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import save_results
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from dualtower import DualTower, load_card, load_products
+from dualtower.data.pictures import Pictures
+
+BATCH = 256
+CARD = Path(__file__).parent.parent / "data_cards" / "fashion_products.md"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--source", required=True, help="folder with the fashion products' Parquet files")
+    parser.add_argument("--rows", type=int, default=12_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        print(json.dumps(embed(args.model, args.source, args.rows, args.side)))
+        return
+    workers = max((0, 1, 2), key=lambda n: measure(args, f"plain {n}", args.rows // 4)["pictures_per_s"])
+    ours, plain = [], []
+    for number in range(args.rounds):
+        ours.append(measure(args, "dualtower", args.rows))
+        plain.append(measure(args, f"plain {workers}", args.rows))
+        speeds = [f"{side[-1]['pictures_per_s']:.0f}/s" for side in (ours, plain)]
+        print(f"round {number + 1}: dualtower {speeds[0]}, plain loop {speeds[1]}", flush=True)
+    quarter = measure(args, "dualtower", args.rows // 4)
+    ratios = [a["pictures_per_s"] / b["pictures_per_s"] for a, b in zip(ours, plain, strict=True)]
+    rows = [
+        row("dualtower", ours),
+        row(f"plain loop, {workers} workers", plain),
+        ["ratio, round by round", f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})", ""],
+        row(f"dualtower, {args.rows // 4:,} pictures", [quarter]),
+    ]
+    save_results(
+        "embedding",
+        title=f"Embedding {args.rows:,} pictures",
+        tables=[(["", "pictures/s", "peak memory"], rows)],
+        values={"dualtower": ours, "plain": plain, "ratios": ratios, "quarter": quarter},
+    )
+
+
+def measure(args: argparse.Namespace, side: str, rows: int) -> dict[str, float]:
+    """Embed in a fresh process."""
+    given = ["--model", args.model, "--source", args.source, "--rows", str(rows), "--side", side]
+    result = subprocess.run([sys.executable, __file__, *given], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def row(name: str, found: list[dict[str, float]]) -> list[str]:
+    """Medians as table cells."""
+    speed, memory = (statistics.median(f[key] for f in found) for key in ("pictures_per_s", "peak_mib"))
+    return [name, f"{speed:.0f}", f"{memory:.0f} MiB"]
+
+
+def embed(model_folder: str, source: str, rows: int, side: str) -> dict[str, float]:
+    """What one process measures."""
+    model = DualTower.from_pretrained(model_folder)
+    products = load_products(load_card(CARD), "train", source=source, check_images=False)
+    pictures = products.pictures.select(np.arange(rows))
+    model.encode_image(pictures.select(np.arange(BATCH)))  # the first batch chooses kernels
+    begin = time.perf_counter()
+    if side == "dualtower":
+        found = model.encode_image(pictures, batch_size=BATCH)
+    else:
+        found = plain_loop(model, pictures, workers=int(side.split()[1]))
+    seconds = time.perf_counter() - begin
+    assert found.shape == (rows, model.config.embed_dim)
+    assert np.allclose(found[:8], model.encode_image(pictures.select(np.arange(8))), atol=0.02)  # the same work
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"pictures_per_s": rows / seconds, "peak_mib": peak}
+
+
+class Decoded(Dataset):
+    """Pictures as a plain loop reads them."""
+
+    def __init__(self, pictures: Pictures, model: DualTower) -> None:
+        settings = model.config.image_settings
+        self.pictures = pictures
+        self.transform = transforms.Compose(
+            [
+                transforms.Resize((settings.height, settings.width), transforms.InterpolationMode.BICUBIC),
+                transforms.ToTensor(),
+                transforms.Normalize(settings.mean, settings.std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.transform(Image.open(io.BytesIO(self.pictures[index])).convert("RGB"))
+
+
+@torch.inference_mode()
+def plain_loop(model: DualTower, pictures: Pictures, *, workers: int) -> np.ndarray:
+    """Batch by batch through backbone and head."""
+    backbone, found = model.image_tower.backbone, []
+    for pixels in DataLoader(Decoded(pictures, model), batch_size=BATCH, num_workers=workers):
+        pooled = backbone.forward_head(backbone.forward_features(pixels), pre_logits=True)
+        found.append(torch.nn.functional.normalize(model.image_head(pooled), dim=-1).numpy())
+    return np.concatenate(found)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    main()
