@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,12 +77,12 @@ class Encoding(nn.Module, ABC):
                 raise DataError(f"encode_text: text {position} is {text!r}; every text must be a non-empty string")
         collator = self.collator()
 
-        def embed(rows: np.ndarray) -> torch.Tensor | None:
-            tokens = collator.tokens([texts[i] for i in rows])
-            return self(_batch(len(rows), tokens=tokens).to(self.device)).text
+        def prepare(rows: np.ndarray) -> Batch:
+            return _batch(len(rows), tokens=collator.tokens([texts[i] for i in rows]))
 
         by_length = np.argsort([len(text) for text in texts], kind="stable")  # like lengths need little padding
-        return self._encode(embed, by_length, batch_size=batch_size, progress=progress, bf16=bf16, unit="text")
+        batches = _Batches(prepare, by_length, batch_size)
+        return self._encode(batches, lambda b: self(b).text, progress=progress, bf16=bf16, unit="text")
 
     def encode_image(
         self,
@@ -100,13 +103,13 @@ class Encoding(nn.Module, ABC):
             raise DataError("encode_image takes a list of pictures; type encode_image([picture])")
         settings = self.config.image_settings
 
-        def embed(rows: np.ndarray) -> torch.Tensor | None:
+        def prepare(rows: np.ndarray) -> Batch:
             opened = (open_image(images[i], where="encode_image", row=int(i)) for i in rows)
             pixels = torch.from_numpy(np.stack([to_pixels(image, settings) for image in opened]))
-            return self(_batch(len(rows), pixels=pixels).to(self.device)).image
+            return _batch(len(rows), pixels=pixels)
 
-        order = np.arange(len(images))
-        return self._encode(embed, order, batch_size=batch_size, progress=progress, bf16=bf16, unit="image")
+        batches = _Batches(prepare, np.arange(len(images)), batch_size, threads=max(1, (os.cpu_count() or 1) // 2))
+        return self._encode(batches, lambda b: self(b).image, progress=progress, bf16=bf16, unit="image")
 
     def encode_product(
         self,
@@ -152,7 +155,7 @@ class Encoding(nn.Module, ABC):
         def pixels_of(picture: Any, row: int) -> np.ndarray:
             return to_pixels(open_image(picture, where="encode_product", row=row), settings)
 
-        def embed(rows: np.ndarray) -> torch.Tensor | None:
+        def prepare(rows: np.ndarray) -> Batch:
             sides: dict[str, Any] = {"present": torch.from_numpy(present[rows])}
             if image is not None:  # of a row without a side something stands there, and is never read
                 blank = np.zeros((3, settings.height, settings.width), np.uint8)
@@ -165,11 +168,10 @@ class Encoding(nn.Module, ABC):
                 sides["attributes"] = attribute_values(
                     collator.attributes, [attributes[i] if attributes else {} for i in rows]
                 )
-            batch = _batch(len(rows), **sides).to(self.device)
-            return self.fuse(self(batch), batch)[0]
+            return _batch(len(rows), **sides)
 
-        order = np.arange(size)
-        return self._encode(embed, order, batch_size=batch_size, progress=progress, bf16=False, unit="product")
+        batches = _Batches(prepare, np.arange(size), batch_size)
+        return self._encode(batches, lambda b: self.fuse(self(b), b)[0], progress=progress, bf16=False, unit="product")
 
     def compose(self, terms: Sequence[tuple[str | Image.Image | Path | bytes, float]]) -> np.ndarray:
         """Blend texts and pictures into one query; negative weights lead away from a term.
@@ -206,32 +208,64 @@ class Encoding(nn.Module, ABC):
 
     def _encode(
         self,
-        embed: Callable[[np.ndarray], torch.Tensor | None],
-        order: np.ndarray,
+        batches: _Batches,
+        embed: Callable[[Batch], torch.Tensor | None],
         *,
-        batch_size: int,
         progress: bool,
         bf16: bool,
         unit: str,
     ) -> np.ndarray:
-        """Embed rows in the given order, and return them in their own."""
+        """Embed batch by batch, and return the embeddings in the order of the rows."""
         from tqdm import tqdm
 
-        if batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
-        embeddings = np.empty((len(order), self.config.embed_dim), dtype=np.float32)
+        embeddings = np.empty((len(batches.order), self.config.embed_dim), dtype=np.float32)
         with (
             evaluation_mode(self),
             torch.autocast(self.device.type, torch.bfloat16, enabled=bf16),
-            tqdm(total=len(order), disable=not progress, unit=unit) as bar,
+            tqdm(total=len(batches.order), disable=not progress, unit=unit) as bar,
         ):
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                embedded = embed(rows)
+            for rows, batch in batches:
+                embedded = embed(batch.to(self.device))
                 assert embedded is not None
                 embeddings[rows] = embedded.float().cpu().numpy()
                 bar.update(len(rows))
         return embeddings
+
+
+class _Batches:
+    """Prepares batches of rows in threads, while the model computes those before.
+
+    Args:
+        prepare: Makes a batch of row numbers: decodes, resizes, tokenises.
+        order: Row numbers in the order in which they are to be embedded.
+        batch_size: Rows per batch.
+        threads: How many prepare; more than one only where no tokenizer is involved, which bear no company.
+    """
+
+    def __init__(
+        self, prepare: Callable[[np.ndarray], Batch], order: np.ndarray, batch_size: int, *, threads: int = 1
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+        self.prepare, self.order, self.threads = prepare, order, threads
+        self.parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, Batch]]:
+        if len(self.parts) == 1:  # a query should not wait for a thread to start
+            yield self.parts[0], self.prepare(self.parts[0])
+            return
+        ahead = 2 * self.threads
+        with ThreadPoolExecutor(self.threads, thread_name_prefix="prepare") as pool:
+            waiting = deque(pool.submit(self.prepare, rows) for rows in self.parts[:ahead])
+            try:
+                for number, rows in enumerate(self.parts):
+                    batch = waiting.popleft().result()
+                    if number + ahead < len(self.parts):
+                        waiting.append(pool.submit(self.prepare, self.parts[number + ahead]))
+                    yield rows, batch
+            finally:
+                for future in waiting:
+                    future.cancel()
 
 
 def mix(vectors: np.ndarray, weights: np.ndarray, *, unit: bool) -> np.ndarray:
