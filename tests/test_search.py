@@ -99,6 +99,12 @@ def test_random_operations_agree_with_a_plain_scan(tmp_path: Path, seed: int) ->
         got = [(hit.id, hit.score) for page in pages(store, query, 3) for hit in page.hits]
         assert got == plain_search(held, query, 3 * query.limit), (seed, step, query)
         assert len(store) == len(held)
+        queries = [some_query(dice) for _ in range(4)] + [query, replace(query, kind="sound"), query]
+        *together, wrong, again = store.search_many(queries)
+        assert [page.to_dict() for page in [*together, again]] == [
+            store.search(q).to_dict() for q in [*queries[:5], query]
+        ]
+        assert isinstance(wrong, ConfigError)
     assert store.catalogue.verify() == []
 
 
@@ -165,6 +171,8 @@ def test_every_index_finds_what_a_scan_finds(large: LocalStore, method: str, mon
             hits = large.search(Query(vector, "image", where)).hits
             found, wanted = found + sum(hit.score >= best - 1e-5 for hit in hits), wanted + 10
         assert found / wanted >= 0.9, (method, where, found / wanted)
+    queries = [Query(vector, "image") for vector in clustered(9, 32, seed=8)]
+    assert [page.to_dict() for page in large.search_many(queries)] == [large.search(q).to_dict() for q in queries]
     assert large.search(Query(clustered(1, 32, seed=9)[0], "image")).hits[0].id == "new"
     large.delete(["new"])
 
@@ -179,7 +187,7 @@ def test_a_filter_far_from_the_query_is_still_answered(large: LocalStore) -> Non
     mask = np.zeros(len(vectors), bool)
     mask[far] = True
     index = build_index(reader, kind="image", generation=0, method="ivf-sq8")
-    found = index.search(query, Chosen(mask, filtered=True), 30, effort=700)
+    (found,) = index.search(query[None], Chosen(mask, filtered=True), 30, effort=700)
     best = far[np.argsort(-(vectors[far] @ query))][:10]
     assert len(set(found.tolist()) & set(best.tolist())) >= 9 and mask[found].all()
 

@@ -114,6 +114,7 @@ class Finder:
         pictures = [asked.picture for asked in terms if asked and asked.picture is not None]
         embedded_texts = iter(self.model.encode_text(texts) if texts else ())
         embedded_pictures = iter(self.model.encode_image(pictures) if pictures else ())
+        queries: dict[int, Query] = {}
         for i, (question, asked) in enumerate(zip(questions, terms, strict=True)):
             if answers[i] is not None:
                 continue
@@ -121,9 +122,11 @@ class Finder:
             if asked and asked.picture is not None:
                 vectors.append(next(embedded_pictures))
             try:
-                answers[i] = self._answer(question, vectors)
+                queries[i] = self._query(question, vectors)
             except DualTowerError as error:
                 answers[i] = error
+        for i, page in zip(queries, self.store.search_many(list(queries.values())), strict=True):
+            answers[i] = page
         return [answer for answer in answers if answer is not None]
 
     def similar(self, row_id: str, *, where: str = "", limit: int = 10, cursor: str | None = None) -> Page | None:
@@ -134,7 +137,7 @@ class Finder:
                 return self.store.search(Query(vector, kind, where, limit, cursor, without=hidden, key=row_id))
         return None
 
-    def _answer(self, question: Question, vectors: Sequence[np.ndarray]) -> Page:
+    def _query(self, question: Question, vectors: Sequence[np.ndarray]) -> Query:
         vector = None
         if question.against == "product" and not question.cursor:
             picture = None if question.image is None else _opened(question.image)
@@ -142,7 +145,7 @@ class Finder:
         elif vectors:
             unit = self.model.config.similarity == "cosine"
             vector = mix(np.stack(vectors), np.array(_weights(question)), unit=unit)
-        query = Query(
+        return Query(
             vector,
             kind=question.against,
             where=question.where,
@@ -151,7 +154,6 @@ class Finder:
             grouped=question.grouped,
             key=question.key(),
         )
-        return self.store.search(query)
 
 
 def open_finder(where: str | Path, model: str | None = None) -> Finder:

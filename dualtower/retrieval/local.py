@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dualtower.errors import DualTowerError
 from dualtower.retrieval.catalogue import Catalogue
 from dualtower.retrieval.columns import Counts
 from dualtower.retrieval.filters import parse_filter
@@ -52,6 +53,10 @@ class LocalStore:
     def search(self, query: Query) -> Page:
         """See `Searcher.search`."""
         return self.searcher.search(query)
+
+    def search_many(self, queries: Sequence[Query]) -> list[Page | DualTowerError]:
+        """See `Searcher.search_many`."""
+        return self.searcher.search_many(queries)
 
     def get(self, ids: Sequence[str]) -> list[StoredRow]:
         """Rows by id, in the order of `ids`; those that do not exist are left out."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dualtower.config import from_dict, to_dict
-from dualtower.errors import CatalogueError, ConfigError, MissingExtra
+from dualtower.errors import CatalogueError, ConfigError, DualTowerError, MissingExtra
 from dualtower.retrieval.columns import Columns, Counts
 from dualtower.retrieval.filters import And, Comparison, Filter, Not, Or, parse_filter
 from dualtower.retrieval.records import CatalogueInfo, Item, StoredRow, check_items, kinds_of
@@ -166,6 +166,16 @@ class MilvusStore:
         columns = Columns(kinds_of(self._info))
         columns.extend([json.loads(row["attributes"]) for row in rows])
         return columns.counts(np.arange(len(rows)), most=most)
+
+    def search_many(self, queries: Sequence[Query]) -> list[Page | DualTowerError]:
+        """For each query what `search` returns or raises."""
+        answers: list[Page | DualTowerError] = []
+        for query in queries:
+            try:
+                answers.append(self.search(query))
+            except DualTowerError as error:
+                answers.append(error)
+        return answers
 
     def search(self, query: Query) -> Page:
         """The next page of hits: by score, then by id.

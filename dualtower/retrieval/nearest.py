@@ -122,24 +122,25 @@ class Index(ABC):
     def __len__(self) -> int:
         return self.info.covered
 
-    def search(self, vector: np.ndarray, chosen: Chosen, count: int, effort: int | None = None) -> np.ndarray:
-        """Slots of about the `count` best chosen rows, best first; fewer where it does not find more.
+    def search(self, vectors: np.ndarray, chosen: Chosen, count: int, effort: int | None = None) -> list[np.ndarray]:
+        """For each query the slots of about the `count` best chosen rows, best first; fewer where it finds no more.
 
         Args:
-            vector: float32 ``[D]``.
+            vectors: float32 ``[Q, D]``.
             chosen: Rows that may be found.
             count: How many.
             effort: Instead of the measured one.
         """
         if not len(self):
-            return np.empty(0, np.int64)
+            return [np.empty(0, np.int64) for _ in vectors]
         share = len(chosen.slots) / max(1, len(chosen.mask))
         effort = self.info.effort_for(share) if effort is None else effort
-        return self._search(vector, chosen, min(count, len(self)), effort)
+        found = self._search(np.ascontiguousarray(vectors, np.float32), chosen, min(count, len(self)), effort)
+        return [slots[slots >= 0] for slots in found]
 
     @abstractmethod
-    def _search(self, vector: np.ndarray, chosen: Chosen, count: int, effort: int) -> np.ndarray:
-        """See `search`."""
+    def _search(self, vectors: np.ndarray, chosen: Chosen, count: int, effort: int) -> np.ndarray:
+        """See `search`; int64 ``[Q, count]``, -1 in places that could not be filled."""
 
     def megabytes(self) -> float:
         """What it takes in memory."""
@@ -157,9 +158,10 @@ class FlatIndex(Index):
 
     exact = True
 
-    def _search(self, vector: np.ndarray, chosen: Chosen, count: int, effort: int) -> np.ndarray:
+    def _search(self, vectors: np.ndarray, chosen: Chosen, count: int, effort: int) -> np.ndarray:
         params = load_faiss().SearchParameters(sel=chosen.selector(len(self)))
-        return _found(self.inner.search(vector[None], count, params=params)[1])
+        slots: np.ndarray = self.inner.search(vectors, count, params=params)[1]
+        return slots
 
 
 class InvertedIndex(Index):
@@ -176,36 +178,42 @@ class InvertedIndex(Index):
                 self.list_of[faiss.rev_swig_ptr(lists.get_ids(i), size)] = i
         self.centroids = np.ascontiguousarray(inner.quantizer.reconstruct_n(0, inner.nlist))
 
-    def _search(self, vector: np.ndarray, chosen: Chosen, count: int, effort: int) -> np.ndarray:
+    def _search(self, vectors: np.ndarray, chosen: Chosen, count: int, effort: int) -> np.ndarray:
         faiss = load_faiss()
-        wanted = max(effort, 4 * count)
-        nearness = self.centroids @ vector
-        order = np.argsort(-nearness)
+        scores = np.empty((len(vectors), count), np.float32)
+        found = np.full((len(vectors), count), -1, np.int64)
+        lists, near = self._lists(vectors, chosen, max(effort, 4 * count))
+        if lists.size:
+            params = faiss.SearchParametersIVF(nprobe=lists.shape[1], sel=chosen.selector(len(self)))
+            # The plain binding: the wrapper around it takes no selector.
+            addresses = [faiss.swig_ptr(array) for array in (lists, near, scores, found)]
+            self.inner.search_preassigned_c(len(vectors), faiss.swig_ptr(vectors), count, *addresses, False, params)
+        return found
+
+    def _lists(self, vectors: np.ndarray, chosen: Chosen, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each query the nearest lists that hold so many chosen rows, then -1; and how near they are."""
         sizes = self.sizes
         if chosen.filtered:
             below = chosen.slots[: np.searchsorted(chosen.slots, len(self))]
             sizes = np.bincount(self.list_of[below], minlength=len(sizes))
-        order = order[sizes[order] > 0]
-        enough = int(np.searchsorted(np.cumsum(sizes[order]), wanted)) + 1
-        lists = order[:enough].astype(np.int64)[None]
-        if not lists.size:
-            return np.empty(0, np.int64)
-        params = faiss.SearchParametersIVF(nprobe=lists.size, sel=chosen.selector(len(self)))
-        query, near = np.ascontiguousarray(vector, np.float32), np.ascontiguousarray(nearness[lists], np.float32)
-        scores, found = np.empty((1, count), np.float32), np.empty((1, count), np.int64)
-        # The plain binding: the wrapper around it takes no selector.
-        addresses = [faiss.swig_ptr(array) for array in (lists, near, scores, found)]
-        self.inner.search_preassigned_c(1, faiss.swig_ptr(query), count, *addresses, False, params)
-        return _found(found)
+        held = np.flatnonzero(sizes)
+        nearness = vectors @ self.centroids[held].T
+        order = np.argsort(-nearness, axis=1)
+        enough = 1 + (np.cumsum(sizes[held][order], axis=1) < wanted).sum(1)
+        order = order[:, : enough.max(initial=0)]
+        beyond = np.arange(order.shape[1]) >= enough[:, None]
+        lists = np.where(beyond, -1, held[order]).astype(np.int64)
+        return lists, np.ascontiguousarray(np.take_along_axis(nearness, order, 1), np.float32)
 
 
 class GraphIndex(Index):
     """A hierarchical small-world graph (Malkov and Yashunin, 2016, arXiv:1603.09320); `effort` is its efSearch."""
 
-    def _search(self, vector: np.ndarray, chosen: Chosen, count: int, effort: int) -> np.ndarray:
+    def _search(self, vectors: np.ndarray, chosen: Chosen, count: int, effort: int) -> np.ndarray:
         faiss = load_faiss()
         params = faiss.SearchParametersHNSW(efSearch=max(effort, count), sel=chosen.selector(len(self)))
-        return _found(self.inner.search(vector[None], count, params=params)[1])
+        slots: np.ndarray = self.inner.search(vectors, count, params=params)[1]
+        return slots
 
 
 _CLASSES: dict[str, type[Index]] = {
@@ -275,7 +283,8 @@ def best_of(vectors: np.ndarray, query: np.ndarray, count: int) -> np.ndarray:
     faiss = load_faiss()
     index = faiss.IndexScalarQuantizer(vectors.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
     _add(index, vectors)
-    return _found(index.search(query[None], min(count, len(vectors)))[1])
+    slots: np.ndarray = index.search(query[None], min(count, len(vectors)))[1][0]
+    return slots[slots >= 0]
 
 
 def load_faiss() -> Any:
@@ -295,11 +304,6 @@ def _add(index: Any, vectors: np.ndarray) -> None:
         index.add_sa_codes(np.ascontiguousarray(vectors).view(np.uint8))
     else:
         index.add(vectors.astype(np.float32))
-
-
-def _found(slots: np.ndarray) -> np.ndarray:
-    """Without the places that faiss could not fill."""
-    return slots[0][slots[0] >= 0]
 
 
 def _product_code(dim: int) -> str:

@@ -6,13 +6,13 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from dualtower.errors import ConfigError, CursorError
+from dualtower.errors import ConfigError, CursorError, DualTowerError
 from dualtower.retrieval.catalogue import Catalogue
 from dualtower.retrieval.filters import parse_filter
 from dualtower.retrieval.nearest import Chosen, Index, best_of
@@ -107,6 +107,18 @@ class Searcher:
         self.views = ViewKeeper(catalogue)
         self._index = index or (lambda view, kind: None)
 
+    def search_many(self, queries: Sequence[Query]) -> list[Page | DualTowerError]:
+        """For each query what `search` returns or raises; an index looks for those that are alike together."""
+        view = self.views.current()
+        found = self._together(view, queries)
+        answers: list[Page | DualTowerError] = []
+        for i, query in enumerate(queries):
+            try:
+                answers.append(self._page(view, query, found.get(i)))
+            except DualTowerError as error:
+                answers.append(error)
+        return answers
+
     def search(self, query: Query) -> Page:
         """The next page of hits.
 
@@ -118,7 +130,25 @@ class Searcher:
             CursorError: The cursor is broken, or of another search.
             ConfigError: The catalogue has no vectors of that kind, or the vector does not fit.
         """
-        view = self.views.current()
+        return self._page(self.views.current(), query)
+
+    def _together(self, view: View, queries: Sequence[Query]) -> dict[int, np.ndarray]:
+        """What an index finds for the first pages of unfiltered searches: number of the query -> slots."""
+        alike: dict[tuple[str, int], dict[int, np.ndarray]] = {}
+        for i, query in enumerate(queries):
+            plain = not (query.cursor or query.where.strip() or query.without) and query.kind in view.vectors
+            if plain and query.vector is not None and query.vector.shape == (self.catalogue.info.dim,):
+                alike.setdefault((query.kind, query.limit), {})[i] = query.vector
+        found: dict[int, np.ndarray] = {}
+        for (kind, limit), vectors in alike.items():
+            index, chosen = self._index(view, kind), view.everything[kind]
+            if len(vectors) > 1 and index is not None and _needs_index(index, chosen):
+                slots = index.search(np.stack(list(vectors.values())), chosen, _sought(index, limit + 1 + SLACK))
+                found |= zip(vectors, slots, strict=True)
+        return found
+
+    def _page(self, view: View, query: Query, found: np.ndarray | None = None) -> Page:
+        """See `search`; `found` is what the index has found already."""
         if query.kind not in view.vectors:
             raise ConfigError(f"no {query.kind!r} vectors in this catalogue; it has: {', '.join(view.vectors)}")
         part = parse_filter(query.where, kinds_of(self.catalogue.info)) if query.where.strip() else None
@@ -130,7 +160,7 @@ class Searcher:
         if place.hits + query.limit > FARTHEST:
             raise ConfigError(f"paging ends after {FARTHEST:,} hits; narrow the search with a filter")
         chosen = view.chosen(query.kind, part, place.sequence)
-        slots, scores = self._after(place, view, query, chosen, query.limit + 1)
+        slots, scores = self._after(place, view, query, chosen, query.limit + 1, found)
         more, slots = len(slots) > query.limit, slots[: query.limit]
         rows = {row.slot: row for row in self.catalogue.at(slots.tolist())}
         hits = [
@@ -151,14 +181,14 @@ class Searcher:
         return Page(hits, write_cursor(query, end))
 
     def _after(
-        self, place: Place, view: View, query: Query, chosen: Chosen, count: int
+        self, place: Place, view: View, query: Query, chosen: Chosen, count: int, found: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The `count` best slots after a place, in their order, one per product where asked, and their scores."""
         hidden = self._hidden(view, query.without)
         vector, index = place.vector, self._index(view, query.kind)
         wanted = place.hits + count + len(hidden)
         while True:
-            slots, complete = candidates(view, query.kind, index, vector, chosen, wanted + SLACK)
+            slots, complete = candidates(view, query.kind, index, vector, chosen, wanted + SLACK, found)
             scores = exact_scores(view.vectors[query.kind].gather(slots), vector)
             slots, scores = self._in_order(slots, scores)
             worst = scores[-1] if len(scores) else 0.0  # rows as good as this one may not have been found
@@ -170,7 +200,7 @@ class Searcher:
             slots, scores = slots[kept], scores[kept]
             if complete or (len(slots) >= count and scores[count - 1] > worst):
                 return slots[:count], scores[:count]
-            wanted *= 4
+            wanted, found = 4 * wanted, None
 
     def _hidden(self, view: View, ids: Collection[str]) -> set[int]:
         """Products of the rows that must not be found."""
@@ -205,23 +235,38 @@ class Searcher:
 
 
 def candidates(
-    view: View, kind: str, index: Index | None, vector: np.ndarray, chosen: Chosen, count: int
+    view: View,
+    kind: str,
+    index: Index | None,
+    vector: np.ndarray,
+    chosen: Chosen,
+    count: int,
+    found: np.ndarray | None = None,
 ) -> tuple[np.ndarray, bool]:
     """Slots among which the `count` best chosen rows are, and whether these are all chosen rows.
 
-    Few rows are all looked at. Of many, an index finds good ones among those that it covers, and the newer ones are
-    looked at all.
+    Few rows are all looked at. Of many, an index finds good ones among those that it covers (`found`, where it has
+    looked already), and the newer ones are looked at all.
     """
     slots, reader = chosen.slots, view.vectors[kind]
     if len(slots) <= count:
         return slots, True
-    if index is None or (not index.exact and len(slots) <= EXACT_ROWS):
+    if index is None or not _needs_index(index, chosen):
         return slots[best_of(reader.gather(slots), vector, count)], False
-    found = index.search(vector, chosen, count if index.exact else OVERSAMPLING * count)
+    if found is None:
+        (found,) = index.search(vector[None], chosen, _sought(index, count))
     newer = slots[np.searchsorted(slots, len(index)) :]
     if len(newer):
         found = np.concatenate([found, newer[best_of(reader.gather(newer), vector, count)]])
     return found, False
+
+
+def _needs_index(index: Index, chosen: Chosen) -> bool:
+    return index.exact or len(chosen.slots) > EXACT_ROWS
+
+
+def _sought(index: Index, count: int) -> int:
+    return count if index.exact else OVERSAMPLING * count
 
 
 def exact_scores(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from dualtower.errors import DualTowerError
 from dualtower.retrieval.catalogue import Catalogue
 from dualtower.retrieval.columns import Counts
 from dualtower.retrieval.records import CatalogueInfo, Item, StoredRow
@@ -27,6 +28,9 @@ class Store(Protocol):
 
     def search(self, query: Query) -> Page:
         """The next page of hits: by score, then by id."""
+
+    def search_many(self, queries: Sequence[Query]) -> list[Page | DualTowerError]:
+        """For each query what `search` returns or raises."""
 
     def get(self, ids: Sequence[str]) -> list[StoredRow]:
         """Rows by id, in the order of `ids`; those that do not exist are left out."""
