@@ -6,8 +6,8 @@
     python benchmarks/compare.py positives --source FOLDER      # with and without product-aware positives, 5 epochs
 
 The recipe is made for the drawn catalogue's thousand rows; with forty times as many, batches of 512 at a higher rate
-learn more in the same time. The hour-long run has a wider network, too. Both
-are measured a second time with `ModelConfig.mirror`, which embeds a picture together with its mirror image.
+learn more in the same time. The hour-long run has a wider network, too. Both are measured a second time with
+`ModelConfig.mirror`, which embeds a picture together with its mirror image.
 
 Protocol: train on the train rows, choose the checkpoint on the validation rows, then rank the whole card (train +
 validation + test) for the KAGL queries of github.com/marqo-ai/marqo-FashionCLIP, whose relevant pictures all lie in

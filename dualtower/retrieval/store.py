@@ -11,6 +11,7 @@ import numpy as np
 from dualtower.errors import DualTowerError
 from dualtower.retrieval.catalogue import Catalogue
 from dualtower.retrieval.columns import Counts
+from dualtower.retrieval.nearest import load_faiss
 from dualtower.retrieval.records import CatalogueInfo, Item, StoredRow
 from dualtower.retrieval.search import Page, Query
 
@@ -77,11 +78,13 @@ def create_store(where: str | Path, info: CatalogueInfo) -> Store:
 
     Raises:
         CatalogueError: Something is there already.
+        MissingExtra: What searches it is not installed.
     """
     if _on_milvus(where):
         from dualtower.retrieval.milvus import MilvusStore
 
         return MilvusStore.create(str(where), info)
+    load_faiss()  # or it would be missed when hours of embedding are done
     Catalogue.create(where, info).close()
     return open_store(where)
 
