@@ -137,10 +137,15 @@ def main() -> None:
             title = f"{name}, mirrored" if mirror else name
             rows.append([title, f"{amount:g} {unit}", *figures(result), difference(result, first)])
             values[title] = {**budget, **result.report.to_dict()}
+        save(args.experiment, rows, values)  # after every run: an hour's work is not lost to a later one
+
+
+def save(experiment: str, rows: list[list[str]], values: dict[str, Any]) -> None:
+    """Write what has been measured so far."""
     header = ["run", "budget", "text→image recall@1", "recall@10", "MRR", "image→text recall@1", "recall@10"]
     save_results(
-        f"compare_{args.experiment}",
-        title=f"Fashion products, KAGL queries: {args.experiment}",
+        f"compare_{experiment}",
+        title=f"Fashion products, KAGL queries: {experiment}",
         tables=[([*header, "recall@10 against the first"], rows)],
         values=values,
     )
