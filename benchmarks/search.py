@@ -1,20 +1,21 @@
 """Search over a catalogue against the bare minimum: embed one query, and ask faiss's quickest index.
 
-    python benchmarks/search.py --catalogue shop.catalogue                   # made by `dualtower index`
-    python benchmarks/search.py --catalogue shop.catalogue --rows 1000000    # real vectors, perturbed
+    python benchmarks/search.py --catalogue shop.catalogue                                # made by `dualtower index`
+    python benchmarks/search.py --catalogue shop.catalogue --rows 10000 100000 1000000    # real vectors, perturbed
 
 The first form takes a catalogue as it is. Every query is a title of the catalogue that is typed in: ours goes the
 whole way, from words to hits with their rows; the bare one is `encode_text` plus the quickest faiss index that reaches
 recall@10 of 0.98 on the same queries (flat, IVF, IVF+SQ8, HNSW, tried over their effort). The two take turns.
 
 The second form multiplies the catalogue's vectors: each new one is a real vector plus the difference of two others that
-are near it, so that it stays on the data's manifold, as isotropic noise would not. It measures start, memory, latency
-and recall@10 at filters that leave 100 %, 10 %, 1 % and 0.1 % of the rows.
+are near it, so that it stays on the data's manifold, as isotropic noise would not. For every size it measures, in a
+fresh process, start, memory, latency and recall@10 at filters that leave 100 %, 10 %, 1 % and 0.1 % of the rows.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from common import save_results
@@ -40,13 +42,13 @@ SHARES = (1.0, 0.1, 0.01, 0.001)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--catalogue", type=Path, required=True)
-    parser.add_argument("--rows", type=int, help="multiply the vectors to so many rows")
+    parser.add_argument("--rows", type=int, nargs="+", help="multiply the vectors to so many rows")
     parser.add_argument("--queries", type=int, default=500)
-    parser.add_argument("--out", type=Path, help="folder for the multiplied catalogue, kept for the next time")
+    parser.add_argument("--out", type=Path, help="folder for the multiplied catalogues, kept for the next time")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        measure_large(args.catalogue, args.queries)
+        print(json.dumps(measure(args.catalogue, args.queries)))
     elif args.rows:
         large(args)
     else:
@@ -123,16 +125,31 @@ def _each(index, queries: np.ndarray) -> float:
 
 
 def large(args: argparse.Namespace) -> None:
-    """Multiply, index, and measure in a fresh process."""
-    folder = args.out or Path(tempfile.mkdtemp()) / "large"
-    if not (folder / "cache" / "view.npz").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        multiply(LocalStore(args.catalogue), folder, args.rows)
-        begin = time.perf_counter()
-        LocalStore(folder).rebuild(methods={"text": "flat"} if args.rows < 10_000 else None)
-        print(f"indexes built in {time.perf_counter() - begin:.0f} s", file=sys.stderr)
-    own = [sys.executable, __file__, "--catalogue", str(folder), "--queries", str(args.queries), "--measure"]
-    subprocess.run(own, check=True)
+    """Multiply, index, and measure each size in a fresh process."""
+    rows, values = [], {}
+    for size in args.rows:
+        folder = (args.out or Path(tempfile.mkdtemp())) / str(size)
+        built = None
+        if not (folder / "cache" / "view.npz").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            multiply(LocalStore(args.catalogue), folder, size)
+            begin = time.perf_counter()
+            LocalStore(folder).rebuild(methods={"text": "flat"})
+            built = time.perf_counter() - begin
+        own = [sys.executable, __file__, "--catalogue", str(folder), "--queries", str(args.queries), "--measure"]
+        output = subprocess.run(own, check=True, stdout=subprocess.PIPE, text=True).stdout
+        found = json.loads(output.splitlines()[-1])
+        values[str(size)] = {**found, "built_s": built}
+        for share, of_share in found["shares"].items():
+            recall, p50, p99 = of_share["recall"], of_share["p50_ms"], of_share["p99_ms"]
+            cells = [f"{size:,}", f"{float(share):.1%}", f"{recall:.3f}", f"{p50:.1f} ms", f"{p99:.1f} ms"]
+            rows.append([*cells, f"{found['open_s']:.2f} s", f"{found['memory']:.2f}"])
+    save_results(
+        "search_large",
+        title="Search over real vectors, multiplied",
+        tables=[(["rows", "left by the filter", "recall@10", "p50", "p99", "open", "memory / float16 vectors"], rows)],
+        values=values,
+    )
 
 
 def multiply(small: LocalStore, folder: Path, rows: int, seed: int = 0) -> None:
@@ -165,7 +182,7 @@ def multiply(small: LocalStore, folder: Path, rows: int, seed: int = 0) -> None:
         )
 
 
-def measure_large(folder: Path, number: int) -> None:
+def measure(folder: Path, number: int) -> dict[str, Any]:
     """Start, memory, latency, recall."""
     load_faiss()
     base = resident()
@@ -175,7 +192,8 @@ def measure_large(folder: Path, number: int) -> None:
     texts = view.vectors["text"].gather(view.everything["text"].slots[:number]).astype(np.float32)
     store.search(Query(texts[0], "image"))
     opened = time.perf_counter() - begin
-    rows, figures = [], {}
+    shares: dict[str, dict[str, float]] = {}
+    memory = 0.0
     for share in SHARES:
         where = "" if share == 1 else f"draw < {share}"
         taken, hits = [], []
@@ -184,19 +202,13 @@ def measure_large(folder: Path, number: int) -> None:
             page = store.search(Query(vector, "image", where, grouped=False))
             taken.append(1000 * (time.perf_counter() - begin))
             hits.append([hit.score for hit in page.hits])
-        memory = resident() - base
+        memory = max(memory, resident() - base)
         truth = exact(store, texts, where)
         recall = float(np.mean([np.mean(np.array(h) >= t - 1e-5) for h, t in zip(hits, truth, strict=True)]))
-        p50, p99 = np.percentile(taken, [50, 99])
-        vectors = view.state.next_slot * store.info.dim * 2 / 2**20
-        rows.append([f"{share:.1%}", f"{recall:.3f}", f"{p50:.1f} ms", f"{p99:.1f} ms", f"{memory / vectors:.2f}"])
-        figures[str(share)] = {"recall": recall, "p50_ms": float(p50), "p99_ms": float(p99), "mib": memory}
-    save_results(
-        "search_large",
-        title=f"{view.state.next_slot:,} rows of {store.info.dim} numbers; opened and first answer in {opened:.2f} s",
-        tables=[(["rows left", "recall@10", "p50", "p99", "memory / float16 vectors"], rows)],
-        values={"rows": view.state.next_slot, "open_s": opened, **figures},
-    )
+        p50, p99 = np.percentile(taken, [50, 99]).tolist()
+        shares[str(share)] = {"recall": recall, "p50_ms": p50, "p99_ms": p99}
+    vectors = view.state.next_slot * store.info.dim * 2 / 2**20
+    return {"open_s": opened, "memory": memory / vectors, "shares": shares}
 
 
 def exact(store: LocalStore, queries: np.ndarray, where: str) -> np.ndarray:
