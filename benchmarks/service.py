@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
@@ -41,15 +42,13 @@ def serving(catalogue: Path, *, largest: int = 64, token_file: Path | None = Non
         largest: Questions per batch.
         token_file: Of the writers; None lets nobody write.
     """
+    token = f"Path({str(token_file)!r})" if token_file else None
     code = (
-        "import sys; from pathlib import Path; from dualtower.serving import batching, server\n"
+        "from pathlib import Path; from dualtower.serving import batching, server\n"
         f"batching.LARGEST = {largest}\n"
-        f"token = {str(token_file)!r}\n"
-        f"server.serve(server.ServerConfig({str(catalogue)!r}, port=0, "
-        "token_file=None if token == 'None' else Path(token)))"
+        f"server.serve(server.ServerConfig({str(catalogue)!r}, port=0, token_file={token}))"
     )
-    log = subprocess.DEVNULL if token_file else None
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     try:
         yield Service(process, _port(process))
     finally:
@@ -61,6 +60,7 @@ def _port(process: subprocess.Popen) -> int:
     assert process.stderr is not None
     for line in process.stderr:
         if found := re.search(r"http://\S+:(\d+)", line):
+            threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop the service
             return int(found[1])
     raise RuntimeError("the server did not start")
 

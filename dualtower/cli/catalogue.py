@@ -193,13 +193,13 @@ class Upsert:
     """Where the model lies now, if it has moved since the catalogue was made."""
 
     def run(self) -> None:
-        from dualtower.retrieval.finder import open_finder
+        from dualtower.model import DualTower
         from dualtower.retrieval.indexing import index_products
 
-        finder = open_finder(self.catalogue, self.model)
         store = open_local(self.catalogue)
+        model = DualTower.from_pretrained(self.model or store.info.model)
         products = read_rows(self.card or self.catalogue / CARD, self.rows, self.on_error)
-        done = index_products(store.catalogue, finder.model, products, progress=True)
+        done = index_products(store.catalogue, model, products, progress=True)
         if store.is_stale():
             store.rebuild()
         if products.skipped:
