@@ -143,15 +143,16 @@ def _similarities(model: DualTower, sequences: Sequence[torch.Tensor], image: to
 def _by_attention(model: DualTower, batch: Batch) -> tuple[list[tuple[str, float]], np.ndarray, float]:
     reranker = reranker_of(model)
     seen = model(batch)
-    assert batch.tokens is not None and seen.image_features is not None and seen.text_features is not None
-    text, image = reranker.text_states(seen.text_features), reranker.image_states(seen.image_features)
+    words, patches = model.features_to_rerank(batch, seen)
+    assert batch.tokens is not None and words is not None and patches is not None and patches.grid is not None
+    text, image = reranker.text_states(words), reranker.image_states(patches)
     to_image, to_text = reranker.attention(text, image)
-    heat = to_image[0].mean(0).reshape(seen.image_features.grid)
+    heat = to_image[0].mean(0).reshape(patches.grid)
     weights = to_text[0].mean(0)
-    words = [
+    shares = [
         (word, float(weights[start:stop].sum())) for word, start, stop in _words(model, batch.tokens["input_ids"][0])
     ]
-    return words, heat.float().cpu().numpy(), float(model.similarity(seen.image, seen.text))
+    return shares, heat.float().cpu().numpy(), float(model.similarity(seen.image, seen.text))
 
 
 def _words(model: DualTower, ids: torch.Tensor) -> list[tuple[str, int, int]]:

@@ -66,7 +66,8 @@ def score_pairs(
                     some = slice(start, start + at_once)
                     text = all_read.take(torch.from_numpy(text_of[of_images[some]]).to(model.device))
                     image = all_seen.take(torch.from_numpy(image_of[some]).to(model.device))
-                    scores[of_texts[of_images[some]]] = reranker(text, image).float().cpu().numpy()
+                    match = reranker.weight * reranker(text, image)
+                    scores[of_texts[of_images[some]]] = match.float().cpu().numpy()
                 bar.update(len(of_images))
     return scores
 
@@ -95,7 +96,9 @@ def text_states(model: DualTower, texts: Sequence[str], batch_size: int = 256) -
     reranker, collator, parts = reranker_of(model), model.collator(), []
     for start in range(0, len(texts), batch_size):
         some = texts[start : start + batch_size]
-        features = model(_batch(len(some), tokens=collator.tokens(some)).to(model.device)).text_features
+        batch = _batch(len(some), tokens=collator.tokens(some)).to(model.device)
+        features, _ = model.features_to_rerank(batch)
+        assert features is not None
         parts.append(reranker.text_states(features))
     longest = max(part.tokens.shape[1] for part in parts)
     padding = [longest - part.tokens.shape[1] for part in parts]
@@ -103,6 +106,7 @@ def text_states(model: DualTower, texts: Sequence[str], batch_size: int = 256) -
     return TokenStates(
         torch.cat([pad(part.tokens, (0, 0, 0, p)) for part, p in zip(parts, padding, strict=True)]),
         torch.cat([pad(part.mask, (0, p)) for part, p in zip(parts, padding, strict=True) if part.mask is not None]),
+        torch.cat([part.embedding for part in parts]),
     )
 
 
@@ -113,9 +117,10 @@ def image_states(model: DualTower, images: Sequence[tuple[int, Any]], batch_size
         some = images[start : start + batch_size]
         opened = (open_image(picture, where="rerank", row=row) for row, picture in some)
         pixels = torch.from_numpy(np.stack([to_pixels(picture, settings) for picture in opened]))
-        features = model(_batch(len(some), pixels=pixels).to(model.device)).image_features
-        parts.append(reranker.image_states(features).tokens)
-    return TokenStates(torch.cat(parts), None)
+        _, features = model.features_to_rerank(_batch(len(some), pixels=pixels).to(model.device))
+        assert features is not None
+        parts.append(reranker.image_states(features))
+    return TokenStates(torch.cat([p.tokens for p in parts]), None, torch.cat([p.embedding for p in parts]))
 
 
 def _batch(size: int, **sides: Any) -> Batch:

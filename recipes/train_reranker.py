@@ -7,6 +7,8 @@ accelerate launch recipes/train_reranker.py --base runs/fashion/model --data.car
 from dataclasses import replace
 from pathlib import Path
 
+from train_clip_style import plain_network
+
 from dualtower import (
     DataConfig,
     ImageSettings,
@@ -22,17 +24,32 @@ from dualtower import (
 
 
 def config() -> RunConfig:
-    """The towers rest; to train them too, type --train.lock-text 0 --train.lock-image 0 --train.lr 1e-4."""
+    """The model's towers rest, and the re-ranker looks at everything itself: it learns to err where they do not.
+
+    Without `text` and `image` it would read the tokens of the model's own towers, which cost nothing more. To train
+    those towers too, type --train.lock-text 0 --train.lock-image 0 --train.lr 1e-4.
+    """
     return RunConfig(
         base="runs/clip_style/model",
-        model=ModelConfig(reranker=RerankerConfig(layers=2, width=128)),
+        model=ModelConfig(
+            reranker=RerankerConfig(
+                layers=2,
+                width=128,
+                text=TextTowerConfig(name="bow", width=256),
+                image=plain_network(48, 96, 192, 384),
+            )
+        ),
         data=DataConfig(card=Path("data_cards/drawn.md")),
         objective="matching",
-        matching=MatchingConfig(negatives=4),
+        matching=MatchingConfig(negatives=2),
         train=TrainConfig(
-            epochs=10,
-            batch_size=512,
-            lr=1e-3,
+            epochs=30,
+            batch_size=256,
+            optimizer="nmuon",
+            lr=5e-3,
+            fallback_lr=2.5e-3,
+            ema=0.998,
+            augmentation_strength=0.5,
             lock_text=1,
             lock_image=1,
             validate_every=2,
@@ -44,14 +61,16 @@ def config() -> RunConfig:
 def smoke() -> RunConfig:
     """Needs no trained model: small towers and their re-ranker learn together."""
     whole = config().smoke()
-    towers = replace(
-        whole.model,
-        text=TextTowerConfig(name="bow", width=32),
-        image=ImageTowerConfig(name="resnet10t", options={"layers": (1, 1, 1, 1), "channels": (8, 16, 16, 32)}),
+    text = TextTowerConfig(name="bow", width=32)
+    image = ImageTowerConfig(name="resnet10t", options={"layers": (1, 1, 1, 1), "channels": (8, 16, 16, 32)})
+    model = ModelConfig(
+        text=text,
+        image=image,
         image_settings=ImageSettings(height=32, width=32),
+        reranker=RerankerConfig(layers=2, width=32, text=text, image=image),
     )
     train = replace(whole.train, lock_text=0, lock_image=0)
-    return replace(whole, base=None, model=towers, train=train, evaluation=replace(whole.evaluation, rerank=10))
+    return replace(whole, base=None, model=model, train=train, evaluation=replace(whole.evaluation, rerank=10))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ def part(batch: Batch, rows: slice) -> Batch:
 def objective(kind: str, built: DualTower) -> Objective:
     contrastive = Contrastive(built, build_loss(LossConfig()))
     if kind == "matching":
-        return Matching(built, MatchingConfig(negatives=3, temperature=1.0), contrastive=contrastive)
+        config = MatchingConfig(negatives=3, temperature=1.0)
+        return Matching(built, config, contrast=build_loss(LossConfig()), contrastive=contrastive)
     classes = {"thing": ["bag", "mug"], "colour": ["navy", "red"]}
     shares = {"thing": torch.tensor([0.3, 0.7], dtype=torch.float64).log()}
     config = TaskConfig(labels=("thing", "colour"), heads=("thing",), logit_adjustment=0.5)

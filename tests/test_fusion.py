@@ -25,8 +25,9 @@ TRAIN = {"colour": ["red", "navy", "red", None], "price": [10.0, 20.0, None, 30.
 
 def reranking(text: str = "bert", image: str = "resnet", *, trained: bool = True) -> DualTower:
     model = tiny.model(text, image, reranker=RERANKER)
-    if trained:  # as fresh weights score every pair zero
+    if trained:  # as fresh scores count nothing
         torch.nn.init.normal_(model.reranker.score[-1].weight)
+        model.reranker.weight.fill_(1.0)
     return model
 
 
@@ -99,6 +100,29 @@ def test_scores_do_not_depend_on_the_blocks(block: tuple[int, int]) -> None:
     scores = score_pairs(model, tiny.TITLES[:5], pictures, pairs, block=block, at_once=3)
     one_by_one = [score_pairs(model, [tiny.TITLES[t]], [pictures[i]], np.array([[0, 0]]))[0] for t, i in pairs]
     np.testing.assert_allclose(scores, one_by_one, atol=1e-5)
+
+
+def test_a_reranker_can_look_with_towers_of_its_own(tmp_path: Path) -> None:
+    own = replace(RERANKER, text=tiny.TEXT["textcnn"], image=tiny.IMAGE["vit"])
+    model = tiny.model("bert", "resnet", reranker=own)
+    torch.nn.init.normal_(model.reranker.score[-1].weight)
+    model.reranker.weight.fill_(1.0)
+    pairs, pictures = np.array([[0, 1], [1, 0]]), [tiny.picture(0), tiny.picture(1)]
+    scores = score_pairs(model, tiny.TITLES[:2], pictures, pairs)
+    model.save_pretrained(tmp_path / "model")
+    again = DualTower.from_pretrained(tmp_path / "model")
+    np.testing.assert_array_equal(score_pairs(again, tiny.TITLES[:2], pictures, pairs), scores)
+    with torch.no_grad():  # what the model's towers see plays no part
+        for tower in (again.text_tower, again.image_tower):
+            for parameter in tower.parameters():
+                parameter.zero_()
+    np.testing.assert_array_equal(score_pairs(again, tiny.TITLES[:2], pictures, pairs), scores)
+    assert again.features_to_rerank(batch(again, tiny.TITLES[:1]))[1].grid == (3, 2)
+
+
+def test_own_towers_begin_fresh() -> None:
+    with pytest.raises(ConfigError, match=r"reranker\.image\.pretrained is True, but its own towers begin fresh"):
+        RerankerConfig(image=replace(tiny.IMAGE["vit"], pretrained=True))
 
 
 def test_a_model_without_reranker_says_so() -> None:

@@ -55,7 +55,7 @@ def tiny_pixels(seed: int) -> np.ndarray:
 def matching(negatives: int = 3, temperature: float = 1.0) -> Matching:
     model = tiny.model(reranker=RERANKER)
     torch.nn.init.normal_(model.reranker.score[-1].weight)
-    return Matching(model, MatchingConfig(negatives, temperature), contrastive=None)
+    return Matching(model, MatchingConfig(negatives, temperature), contrast=build_loss(LossConfig()), contrastive=None)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -65,43 +65,45 @@ def test_negatives_are_never_of_the_same_product(temperature: float) -> None:
     same, own = codes.unsqueeze(1) == codes, torch.arange(8)
     for seed in range(20):
         logits = 10 * same.float() + torch.randn(8, 8)  # the towers rate the own product highest
-        drawn = objective._candidates(logits, same, own, Draw(seed, size=8))
-        assert drawn.shape == (8, 5) and (drawn[:, 0] == own).all()
-        assert not same[own.unsqueeze(1), drawn[:, 1:]].any()
-        assert all(len(set(row.tolist())) == 5 for row in drawn)
+        drawn = objective._negatives(logits, same, own, Draw(seed, size=8))
+        assert drawn.shape == (8, 4)
+        assert not same[own.unsqueeze(1), drawn].any()
+        assert all(len(set(row.tolist())) == 4 for row in drawn)
 
 
 def test_hard_negatives_are_drawn_like_the_softmax_of_the_scores() -> None:
     objective = matching(1)
     logits = torch.tensor([[0.0, 2.0, 1.0, 0.0]]).expand(4, 4)
     same = torch.eye(4, dtype=torch.bool)
-    draws = [objective._candidates(logits, same, torch.arange(1), Draw(s, size=4))[0, 1].item() for s in range(3000)]
+    draws = [objective._negatives(logits, same, torch.arange(1), Draw(s, size=4)).item() for s in range(3000)]
     shares = torch.bincount(torch.tensor(draws), minlength=4) / 3000
     torch.testing.assert_close(shares[1:], logits[0, 1:].softmax(0), atol=0.03, rtol=0)
 
 
-def test_the_logit_is_the_towers_plus_the_correction() -> None:
+def test_the_loss_is_matching_and_contrast() -> None:
     objective = matching(2, temperature=0)
     rows = batch(objective.model, [1, 2, 3, 4])
     outputs = objective(rows, Draw(0, size=4))
-    seen = objective.model(rows)
+    seen, reranker = objective.model(rows), objective.model.reranker
+    text, image = reranker.text_states(seen.text_features), reranker.image_states(seen.image_features)
     towers = seen.scale * seen.text @ seen.image.T
-    reranker = objective.model.reranker
-    corrections = reranker(reranker.text_states(seen.text_features), reranker.image_states(seen.image_features))
-    torch.testing.assert_close(outputs.text_to_image[:, 0], towers.diagonal() + corrections)
     hardest = towers.masked_fill(torch.eye(4, dtype=torch.bool), -torch.inf).topk(2).indices
-    again = objective._candidates(towers, torch.eye(4, dtype=torch.bool), torch.arange(4), Draw(0, size=4))
-    assert (again[:, 1:] == hardest).all()
-    right = torch.zeros(4, dtype=torch.int64)
-    wanted = (F.cross_entropy(outputs.text_to_image, right) + F.cross_entropy(outputs.image_to_text, right)) / 2
-    torch.testing.assert_close(objective.loss(outputs, rows), wanted)
+    wanted = torch.stack([reranker(text, image), *(reranker(text, image.take(hardest[:, k])) for k in range(2))], 1)
+    torch.testing.assert_close(outputs.text_to_image, wanted)
+    right, scale = torch.arange(4), reranker.logit_scale.exp()
+    whole = scale * text.embedding @ image.embedding.T
+    contrast = (F.cross_entropy(whole, right) + F.cross_entropy(whole.T, right)) / 2
+    first = torch.zeros(4, dtype=torch.int64)
+    match = (F.cross_entropy(outputs.text_to_image, first) + F.cross_entropy(outputs.image_to_text, first)) / 2
+    torch.testing.assert_close(objective.loss(outputs, rows), match + contrast)
 
 
 @pytest.mark.parametrize("codes", [[1, 1, 1], [7]])
 def test_a_batch_without_negatives_adds_nothing(codes: list[int]) -> None:
     objective = matching()
     rows = batch(objective.model, codes)
-    loss = objective.loss(objective(rows, Draw(0, size=len(codes))), rows)
+    outputs = objective(rows, Draw(0, size=len(codes)))
+    loss = objective.loss(outputs, rows) - objective._contrast.loss(outputs.own, rows)
     loss.backward()
     gradients = [p.grad for p in objective.parameters() if p.grad is not None]
     assert loss.item() == 0 and all(torch.isfinite(g).all() and (g == 0).all() for g in gradients)
@@ -109,7 +111,7 @@ def test_a_batch_without_negatives_adds_nothing(codes: list[int]) -> None:
 
 def test_objectives_ask_for_their_head(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="matching trains a re-ranker"):
-        Matching(tiny.model(), MatchingConfig(), contrastive=None)
+        Matching(tiny.model(), MatchingConfig(), contrast=build_loss(LossConfig()), contrastive=None)
     with pytest.raises(ConfigError, match="trains a fusion"):
         ProductFused(
             tiny.model(), TaskConfig(), classes={}, log_shares={}, pair_loss=build_loss(LossConfig()), contrastive=None

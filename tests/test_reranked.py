@@ -10,8 +10,8 @@ import torch
 from dualtower import RerankerConfig
 from dualtower.data.products import Products
 from dualtower.errors import ConfigError
-from dualtower.evaluation import Ranks, evaluate, rerank
-from dualtower.evaluation.reranked import _reranked
+from dualtower.evaluation import Ranks, choose_weight, evaluate, rerank
+from dualtower.evaluation.reranked import WEIGHTS, _reranked
 from dualtower.reranking import score_pairs
 from dualtower.types import Product
 
@@ -26,6 +26,7 @@ def model(*, trained: bool = True):
     built = tiny.model(reranker=RerankerConfig(layers=1, width=16, heads=2))
     if trained:
         torch.nn.init.normal_(built.reranker.score[-1].weight, std=5)
+        built.reranker.weight.fill_(1.0)
     return built
 
 
@@ -70,6 +71,28 @@ def test_a_fresh_reranker_leaves_every_rank() -> None:
     for name, direction in again.directions.items():
         np.testing.assert_array_equal(direction.ranks.above, result.directions[name].ranks.above)
         assert again.gain[name]["mrr"].value == 0
+
+
+def test_the_weight_with_the_best_mrr_is_chosen() -> None:
+    built = model()
+    result = evaluate(built, catalogue(), bootstrap=0)
+    found = {}
+    for weight in WEIGHTS:
+        built.reranker.weight.fill_(weight)
+        found[weight] = rerank(built, result, top=6, bootstrap=0).report.metrics["text_to_image"]["mrr"].value
+    assert len(set(found.values())) > 2
+    assert choose_weight(built, result, top=6) == pytest.approx(max(found.values()))
+    assert found[round(float(built.reranker.weight), 1)] == pytest.approx(max(found.values()))
+
+
+def test_a_weight_of_zero_is_kept_where_nothing_is_better() -> None:
+    built = model(trained=False)
+    with torch.no_grad():  # every pair scores the same
+        for head in (built.reranker.text_head, built.reranker.image_head):
+            head.layers[-1].weight.zero_()
+    result = evaluate(built, catalogue(), bootstrap=0)
+    choose_weight(built, result, top=6)
+    assert float(built.reranker.weight) == 0
 
 
 def test_more_than_the_gallery_is_refused() -> None:

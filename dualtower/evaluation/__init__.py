@@ -12,7 +12,7 @@ from dualtower.evaluation.qrels import Qrels, load_qrels
 from dualtower.evaluation.ranks import Ranks, both_ways, retrieval_ranks
 from dualtower.evaluation.relevance import Relevance, self_positions
 from dualtower.evaluation.report import Report, Section
-from dualtower.evaluation.reranked import Reranked, rerank
+from dualtower.evaluation.reranked import Reranked, choose_weight, rerank
 from dualtower.evaluation.similar import Similar, similar_products
 from dualtower.evaluation.top import top_k
 
@@ -33,6 +33,7 @@ __all__ = [
     "both_ways",
     "breakdown",
     "chance_levels",
+    "choose_weight",
     "class_figures",
     "compare",
     "evaluate",

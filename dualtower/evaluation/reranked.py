@@ -19,7 +19,10 @@ from dualtower.evaluation.top import top_k
 from dualtower.model import DualTower
 from dualtower.reranking import reranker_of, score_pairs
 
-__all__ = ["Reranked", "rerank"]
+__all__ = ["Reranked", "choose_weight", "rerank"]
+
+WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
+"""Of the re-ranker's score beside the towers' logit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,9 +114,9 @@ def rerank(
                 f"choose 1 to {len(before.gallery.rows)}"
             )
         began = time.perf_counter()
-        positions, scores = _best(model, result, before, top=top, progress=progress)
+        positions, logits, corrections = _best(model, result, before, top=top, progress=progress)
         milliseconds[name] = 1000 * (time.perf_counter() - began) / len(before.ranks.judged)
-        ranks = _reranked(before.ranks, positions, scores)
+        ranks = _reranked(before.ranks, positions, logits + corrections)
         after = replace(before, ranks=ranks, per_query=per_query(ranks, ks=ks))
         reranked[name] = after
         gain[name] = {
@@ -131,6 +134,32 @@ def rerank(
     return Reranked(top, report, reranked, gain, milliseconds)
 
 
+def choose_weight(model: DualTower, result: Evaluation, *, top: int = 20, direction: str = "text_to_image") -> float:
+    """Set the weight of the re-ranker's score to the one of `WEIGHTS` that gives the best MRR; the least one of equals.
+
+    To be called with rows that neither towers nor re-ranker were trained on.
+
+    Args:
+        model: With a re-ranker, whose weight is changed.
+        result: Of `evaluate`, for this very model.
+        top: Hits per query.
+        direction: Which way of searching.
+
+    Returns:
+        The MRR with that weight.
+    """
+    weight, before = reranker_of(model).weight, result.directions[direction]
+    weight.fill_(1.0)
+    positions, logits, matches = _best(model, result, before, top=top, progress=False)
+    found = {
+        w: float(per_query(_reranked(before.ranks, positions, logits + w * matches), ks=(1,))["mrr"].mean())
+        for w in WEIGHTS
+    }
+    best = max(WEIGHTS, key=found.__getitem__)
+    weight.fill_(best)
+    return found[best]
+
+
 def _cut_offs(result: Evaluation) -> list[int]:
     names = next(iter(result.directions.values())).per_query
     return [int(name.removeprefix("recall@")) for name in names if name.startswith("recall@")]
@@ -138,8 +167,8 @@ def _cut_offs(result: Evaluation) -> list[int]:
 
 def _best(
     model: DualTower, result: Evaluation, direction: Direction, *, top: int, progress: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the best hits of each judged query, and their new scores: ``[Q_judged, top]``."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions of each judged query's best hits, the towers' logits and their corrections: ``[Q_judged, top]``."""
     judged, queries, gallery = direction.ranks.judged, direction.queries, direction.gallery
     positions, similarity = top_k(
         queries.embeddings[judged], gallery.embeddings, k=top, similarity=direction.similarity
@@ -153,7 +182,7 @@ def _best(
         assert gallery.texts is not None
         pairs = np.stack([columns, rows], axis=1)
         corrections = score_pairs(model, gallery.texts, pictures.select(queries.rows), pairs, progress=progress)
-    return positions, model.scale * similarity + corrections.reshape(positions.shape)
+    return positions, model.scale * similarity, corrections.reshape(positions.shape)
 
 
 def _reranked(ranks: Ranks, positions: np.ndarray, scores: np.ndarray) -> Ranks:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from dualtower.data.images import ImageSettings
 from dualtower.errors import ConfigError
 from dualtower.fusion.attention import TwoWayLayer
+from dualtower.towers import ImageTowerConfig, ProjectionHead, TextTowerConfig, create_image_tower, create_text_tower
 from dualtower.towers.features import pool_tokens
+from dualtower.towers.heads import HeadNorm
 from dualtower.types import Features
 
 __all__ = ["Reranker", "RerankerConfig", "TokenStates"]
@@ -28,6 +33,11 @@ class RerankerConfig:
     """Attention heads."""
     dropout: float = 0.1
     """Dropout while training."""
+    text: TextTowerConfig | None = None
+    """A text tower of its own, with fresh weights and the model's vocabulary; None reads the model's tower."""
+    image: ImageTowerConfig | None = None
+    """An image tower of its own, with fresh weights; None reads the model's tower. Towers that have learned their
+    training rows by heart leave a re-ranker nothing to correct there; a second look makes other mistakes."""
     towers: str = ""
     """Fingerprint of the towers that it was trained with; filled in by training."""
 
@@ -35,44 +45,76 @@ class RerankerConfig:
         for name in ("layers", "width", "heads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"reranker.{name} is {getattr(self, name)}; it must be at least 1")
+        for side in ("text", "image"):
+            tower = getattr(self, side)
+            if tower is not None and tower.pretrained:
+                raise ConfigError(
+                    f"reranker.{side}.pretrained is {tower.pretrained!r}, but its own towers begin fresh; leave it out"
+                )
 
 
 class TokenStates(NamedTuple):
-    """One side as the re-ranker takes it: tokens of its own width, and which of them are real.
+    """One side as the re-ranker takes it.
 
     Attributes:
-        tokens: ``[N, T, W]``.
-        mask: bool ``[N, T]``, or None where all tokens are real.
+        tokens: Of its own width, ``[N, T, W]``.
+        mask: Which of them are real, bool ``[N, T]``, or None where all are.
+        embedding: Of the whole text or picture, of unit length, ``[N, W]``.
     """
 
     tokens: Tensor
     mask: Tensor | None
+    embedding: Tensor
 
     def take(self, rows: Tensor) -> TokenStates:
         """The states of some rows, int64 ``[M]``, in that order."""
-        return TokenStates(self.tokens[rows], None if self.mask is None else self.mask[rows])
+        return TokenStates(self.tokens[rows], None if self.mask is None else self.mask[rows], self.embedding[rows])
 
 
 class Reranker(nn.Module):
-    """Score pairs of a text and a picture from their tokens.
+    """Score pairs of a text and a picture: how alike they are as a whole, and what their tokens say of each other.
 
-    The score is a correction of the towers' own logit and begins as zero, so that an untrained re-ranker leaves every
-    order as it is.
+    The score counts with a `weight` that begins as zero, so that an untrained re-ranker leaves every order as it is.
+    Training chooses it on the validation split: on its own rows the towers are too good to be corrected.
 
     Args:
         config: Its size.
-        text_width: Of the text tower's tokens.
-        image_width: Of the image tower's tokens.
-        max_length: Longest text in tokens.
+        text: The model's text tower, whose vocabulary and length an own one takes over.
+        image_settings: Size of the pictures.
+        text_width: Of the features and of the tokens of the model's text tower.
+        image_width: The same of its image tower.
+        head_norm: Of the features before they become embeddings.
     """
 
-    def __init__(self, config: RerankerConfig, *, text_width: int, image_width: int, max_length: int) -> None:
+    weight: Tensor
+
+    def __init__(
+        self,
+        config: RerankerConfig,
+        *,
+        text: TextTowerConfig,
+        image_settings: ImageSettings,
+        text_width: tuple[int, int],
+        image_width: tuple[int, int],
+        head_norm: HeadNorm,
+    ) -> None:
         super().__init__()
         width = config.width
-        self.text_in, self.image_in = (
-            nn.Sequential(nn.LayerNorm(w), nn.Linear(w, width)) for w in (text_width, image_width)
+        self.text_tower = self.image_tower = None
+        if config.text is not None:
+            own = replace(config.text, vocab_size=text.vocab_size, max_length=text.max_length)
+            self.text_tower = create_text_tower(own)
+            text_width = self.text_tower.width, self.text_tower.token_width
+        if config.image is not None:
+            self.image_tower = create_image_tower(config.image, image_settings)
+            image_width = self.image_tower.width, self.image_tower.token_width
+        self.text_head, self.image_head = (
+            ProjectionHead("linear", w, embed_dim=width, norm=head_norm) for w, _ in (text_width, image_width)
         )
-        self.positions = nn.Parameter(0.02 * torch.randn(max_length, width))  # bags of words know no order
+        self.text_in, self.image_in = (
+            nn.Sequential(nn.LayerNorm(w), nn.Linear(w, width)) for _, w in (text_width, image_width)
+        )
+        self.positions = nn.Parameter(0.02 * torch.randn(text.max_length, width))  # bags of words know no order
         self.layers = nn.ModuleList(
             TwoWayLayer(width, heads=config.heads, dropout=config.dropout) for _ in range(config.layers)
         )
@@ -80,25 +122,27 @@ class Reranker(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.score = nn.Sequential(nn.LayerNorm(3 * width), nn.Linear(3 * width, width), nn.GELU(), last)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.register_buffer("weight", torch.zeros(()))
 
     def text_states(self, text: Features) -> TokenStates:
         """What the re-ranker needs of texts; computed once for any number of pictures."""
         tokens = self.text_in(text.tokens)
-        return TokenStates(tokens + self.positions[: tokens.shape[1]], text.mask)
+        return TokenStates(tokens + self.positions[: tokens.shape[1]], text.mask, _unit(self.text_head(text.pooled)))
 
     def image_states(self, image: Features) -> TokenStates:
         """What the re-ranker needs of pictures; computed once for any number of texts."""
-        return TokenStates(self.image_in(image.tokens), None)
+        return TokenStates(self.image_in(image.tokens), None, _unit(self.image_head(image.pooled)))
 
     def forward(self, text: TokenStates, image: TokenStates) -> Tensor:
-        """Score B pairs: ``[B]``, to be added to ``scale * similarity``; more is a better match."""
+        """Score B pairs: ``[B]``; more is a better match. `weight` times this is to be added to the towers' logit."""
         words, patches = text.tokens, image.tokens
         for layer in self.layers:
             words, patches = layer(words, patches, text.mask)
         mask = text.mask if text.mask is not None else torch.ones_like(words[..., 0], dtype=torch.bool)
         described, seen = pool_tokens(words, mask, "mean"), patches.mean(1)
-        scores: Tensor = self.score(torch.cat([described, seen, described * seen], dim=-1)).squeeze(-1)
-        return scores
+        detail: Tensor = self.score(torch.cat([described, seen, described * seen], dim=-1)).squeeze(-1)
+        return self.logit_scale.exp() * (text.embedding * image.embedding).sum(-1) + detail
 
     @torch.no_grad()
     def attention(self, text: TokenStates, image: TokenStates) -> tuple[Tensor, Tensor]:
@@ -115,3 +159,8 @@ class Reranker(nn.Module):
             to_text.append(layer.image.weights(patches, words, text.mask))
             words, patches = layer(words, patches, text.mask)
         return torch.stack(to_image).mean(0), torch.stack(to_text).mean(0)
+
+
+def _unit(embeddings: Tensor) -> Tensor:
+    """Unit length, in float32 at least: autocast computes in less."""
+    return F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=-1)

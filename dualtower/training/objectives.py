@@ -89,78 +89,87 @@ class MatchingLogits(NamedTuple):
     Attributes:
         text_to_image: ``[B, 1 + K]``.
         image_to_text: ``[B, 1 + K]``.
-        embeddings: Of the towers.
+        own: Embeddings of the re-ranker.
+        towers: Embeddings of the towers.
     """
 
     text_to_image: Tensor
     image_to_text: Tensor
-    embeddings: Embeddings
+    own: Embeddings
+    towers: Embeddings
 
 
 class Matching(Objective):
     """Tell the right partner from hard ones, as in ALBEF (https://arxiv.org/abs/2107.07651), but among K at once.
 
     Negatives come from the joined batch of all ranks, drawn by the towers' own scores, and never from a row of the same
-    product. The logit of a pair is that of the towers, as it stands, plus the re-ranker's correction.
+    product. The logit of a pair is the re-ranker's alone: on the rows that the towers were trained on, theirs is right
+    already and would leave nothing to learn. As in ALBEF, a contrastive loss brings the re-ranker's embeddings of whole
+    texts and pictures into shape.
 
     Args:
         model: With a re-ranker.
         config: Which negatives.
+        contrast: Between the re-ranker's embeddings.
         contrastive: Keeps the towers in shape where they are trained too; None where both are locked for good.
 
     Raises:
         ConfigError: The model has no re-ranker.
     """
 
-    def __init__(self, model: DualTower, config: MatchingConfig, *, contrastive: Contrastive | None) -> None:
+    def __init__(
+        self, model: DualTower, config: MatchingConfig, *, contrast: Loss, contrastive: Contrastive | None
+    ) -> None:
         super().__init__(model, idle=("fusion",) if contrastive else ("fusion", *TOWERS))
         if model.reranker is None:
             raise ConfigError("matching trains a re-ranker; give the recipe's model a reranker=RerankerConfig()")
         self.config, self._contrastive = config, contrastive
+        self._contrast = Contrastive(model, contrast)
 
     def forward(self, batch: Batch, draw: Draw) -> MatchingLogits:
         """Score each row's own pair and its hard negatives."""
         assert self.model.reranker is not None
-        embeddings = self.model(batch)
-        assert embeddings.text_features is not None and embeddings.image_features is not None
-        text = _shared(self.model.reranker.text_states(embeddings.text_features))
-        image = _shared(self.model.reranker.image_states(embeddings.image_features))
+        towers = self.model(batch)
+        read, seen = self.model.features_to_rerank(batch, towers)
+        assert read is not None and seen is not None
+        text, image = self.model.reranker.text_states(read), self.model.reranker.image_states(seen)
+        scale = self.model.reranker.logit_scale.exp()
+        own = Embeddings(image.embedding, text.embedding, scale, scale.new_zeros(()))
+        text, image = _shared(text), _shared(image)
         with torch.no_grad():
-            all_images, all_texts = gather_codes(embeddings.image), gather_codes(embeddings.text)
+            all_images, all_texts = gather_codes(towers.image), gather_codes(towers.text)
             kind = self.model.config.similarity
-            towers = embeddings.scale * similarities(all_texts, all_images, kind)
+            logits = towers.scale * similarities(all_texts, all_images, kind)
             same = _same_product(gather_codes(batch.products))
         first = rank() * len(batch.products)
-        own = torch.arange(first, first + len(batch.products), device=towers.device)
-        images = self._candidates(towers, same, own, draw)
-        texts = self._candidates(towers.T, same, own, draw)
-        rows = own.unsqueeze(1).expand_as(images)
-        forward = self._score(text, rows, image, images) + towers[rows, images]
-        backward = self._score(text, texts, image, rows) + towers[texts, rows]
-        return MatchingLogits(
-            forward.masked_fill(_wrong(same, rows, images), -torch.inf),
-            backward.masked_fill(_wrong(same, rows, texts), -torch.inf),
-            embeddings,
-        )
+        rows = torch.arange(first, first + len(batch.products), device=logits.device)
+        right = self.model.reranker(text.take(rows), image.take(rows)).unsqueeze(1)
+        images, texts = (self._negatives(given, same, rows, draw) for given in (logits, logits.T))
+        beside = rows.unsqueeze(1).expand_as(images)
+        forward = self._score(text, beside, image, images).masked_fill(same[beside, images], -torch.inf)
+        backward = self._score(text, texts, image, beside).masked_fill(same[beside, texts], -torch.inf)
+        return MatchingLogits(torch.cat([right, forward], 1), torch.cat([right, backward], 1), own, towers)
 
     def loss(self, outputs: MatchingLogits, batch: Batch) -> Tensor:
         """Cross-entropy of the right partner in both directions; a row without any negative adds nothing."""
         right = torch.zeros(len(outputs.text_to_image), dtype=torch.int64, device=outputs.text_to_image.device)
-        total = sum(F.cross_entropy(_precise(logits), right) for logits in outputs[:2]) / 2
-        assert isinstance(total, Tensor)
-        return total if self._contrastive is None else total + self._contrastive.loss(outputs.embeddings, batch)
+        total = self._contrast.loss(outputs.own, batch)
+        total = total + sum(F.cross_entropy(_precise(logits), right) for logits in outputs[:2]) / 2
+        return total if self._contrastive is None else total + self._contrastive.loss(outputs.towers, batch)
 
-    def _candidates(self, logits: Tensor, same: Tensor, own: Tensor, draw: Draw) -> Tensor:
-        """Own partner, then negatives of each of this rank's rows, drawn without replacement: int64 ``[B, 1 + K]``."""
+    def _negatives(self, logits: Tensor, same: Tensor, rows: Tensor, draw: Draw) -> Tensor:
+        """Hard negatives of each of this rank's rows, drawn without replacement: int64 ``[B, K]``.
+
+        Where there are not enough of them, the draw falls back on rows of the same product.
+        """
         hardness = logits
         if self.config.temperature:  # the top K under Gumbel noise are a draw from the softmax
             hardness = logits / self.config.temperature + draw.gumbel(logits.shape[1])
         count = min(self.config.negatives, logits.shape[1] - 1)
-        negatives = hardness.masked_fill(same, -torch.inf)[own].topk(count, dim=1).indices
-        return torch.cat([own.unsqueeze(1), negatives], dim=1)
+        return hardness.masked_fill(same, -torch.inf)[rows].topk(count, dim=1).indices
 
     def _score(self, text: TokenStates, texts: Tensor, image: TokenStates, images: Tensor) -> Tensor:
-        """Corrections of pairs ``texts [B, C] x images [B, C]``."""
+        """Scores of pairs ``texts [B, K] x images [B, K]``."""
         assert self.model.reranker is not None
         scores: Tensor = self.model.reranker(text.take(texts.flatten()), image.take(images.flatten()))
         return scores.view_as(texts)
@@ -264,7 +273,7 @@ def build_objective(config: RunConfig, model: DualTower, products: Products) -> 
     contrastive = Contrastive(model, build_loss(config.loss, similarity=model.config.similarity))
     kept = None if min(config.train.lock_text, config.train.lock_image) >= 1 else contrastive
     if config.objective == "matching":
-        return Matching(model, config.matching, contrastive=kept)
+        return Matching(model, config.matching, contrast=build_loss(config.loss), contrastive=kept)
     if config.objective == "product":
         heads = model.config.fusion.tasks if model.config.fusion else {}
         classes = {**heads, **fit_classes(config.task.labels, products.attributes)}
@@ -291,19 +300,12 @@ def _same_product(products: Tensor) -> Tensor:
     return products.unsqueeze(1) == products
 
 
-def _wrong(same: Tensor, rows: Tensor, candidates: Tensor) -> Tensor:
-    """Where there were not enough negatives, the draw falls back on rows of the same product."""
-    wrong = same[rows, candidates].clone()
-    wrong[:, 0] = False
-    return wrong
-
-
 def _shared(states: TokenStates) -> TokenStates:
     """The states of all ranks, padded to the longest text of them all."""
     length = int(agree(float(states.tokens.shape[1]), 0.0, states.tokens.device)[0])
     missing = length - states.tokens.shape[1]
-    tokens = share(F.pad(states.tokens, (0, 0, 0, missing)))
+    tokens, embedding = share(F.pad(states.tokens, (0, 0, 0, missing))), share(states.embedding)
     if states.mask is None:
-        return TokenStates(tokens, None)
+        return TokenStates(tokens, None, embedding)
     mask = F.pad(states.mask, (0, missing))
-    return TokenStates(tokens, gather_codes(mask.to(torch.uint8)).bool())
+    return TokenStates(tokens, gather_codes(mask.to(torch.uint8)).bool(), embedding)

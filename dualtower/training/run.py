@@ -24,6 +24,7 @@ from dualtower.errors import ConfigError, MissingExtra
 from dualtower.evaluation import (
     Evaluation,
     Section,
+    choose_weight,
     evaluate,
     load_qrels,
     measure_heads,
@@ -231,9 +232,9 @@ def _validation_figures(model: DualTower, products: Products, config: RunConfig)
     metrics = result.report.metrics
     if model.reranker is not None:
         top = min(20, len(result.directions["text_to_image"].gallery.rows))
-        again = rerank(model, result, top=top, directions=["text_to_image"], bootstrap=0)
-        before, after = (m["text_to_image"]["mrr"].value for m in (metrics, again.report.metrics))
-        return {"score": after, "text_to_image/mrr": before, "text_to_image/mrr_reranked": after}
+        before, after = metrics["text_to_image"]["mrr"].value, choose_weight(model, result, top=top)
+        weight = float(model.reranker.weight)
+        return {"score": after, "text_to_image/mrr": before, "text_to_image/mrr_reranked": after, "weight": weight}
     figures = {direction: metrics[direction]["recall@10"].value for direction in ("text_to_image", "image_to_text")}
     return {"score": sum(figures.values()) / 2, **{f"{k}/recall@10": v for k, v in figures.items()}}
 
