@@ -50,7 +50,7 @@ def main() -> None:
     base = evaluate(DualTower.from_pretrained(args.base), gallery, queries=queries)
     model = DualTower.from_pretrained(args.model)
     towers = evaluate(model, gallery, queries=queries)
-    rows = [["towers of the base", "", *figures(base), "", ""]]
+    rows = [["towers of the base", "", *figures(base), "", "", ""]]
     values: dict[str, object] = {"base": base.report.to_dict()}
     if args.control:
         if not (args.control / "metrics.json").exists():
