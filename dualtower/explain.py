@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from dualtower.data.images import open_image, to_pixels
 from dualtower.encoding import evaluation_mode
 from dualtower.errors import ConfigError, DataError, UnknownName
-from dualtower.reranking import reranker_of
+from dualtower.reranking import features_to_rerank, reranker_of
 from dualtower.types import Batch
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _similarities(model: DualTower, sequences: Sequence[torch.Tensor], image: to
 def _by_attention(model: DualTower, batch: Batch) -> tuple[list[tuple[str, float]], np.ndarray, float]:
     reranker = reranker_of(model)
     seen = model(batch)
-    words, patches = model.features_to_rerank(batch, seen)
+    words, patches = features_to_rerank(model, batch, seen)
     assert batch.tokens is not None and words is not None and patches is not None and patches.grid is not None
     text, image = reranker.text_states(words), reranker.image_states(patches)
     to_image, to_text = reranker.attention(text, image)

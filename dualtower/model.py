@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,10 @@ from dualtower.hub import find_folder, push_folder
 from dualtower.losses.similarity import similarities
 from dualtower.model_config import ModelConfig
 from dualtower.towers import ProjectionHead, create_image_tower, create_text_tower
-from dualtower.towers.features import no_slow_autocast
+from dualtower.towers.features import read_tokens
 from dualtower.towers.image import pretrained_backbone
 from dualtower.towers.transformer import complete_encoder, pretrained_encoder
-from dualtower.types import Batch, Embeddings, Features
+from dualtower.types import Batch, Embeddings
 
 if TYPE_CHECKING:
     from dualtower.model_card import ModelCard
@@ -127,7 +127,7 @@ class DualTower(Encoding):
                 mirrored = self.image_tower(batch.pixels.flip(-1))
                 image = self._finish((image + self._finish(self.image_head(mirrored.pooled))) / 2)
         if batch.tokens is not None:
-            read = _read(self.text_tower, batch.tokens)
+            read = read_tokens(self.text_tower, batch.tokens)
             text = self._finish(self.text_head(read.pooled))
         scale = self.logit_scale.exp()
         bias = scale.new_zeros(()) if self.logit_bias is None else self.logit_bias
@@ -137,29 +137,6 @@ class DualTower(Encoding):
         """At least float32 (autocast computes in less), and unit length under cosine similarity."""
         embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         return F.normalize(embeddings, dim=-1) if self.config.similarity == "cosine" else embeddings
-
-    def features_to_rerank(
-        self, batch: Batch, seen: Embeddings | None = None
-    ) -> tuple[Features | None, Features | None]:
-        """Features of the texts and of the pictures that the re-ranker reads: of its own towers, or of the model's.
-
-        Args:
-            batch: Either side may be absent.
-            seen: What `forward` made of the batch, so that the model's towers need not look twice.
-
-        Raises:
-            ConfigError: The model has no re-ranker.
-        """
-        if self.reranker is None:
-            raise ConfigError("this model has no re-ranker; recipes/train_reranker.py --base MODEL trains one")
-        text = image = None
-        if batch.tokens is not None:
-            known = seen.text_features if seen and self.reranker.text_tower is None else None
-            text = known or _read(self.reranker.text_tower or self.text_tower, batch.tokens)
-        if batch.pixels is not None:
-            known = seen.image_features if seen and self.reranker.image_tower is None else None
-            image = known or (self.reranker.image_tower or self.image_tower)(batch.pixels)
-        return text, image
 
     def similarity(self, image: Tensor | np.ndarray, text: Tensor | np.ndarray) -> Tensor:
         """Compare embeddings ``[N, D]`` with ``[M, D]`` in the model's own measure: ``[N, M]``, more is more alike."""
@@ -346,9 +323,3 @@ class DualTower(Encoding):
             if parameter.dtype.itemsize < 4:
                 parameter.data = before[name].to(parameter.device)
         return self
-
-
-def _read(tower: nn.Module, tokens: Mapping[str, Tensor]) -> Features:
-    with no_slow_autocast(tokens["input_ids"].device):
-        features: Features = tower(tokens["input_ids"], tokens["attention_mask"])
-    return features

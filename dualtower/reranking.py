@@ -12,12 +12,13 @@ from dualtower.data.images import open_image, to_pixels
 from dualtower.encoding import evaluation_mode
 from dualtower.errors import ConfigError
 from dualtower.fusion.reranker import Reranker, TokenStates
-from dualtower.types import Batch
+from dualtower.towers.features import read_tokens
+from dualtower.types import Batch, Embeddings, Features
 
 if TYPE_CHECKING:
     from dualtower.model import DualTower
 
-__all__ = ["image_states", "reranker_of", "score_pairs", "text_states"]
+__all__ = ["features_to_rerank", "image_states", "reranker_of", "score_pairs", "text_states"]
 
 
 def score_pairs(
@@ -83,6 +84,29 @@ def reranker_of(model: DualTower) -> Reranker:
     return model.reranker
 
 
+def features_to_rerank(
+    model: DualTower, batch: Batch, seen: Embeddings | None = None
+) -> tuple[Features | None, Features | None]:
+    """Features of the texts and of the pictures that the re-ranker reads: of its own towers, or of the model's.
+
+    Args:
+        model: With a re-ranker.
+        batch: Either side may be absent.
+        seen: What the model made of the batch, so that its towers need not look twice.
+
+    Raises:
+        ConfigError: The model has no re-ranker.
+    """
+    reranker, text, image = reranker_of(model), None, None
+    if batch.tokens is not None:
+        known = seen.text_features if seen and reranker.text_tower is None else None
+        text = known or read_tokens(reranker.text_tower or model.text_tower, batch.tokens)
+    if batch.pixels is not None:
+        known = seen.image_features if seen and reranker.image_tower is None else None
+        image = known or (reranker.image_tower or model.image_tower)(batch.pixels)
+    return text, image
+
+
 def _blocks(rows: np.ndarray, size: int) -> list[np.ndarray]:
     """Places of pairs, in blocks that ask for at most `size` different rows each, rows ascending."""
     different, number = np.unique(rows, return_inverse=True)
@@ -97,7 +121,7 @@ def text_states(model: DualTower, texts: Sequence[str], batch_size: int = 256) -
     for start in range(0, len(texts), batch_size):
         some = texts[start : start + batch_size]
         batch = _batch(len(some), tokens=collator.tokens(some)).to(model.device)
-        features, _ = model.features_to_rerank(batch)
+        features, _ = features_to_rerank(model, batch)
         assert features is not None
         parts.append(reranker.text_states(features))
     longest = max(part.tokens.shape[1] for part in parts)
@@ -117,7 +141,7 @@ def image_states(model: DualTower, images: Sequence[tuple[int, Any]], batch_size
         some = images[start : start + batch_size]
         opened = (open_image(picture, where="rerank", row=row) for row, picture in some)
         pixels = torch.from_numpy(np.stack([to_pixels(picture, settings) for picture in opened]))
-        _, features = model.features_to_rerank(_batch(len(some), pixels=pixels).to(model.device))
+        _, features = features_to_rerank(model, _batch(len(some), pixels=pixels).to(model.device))
         assert features is not None
         parts.append(reranker.image_states(features))
     return TokenStates(torch.cat([p.tokens for p in parts]), None, torch.cat([p.embedding for p in parts]))

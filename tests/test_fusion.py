@@ -15,7 +15,7 @@ from dualtower import AttributesConfig, DualTower, FusionConfig, RerankerConfig
 from dualtower.data.attributes import attribute_values, class_labels, fit_attributes, fit_classes
 from dualtower.errors import ConfigError, DataError, ModelFolderError, UnknownName
 from dualtower.fusion.attention import CrossAttention
-from dualtower.reranking import score_pairs
+from dualtower.reranking import features_to_rerank, score_pairs
 from dualtower.towers.attributes import AttributeTower
 from dualtower.types import Batch, Embeddings, Features
 
@@ -117,7 +117,7 @@ def test_a_reranker_can_look_with_towers_of_its_own(tmp_path: Path) -> None:
             for parameter in tower.parameters():
                 parameter.zero_()
     np.testing.assert_array_equal(score_pairs(again, tiny.TITLES[:2], pictures, pairs), scores)
-    assert again.features_to_rerank(batch(again, tiny.TITLES[:1]))[1].grid == (3, 2)
+    assert features_to_rerank(again, batch(again, tiny.TITLES[:1]))[1].grid == (3, 2)
 
 
 def test_own_towers_begin_fresh() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from dualtower.types import Features
 
-__all__ = ["Features", "TokenPooling", "Tower", "no_slow_autocast", "pool_tokens", "token_embedding"]
+__all__ = ["Features", "TokenPooling", "Tower", "no_slow_autocast", "pool_tokens", "read_tokens", "token_embedding"]
 
 TokenPooling = Literal["mean", "cls", "max"]
 
@@ -68,3 +69,10 @@ def no_slow_autocast(device: torch.device) -> contextlib.AbstractContextManager[
     """
     slow = device.type == "cpu" and not torch.cpu._is_amx_tile_supported()
     return torch.autocast("cpu", enabled=False) if slow else contextlib.nullcontext()
+
+
+def read_tokens(tower: nn.Module, tokens: Mapping[str, Tensor]) -> Features:
+    """What a text tower makes of ``input_ids`` and ``attention_mask``, int64 ``[B, L]``."""
+    with no_slow_autocast(tokens["input_ids"].device):
+        features: Features = tower(tokens["input_ids"], tokens["attention_mask"])
+    return features

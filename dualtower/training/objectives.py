@@ -23,6 +23,7 @@ from dualtower.losses import Loss, build_loss
 from dualtower.losses.similarity import similarities
 from dualtower.losses.supervised import supervised_contrastive
 from dualtower.model import DualTower
+from dualtower.reranking import features_to_rerank
 from dualtower.training.config import MatchingConfig, RunConfig, TaskConfig
 from dualtower.training.distributed import agree, gather, gather_codes, rank, share
 from dualtower.types import Batch, Embeddings
@@ -130,7 +131,7 @@ class Matching(Objective):
         """Score each row's own pair and its hard negatives."""
         assert self.model.reranker is not None
         towers = self.model(batch)
-        read, seen = self.model.features_to_rerank(batch, towers)
+        read, seen = features_to_rerank(self.model, batch, towers)
         assert read is not None and seen is not None
         text, image = self.model.reranker.text_states(read), self.model.reranker.image_states(seen)
         scale = self.model.reranker.logit_scale.exp()
