@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Explanation", "Method", "draw_explanation", "explain"]
 
-Method = Literal["auto", "towers", "attention"]
+Method = Literal["towers", "attention"]
+CELLS, WINDOW = 8, 2  # cells of a heat map along the longer side; side of what is hidden at a time, in cells
 _WORD_BEGINS, _WORD_GOES_ON = "▁", "##"  # marks of SentencePiece and of WordPiece
 
 
@@ -53,21 +54,22 @@ class Explanation:
         return (smooth - low) / (high - low) if high > low else np.zeros_like(smooth)
 
 
-def explain(model: DualTower, text: str, image: Any, *, method: Method = "auto") -> Explanation:
+def explain(model: DualTower, text: str, image: Any, *, method: Method = "towers") -> Explanation:
     """Say what made the score of one pair.
 
-    ``towers`` needs no other head. The weight of a cell is how similar its own embedding, were it the whole picture,
-    is to the text; with average pooling and a linear head these add up to the score (class activation maps,
-    https://arxiv.org/abs/1512.04150). The weight of a word is what the score loses without it.
+    ``towers`` needs no other head. A region and a word weigh what the similarity loses without them: the picture is
+    seen again with one window after the other painted in its mean colour (occlusion, https://arxiv.org/abs/1311.2901),
+    and a cell weighs the mean of the windows over it; the text is read again without one word after the other.
 
     ``attention`` shows where the re-ranker looked, mean over its layers and heads: which cells the words, and which
-    words the cells. It says what was looked at, not whether that spoke for or against the match.
+    words the cells. It says what was looked at, not that it mattered: by `benchmarks/faithfulness.py`, hiding what it
+    points at costs no more than hiding something else.
 
     Args:
         model: Any dual tower; ``attention`` needs a re-ranker.
         text: A title or query.
         image: Path, encoded bytes or PIL image.
-        method: ``auto`` is ``attention`` where the model has a re-ranker.
+        method: One of the two.
 
     Raises:
         UnknownName: No such method.
@@ -75,12 +77,10 @@ def explain(model: DualTower, text: str, image: Any, *, method: Method = "auto")
         DataError: The text is empty.
         BrokenImage: The picture cannot be decoded.
     """
-    if method not in ("auto", "towers", "attention"):
-        raise UnknownName("method", method, ("auto", "towers", "attention"))
+    if method not in ("towers", "attention"):
+        raise UnknownName("method", method, ("towers", "attention"))
     if not isinstance(text, str) or not text.strip():
         raise DataError(f"explain: the text is {text!r}; give a non-empty string")
-    if method == "auto":
-        method = "towers" if model.reranker is None else "attention"
     pixels = to_pixels(open_image(image, where="explain"), model.config.image_settings)
     with evaluation_mode(model):
         tokens = model.collator().tokens([text])
@@ -104,24 +104,39 @@ def draw_explanation(explanation: Explanation, *, height: int = 320) -> Image.Im
 
 
 def _by_towers(model: DualTower, batch: Batch) -> tuple[list[tuple[str, float]], np.ndarray, float]:
+    assert batch.tokens is not None and batch.pixels is not None
     seen = model(batch)
     score = float(model.similarity(seen.image, seen.text))
-    cells = model.image_head(_as_pooled(seen.image_features.tokens[0], seen.image_features.pooled.shape[-1]))
-    heat = model.similarity(cells.float(), seen.text)[:, 0].reshape(seen.image_features.grid)
-    assert batch.tokens is not None
+    pictures, windows = _with_windows_hidden(batch.pixels[0])
+    hidden = model(Batch(tuple(map(str, range(len(pictures)))), torch.zeros(len(pictures)), pixels=pictures)).image
+    falls = score - model.similarity(hidden, seen.text)[:, 0].float().cpu()
+    heat = (falls[:, None, None] * windows).sum(0) / windows.sum(0)
     ids = batch.tokens["input_ids"][0]
     spans = _words(model, ids)
     shortened = [torch.cat([ids[:start], ids[stop:]]) for _, start, stop in spans]
     without = _similarities(model, shortened, seen.image)
     words = [(word, score - rest) for (word, _, _), rest in zip(spans, without, strict=True)]
-    return words, heat.float().cpu().numpy(), score
+    return words, heat.numpy(), score
 
 
-def _as_pooled(cells: torch.Tensor, width: int) -> torch.Tensor:
-    """Cells as features of a whole picture; the few backbones that widen them after pooling show their length only."""
-    if cells.shape[-1] == width:
-        return cells
-    return F.pad(cells, (0, width - cells.shape[-1])) if cells.shape[-1] < width else cells[:, :width]
+def _with_windows_hidden(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Copies of a picture ``[3, H, W]`` with one window hidden in each, and the cells under it.
+
+    Returns:
+        Pictures ``[N, 3, H, W]``, and which cells are hidden, float ``[N, rows, columns]``.
+    """
+    height, width = pixels.shape[1:]
+    rows, columns = (max(1, round(CELLS * side / max(height, width))) for side in (height, width))
+    top, left = (torch.arange(1 - WINDOW, count) for count in (rows, columns))  # windows also hang over the edges
+    windows = []
+    for first_row, first_column in torch.cartesian_prod(top, left).tolist():
+        cells = torch.zeros(rows, columns)
+        cells[max(first_row, 0) : first_row + WINDOW, max(first_column, 0) : first_column + WINDOW] = 1
+        windows.append(cells)
+    hidden = torch.stack(windows)
+    over = F.interpolate(hidden[:, None], (height, width), mode="nearest").bool().to(pixels.device)
+    mean = pixels.float().mean((1, 2), keepdim=True).round().to(pixels.dtype)
+    return torch.where(over, mean, pixels), hidden
 
 
 def _similarities(model: DualTower, sequences: Sequence[torch.Tensor], image: torch.Tensor) -> list[float]:

@@ -33,19 +33,27 @@ def test_words_weigh_what_the_score_loses_without_them() -> None:
     assert dict(found.words)["navy"] == pytest.approx(float(image @ whole - image @ shorter), abs=1e-5)
 
 
-def test_with_average_pooling_and_a_linear_head_the_cells_add_up_to_the_score() -> None:
-    model, picture = tiny.model("bow", similarity="dot"), tiny.picture()
+def test_a_region_weighs_what_the_score_loses_without_it() -> None:
+    model, picture = tiny.model(), tiny.picture()
     found = explain(model, TEXT, picture)
-    assert found.heat.mean() == pytest.approx(found.score, rel=1e-4)
+    assert found.heat.shape == (8, 6)
+    mean = np.asarray(picture).reshape(-1, 3).mean(0).round().astype(np.uint8)
+    falls = []
+    for top in (0, 5):  # the windows over the cell in the corner hide one, two or four cells of 5x5 pixels
+        for left in (0, 5):
+            pixels = np.array(picture)
+            pixels[: top + 5, : left + 5] = mean
+            (image,) = model.encode_image([Image.fromarray(pixels)])
+            falls.append(found.score - float(image @ model.encode_text([TEXT])[0]))
+    assert found.heat[0, 0] == pytest.approx(np.mean(falls), abs=1e-5)
 
 
 def test_attention_is_a_distribution() -> None:
     model = tiny.model(reranker=RerankerConfig(layers=2, width=16, heads=2))
-    found = explain(model, TEXT, tiny.picture())
-    assert found.method == "attention"
+    found = explain(model, TEXT, tiny.picture(), method="attention")
     assert found.heat.sum() == pytest.approx(1, abs=1e-5) and found.heat.min() >= 0
     assert 0 < sum(weight for _, weight in found.words) <= 1 + 1e-5
-    assert explain(model, TEXT, tiny.picture(), method="towers").method == "towers"
+    assert explain(model, TEXT, tiny.picture()).method == "towers"
 
 
 def test_a_single_word_and_a_blank_picture_are_explained() -> None:

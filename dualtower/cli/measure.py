@@ -134,8 +134,8 @@ class Explain:
     """Title or query."""
     image: Path
     """The product's picture."""
-    method: Literal["auto", "towers", "attention"] = "auto"
-    """`attention` of the re-ranker, or `towers`, which needs none; auto takes the re-ranker where there is one."""
+    method: Literal["towers", "attention"] = "towers"
+    """`towers`: what the score loses without a region or a word; `attention`: where the re-ranker looked."""
     out: Path = Path("explanation.png")
     """PNG to write: the picture, its heat map, and the shaded words."""
 
