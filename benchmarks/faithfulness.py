@@ -2,11 +2,11 @@
 
     python benchmarks/faithfulness.py --source FOLDER --model MODEL [MODEL ...]
 
-For pairs of a KAGL title and its photo, the hottest tenth of the picture is hidden, and then a tenth chosen at random by
-shuffling the cells of the same heat map. Hidden is what is painted with the picture's mean colour (which is how the
-explanation from the towers itself asks) or what is blurred (which it never saw). The score of the pair (for a re-ranker
-its corrected logit) should fall further in the first case. The gap is the mean of fall(hottest) - fall(random), with
-its bootstrap interval over pairs.
+For pairs of a KAGL title and its photo, the hottest tenth of the picture is hidden, and then a tenth chosen at random
+by shuffling the cells of the same heat map. Hidden is what is painted with the picture's mean colour (which is how the
+explanation from the towers itself asks) or what is blurred (which it never saw). The score of the pair (for a
+re-ranker its corrected logit) should fall further in the first case. The gap is the mean of
+fall(hottest) - fall(random), with its bootstrap interval over pairs.
 """
 
 from __future__ import annotations

@@ -203,7 +203,7 @@ class Catalogue:
             gone = connection.execute("SELECT slot, sequence FROM gone WHERE sequence > ?", (sequence,)).fetchall()
         finally:
             connection.execute("ROLLBACK")
-        return Changes(state, [self._row(row) for row in rows], gone)
+        return Changes(state, list(self._rows(rows)), gone)
 
     def vectors(self, kind: str, generation: int | None = None) -> VectorFile:
         """The file of one kind of vectors.
@@ -281,13 +281,15 @@ class Catalogue:
         keys = [int(key) for key in keys] if column == "slot" else keys
         for some in _batches(keys):
             rows = self._read(f"SELECT {_STORED} FROM rows WHERE {column} IN ({_marks(some)})", some)
-            found |= {getattr(row, column): row for row in map(self._row, rows)}
+            found |= {getattr(row, column): row for row in self._rows(rows)}
         return [found[key] for key in keys if key in found]
 
-    def _row(self, values: tuple[Any, ...]) -> StoredRow:
-        row_id, slot, sequence, product_id, title, attributes, checksums = values
-        kinds = [kind for kind, crc in zip(self.info.kinds, json.loads(checksums), strict=True) if crc is not None]
-        return StoredRow(row_id, slot, sequence, product_id, title, json.loads(attributes), tuple(kinds))
+    def _rows(self, rows: Sequence[tuple[Any, ...]]) -> Iterator[StoredRow]:
+        """Rows as `_STORED` selects them; their JSON is read in one go."""
+        read = (json.loads(f"[{','.join(row[column] for row in rows)}]") for column in (-2, -1))
+        for (row_id, slot, sequence, product_id, title, *_), attributes, crcs in zip(rows, *read, strict=True):
+            kinds = tuple(kind for kind, crc in zip(self.info.kinds, crcs, strict=True) if crc is not None)
+            yield StoredRow(row_id, slot, sequence, product_id, title, attributes, kinds)
 
     def _read(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         try:

@@ -110,7 +110,7 @@ class Searcher:
     def search_many(self, queries: Sequence[Query]) -> list[Page | DualTowerError]:
         """For each query what `search` returns or raises; an index looks for those that are alike together."""
         view = self.views.current()
-        found = self._together(view, queries)
+        found = self._together(view, queries) if len(queries) > 1 else {}
         answers: list[Page | DualTowerError] = []
         for i, query in enumerate(queries):
             try:
