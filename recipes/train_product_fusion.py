@@ -30,7 +30,7 @@ def config() -> RunConfig:
         data=DataConfig(card=Path("data_cards/drawn.md")),
         objective="product",
         task=TaskConfig(labels=("object", "colour"), heads=("object", "colour")),
-        train=TrainConfig(epochs=10, batch_size=512, lr=1e-3, lock_text=1, lock_image=1, validate_every=2),
+        train=TrainConfig(epochs=20, batch_size=256, lr=1e-3, lock_text=1, lock_image=1, validate_every=2),
         out=Path("runs/product_fusion"),
     )
 
