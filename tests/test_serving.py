@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import re
@@ -22,6 +23,7 @@ from dualtower import Product
 from dualtower.model import DualTower
 from dualtower.retrieval.indexing import index_products, open_or_create
 from dualtower.retrieval.local import LocalStore
+from dualtower.serving.batching import Batcher
 
 TOKEN = "a token that nobody guesses"
 WRITER = {"authorization": f"Bearer {TOKEN}"}
@@ -277,3 +279,19 @@ def test_the_description_is_openapi(client: httpx.Client) -> None:
     assert described["openapi"].startswith("3.") and "/search" in described["paths"]
     body = described["paths"]["/search"]["post"]["requestBody"]["content"]
     assert set(body) == {"application/json", "multipart/form-data"} and json.dumps(body)
+
+
+def test_other_work_goes_through_the_same_thread() -> None:
+    async def scenario() -> None:
+        threads = set[int]()
+
+        def answer(questions: list[int]) -> list[int]:
+            threads.add(threading.get_ident())
+            return [2 * question for question in questions]
+
+        batcher = Batcher(answer)
+        one, thread, two = await asyncio.gather(batcher.ask(1), batcher.run(threading.get_ident), batcher.ask(2))
+        await batcher.close()
+        assert (one, two) == (2, 4) and threads == {thread} != {threading.get_ident()}
+
+    asyncio.run(scenario())

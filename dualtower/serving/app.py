@@ -8,6 +8,7 @@ import io
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from importlib import resources
 from typing import Annotated, Any
 
@@ -20,21 +21,23 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 
 from dualtower.errors import BrokenImage, ConfigError, CursorError, DataError, DualTowerError, FilterError
-from dualtower.explain import draw_explanation, explain
+from dualtower.explain import Explanation, draw_explanation, explain
 from dualtower.retrieval.finder import Finder, Question
 from dualtower.retrieval.indexing import embed
 from dualtower.retrieval.local import LocalStore
+from dualtower.retrieval.records import Item
 from dualtower.retrieval.shown import media_type
 from dualtower.serving.batching import Batcher, QueueFull
 from dualtower.serving.guards import Guard, TooLarge, may_write
 from dualtower.serving.metrics import Metrics
 from dualtower.serving.schemas import About, Answer, ItemIn, ItemOut, SearchIn, Why
-from dualtower.types import Product
 
 __all__ = ["create_app"]
 
 MOST_BYTES = 16_000_000
 MOST_ITEMS = 200
+EMBEDDED_TOGETHER = 4
+"""New items that are embedded between two batches of questions, which wait meanwhile."""
 PAGE = {"style.css": "text/css; charset=utf-8", "search.js": "text/javascript; charset=utf-8"}
 SEARCH_BODY = {
     "requestBody": {
@@ -183,14 +186,13 @@ def _add_search(app: FastAPI, shop: Shop) -> None:
         return JSONResponse(page.to_dict())
 
     @app.get("/items/{row_id:path}/why", response_model=Why)
-    def why(row_id: RowId, text: Annotated[str, Query(min_length=1, max_length=500)]) -> Any:
+    async def why(row_id: RowId, text: Annotated[str, Query(min_length=1, max_length=500)]) -> Any:
         """Which words and which regions of the picture made the score of a text and a row."""
-        content = shop.finder.store.picture(row_id)
+        content = await run_in_threadpool(shop.finder.store.picture, row_id)
         if content is None:
             raise HTTPException(404, "there is no such row, or it has no picture")
-        found = explain(shop.finder.model, text, content)
-        draw_explanation(found, height=200).save(buffer := io.BytesIO(), "PNG")
-        picture = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        found = await shop.batcher.run(partial(explain, shop.finder.model, text, content))
+        picture = await run_in_threadpool(_drawn, found)
         words = [{"word": word, "weight": weight} for word, weight in found.words]
         return {"score": found.score, "method": found.method, "words": words, "picture": picture}
 
@@ -224,7 +226,12 @@ def _add_items(app: FastAPI, shop: Shop, token: str | None) -> None:
         if len(items) > MOST_ITEMS:
             raise DataError(f"{len(items)} items in one request; send at most {MOST_ITEMS}")
         products = [item.product() for item in items]
-        await run_in_threadpool(_write, shop, products)
+        store, model, made = shop.finder.store, shop.finder.model, list[Item]()
+        for start in range(0, len(products), EMBEDDED_TOGETHER):
+            some = embed(model, products[start : start + EMBEDDED_TOGETHER], store.info)
+            made += await shop.batcher.run(partial(list, some))  # it embeds while the list is filled
+        await run_in_threadpool(store.upsert, made)
+        await run_in_threadpool(shop.tidy)
         return {"written": len(products)}
 
     @app.delete("/items/{row_id:path}", responses={401: {}, 403: {}, 404: {}})
@@ -290,10 +297,10 @@ def _add_page(app: FastAPI, shop: Shop) -> None:
         return Response(shop.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _write(shop: Shop, products: list[Product]) -> None:
-    store, model = shop.finder.store, shop.finder.model
-    store.upsert(list(embed(model, products, store.info)))
-    shop.tidy()
+def _drawn(found: Explanation) -> str:
+    """As a data URL."""
+    draw_explanation(found, height=200).save(buffer := io.BytesIO(), "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 async def _read_question(request: Request) -> SearchIn:

@@ -14,6 +14,7 @@ LARGEST = 64
 """Questions per batch."""
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class QueueFull(Exception):
@@ -55,6 +56,13 @@ class Batcher(Generic[Asked, Answer]):
         except asyncio.QueueFull:
             raise QueueFull from None
         return await future
+
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """Do other work in the same thread, between two batches: a model and its tokenizer bear one caller at a time.
+
+        Questions wait meanwhile, so that much work should come in small parts.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def close(self) -> None:
         """Answer what waits, then stop."""
