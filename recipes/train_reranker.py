@@ -41,7 +41,7 @@ def config() -> RunConfig:
         ),
         data=DataConfig(card=Path("data_cards/drawn.md")),
         objective="matching",
-        matching=MatchingConfig(negatives=1),
+        matching=MatchingConfig(negatives=2),
         train=TrainConfig(
             epochs=30,
             batch_size=256,
