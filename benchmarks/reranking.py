@@ -2,7 +2,8 @@ r"""What a cross-attention re-ranker gains on the KAGL queries, and what it cost
 
     python recipes/train_reranker.py --base runs/compare/quality/60_minutes/model \
         --data.card data_cards/fashion_products.md --data.source FOLDER --train.minutes 20 --train.batch-size 512 \
-        --train.lr 1e-2 --train.fallback-lr 3e-3 --train.ema 0.995 --out runs/fashion_reranker
+        --train.lr 1e-2 --train.fallback-lr 3e-3 --train.ema 0.995 --train.validate-every 1 \
+        --out runs/fashion_reranker
     python benchmarks/reranking.py --source FOLDER --base runs/compare/quality/60_minutes/model \
         --model runs/fashion_reranker/model --control runs/control
 

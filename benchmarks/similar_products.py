@@ -1,6 +1,9 @@
-"""Similar products: the fused vector against title, picture and their average; its heads against linear probes.
+r"""Similar products: the fused vector against title, picture and their average; its heads against linear probes.
 
     pip install scikit-learn
+    python recipes/train_product_fusion.py --base runs/compare/quality/60_minutes/model \
+        --data.card data_cards/fashion_products.md --data.source FOLDER --task.labels articleType,baseColour \
+        --task.heads articleType,baseColour --train.minutes 8 --train.batch-size 512
     python benchmarks/similar_products.py --source FOLDER --model runs/product_fusion/model
 
 Protocol: every test row searches the other test rows; relevant is what shares articleType and baseColour. The probes

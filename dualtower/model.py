@@ -53,8 +53,7 @@ class DualTower(Encoding):
 
     def __init__(self, config: ModelConfig, tokenizer: Any | None = None) -> None:
         super().__init__()
-        if config.text.name == "bert":
-            config = replace(config, text=complete_encoder(config.text))
+        config = _complete(config)
         self.config, self.tokenizer = config, tokenizer
         self._check_vocabulary()
         self.text_tower = create_text_tower(config.text)
@@ -75,7 +74,7 @@ class DualTower(Encoding):
         if config.reranker is not None:
             self.reranker = Reranker(
                 config.reranker,
-                text=config.text,
+                max_length=config.text.max_length,
                 image_settings=config.image_settings,
                 text_width=(self.text_tower.width, self.text_tower.token_width),
                 image_width=(self.image_tower.width, self.image_tower.token_width),
@@ -323,3 +322,14 @@ class DualTower(Encoding):
             if parameter.dtype.itemsize < 4:
                 parameter.data = before[name].to(parameter.device)
         return self
+
+
+def _complete(config: ModelConfig) -> ModelConfig:
+    """With whole configs of Transformers' encoders; the re-ranker's own text tower reads the model's tokens."""
+    text, reranker = config.text, config.reranker
+    if text.name == "bert":
+        text = complete_encoder(text)
+    if reranker is not None and reranker.text is not None:
+        own = replace(reranker.text, vocab_size=text.vocab_size, max_length=text.max_length)
+        reranker = replace(reranker, text=complete_encoder(own) if own.name == "bert" else own)
+    return replace(config, text=text, reranker=reranker)

@@ -102,8 +102,9 @@ def test_scores_do_not_depend_on_the_blocks(block: tuple[int, int]) -> None:
     np.testing.assert_allclose(scores, one_by_one, atol=1e-5)
 
 
-def test_a_reranker_can_look_with_towers_of_its_own(tmp_path: Path) -> None:
-    own = replace(RERANKER, text=tiny.TEXT["textcnn"], image=tiny.IMAGE["vit"])
+@pytest.mark.parametrize("text", ["bert", "bow", "lstm", "textcnn"])
+def test_a_reranker_can_look_with_towers_of_its_own(text: str, tmp_path: Path) -> None:
+    own = replace(RERANKER, text=tiny.TEXT[text], image=tiny.IMAGE["vit"])
     model = tiny.model("bert", "resnet", reranker=own)
     torch.nn.init.normal_(model.reranker.score[-1].weight)
     model.reranker.weight.fill_(1.0)

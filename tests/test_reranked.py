@@ -22,9 +22,10 @@ def catalogue(rows: int = 12) -> Products:
     return Products.from_rows(products)
 
 
-def model(*, trained: bool = True):
+def model(*, trained: bool = True, seed: int = 0):
     built = tiny.model(reranker=RerankerConfig(layers=1, width=16, heads=2))
     if trained:
+        torch.manual_seed(seed)
         torch.nn.init.normal_(built.reranker.score[-1].weight, std=5)
         built.reranker.weight.fill_(1.0)
     return built
@@ -73,16 +74,24 @@ def test_a_fresh_reranker_leaves_every_rank() -> None:
         assert again.gain[name]["mrr"].value == 0
 
 
-def test_the_weight_with_the_best_mrr_is_chosen() -> None:
-    built = model()
+def test_the_least_weight_within_one_standard_error_of_the_best_is_chosen() -> None:
+    built = model(seed=1)
     result = evaluate(built, catalogue(), bootstrap=0)
-    found = {}
+    found: dict[float, dict[str, np.ndarray]] = {}
     for weight in WEIGHTS:
         built.reranker.weight.fill_(weight)
-        found[weight] = rerank(built, result, top=6, bootstrap=0).report.metrics["text_to_image"]["mrr"].value
-    assert len(set(found.values())) > 2
-    assert choose_weight(built, result, top=6) == pytest.approx(max(found.values()))
-    assert found[round(float(built.reranker.weight), 1)] == pytest.approx(max(found.values()))
+        again = rerank(built, result, top=6, bootstrap=0)
+        found[weight] = {name: direction.per_query["mrr"] for name, direction in again.directions.items()}
+    best = max(WEIGHTS, key=lambda w: sum(of.mean() for of in found[w].values()))
+    as_good = []
+    for weight in WEIGHTS:
+        lost = [found[best][name] - of for name, of in found[weight].items()]
+        if sum(d.mean() for d in lost) <= np.sqrt(sum(d.var() / len(d) for d in lost)):
+            as_good.append(weight)
+    assert as_good[0] < best and len(as_good) < len(WEIGHTS), "else this test says little"
+    after = choose_weight(built, result, top=6)
+    assert float(built.reranker.weight) == pytest.approx(as_good[0])
+    assert after == pytest.approx({name: of.mean() for name, of in found[as_good[0]].items()})
 
 
 def test_a_weight_of_zero_is_kept_where_nothing_is_better() -> None:

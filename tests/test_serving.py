@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from dualtower import Product
 from dualtower.model import DualTower
 from dualtower.retrieval.indexing import index_products, open_or_create
 from dualtower.retrieval.local import LocalStore
-from dualtower.serving.batching import Batcher
+from dualtower.serving.batching import Batcher, QueueFull
 
 TOKEN = "a token that nobody guesses"
 WRITER = {"authorization": f"Bearer {TOKEN}"}
@@ -293,5 +294,32 @@ def test_other_work_goes_through_the_same_thread() -> None:
         one, thread, two = await asyncio.gather(batcher.ask(1), batcher.run(threading.get_ident), batcher.ask(2))
         await batcher.close()
         assert (one, two) == (2, 4) and threads == {thread} != {threading.get_ident()}
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_waits_for_one_other_work_at_the_most() -> None:
+    async def scenario() -> None:
+        done: list[str] = []
+
+        def answer(questions: list[int]) -> list[int]:
+            done.append("batch")
+            return questions
+
+        batcher = Batcher(answer, waiting=8)
+
+        def work() -> None:
+            time.sleep(0.02)
+            done.append("work")
+
+        others = [asyncio.ensure_future(batcher.run(work)) for _ in range(8)]
+        await asyncio.sleep(0.01)  # the first is under way
+        with pytest.raises(QueueFull):
+            await batcher.run(work)
+        await batcher.ask(1)
+        assert done.count("work") <= 2
+        await asyncio.gather(*others)
+        await batcher.close()
+        assert done.count("work") == 8
 
     asyncio.run(scenario())

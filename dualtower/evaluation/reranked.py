@@ -22,7 +22,10 @@ from dualtower.reranking import reranker_of, score_pairs
 __all__ = ["Reranked", "choose_weight", "rerank"]
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
-"""Of the re-ranker's score beside the towers' logit."""
+"""Of the re-ranker's score beside the towers' logit, rising."""
+
+MATCHED = ("text_to_image", "image_to_text")
+"""Directions that ask of one text and one picture, as a re-ranker does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +85,7 @@ def rerank(
     result: Evaluation,
     *,
     top: int = 50,
-    directions: Sequence[str] = ("text_to_image", "image_to_text"),
+    directions: Sequence[str] = MATCHED,
     bootstrap: int = 1000,
     seed: int = 0,
     progress: bool = False,
@@ -134,30 +137,37 @@ def rerank(
     return Reranked(top, report, reranked, gain, milliseconds)
 
 
-def choose_weight(model: DualTower, result: Evaluation, *, top: int = 20, direction: str = "text_to_image") -> float:
-    """Set the weight of the re-ranker's score to the one of `WEIGHTS` that gives the best MRR; the least one of equals.
+def choose_weight(model: DualTower, result: Evaluation, *, top: int = 20) -> dict[str, float]:
+    """Set the weight of the re-ranker's score: the least of `WEIGHTS` that is as good as the best one.
 
-    To be called with rows that neither towers nor re-ranker were trained on.
+    As good is a mean MRR of the directions that lies within one standard error of the best weight's, by the paired
+    differences of the queries (Breiman et al., Classification and Regression Trees, 1984, section 3.4.3): on a small
+    split the very best of many weights is often luck. To be called with rows that neither towers nor re-ranker were
+    trained on.
 
     Args:
         model: With a re-ranker, whose weight is changed.
         result: Of `evaluate`, for this very model.
         top: Hits per query.
-        direction: Which way of searching.
 
     Returns:
-        The MRR with that weight.
+        Direction -> MRR with that weight.
     """
-    weight, before = reranker_of(model).weight, result.directions[direction]
+    weight = reranker_of(model).weight
     weight.fill_(1.0)
-    positions, logits, matches = _best(model, result, before, top=top, progress=False)
-    found = {
-        w: float(per_query(_reranked(before.ranks, positions, logits + w * matches), ks=(1,))["mrr"].mean())
-        for w in WEIGHTS
-    }
-    best = max(WEIGHTS, key=found.__getitem__)
-    weight.fill_(best)
-    return found[best]
+    found: dict[str, np.ndarray] = {}  # reciprocal ranks [weights, queries] of each direction
+    for name in MATCHED:
+        before = result.directions[name]
+        positions, logits, matches = _best(model, result, before, top=top, progress=False)
+        ranks = [_reranked(before.ranks, positions, logits + w * matches) for w in WEIGHTS]
+        found[name] = np.stack([per_query(r, ks=(1,))["mrr"] for r in ranks])
+    best = int(sum(of.mean(axis=1) for of in found.values()).argmax())
+    behind = {name: of[best] - of for name, of in found.items()}
+    variance = sum(of.var(axis=1) / of.shape[1] for of in behind.values())
+    as_good = sum(of.mean(axis=1) for of in behind.values()) <= np.sqrt(variance)
+    chosen = int(np.argmax(as_good))  # the first
+    weight.fill_(WEIGHTS[chosen])
+    return {name: float(of[chosen].mean()) for name, of in found.items()}
 
 
 def _cut_offs(result: Evaluation) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -79,7 +79,7 @@ class Reranker(nn.Module):
 
     Args:
         config: Its size.
-        text: The model's text tower, whose vocabulary and length an own one takes over.
+        max_length: Longest text in tokens.
         image_settings: Size of the pictures.
         text_width: Of the features and of the tokens of the model's text tower.
         image_width: The same of its image tower.
@@ -92,7 +92,7 @@ class Reranker(nn.Module):
         self,
         config: RerankerConfig,
         *,
-        text: TextTowerConfig,
+        max_length: int,
         image_settings: ImageSettings,
         text_width: tuple[int, int],
         image_width: tuple[int, int],
@@ -102,8 +102,7 @@ class Reranker(nn.Module):
         width = config.width
         self.text_tower = self.image_tower = None
         if config.text is not None:
-            own = replace(config.text, vocab_size=text.vocab_size, max_length=text.max_length)
-            self.text_tower = create_text_tower(own)
+            self.text_tower = create_text_tower(config.text)
             text_width = self.text_tower.width, self.text_tower.token_width
         if config.image is not None:
             self.image_tower = create_image_tower(config.image, image_settings)
@@ -114,7 +113,7 @@ class Reranker(nn.Module):
         self.text_in, self.image_in = (
             nn.Sequential(nn.LayerNorm(w), nn.Linear(w, width)) for _, w in (text_width, image_width)
         )
-        self.positions = nn.Parameter(0.02 * torch.randn(text.max_length, width))  # bags of words know no order
+        self.positions = nn.Parameter(0.02 * torch.randn(max_length, width))  # bags of words know no order
         self.layers = nn.ModuleList(
             TwoWayLayer(width, heads=config.heads, dropout=config.dropout) for _ in range(config.layers)
         )

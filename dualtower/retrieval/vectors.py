@@ -89,14 +89,15 @@ class VectorReader:
 
     def gather(self, slots: np.ndarray) -> np.ndarray:
         """Vectors of some slots, float16 ``[len(slots), D]``."""
-        assert self._file is not None or not len(slots)
+        if not len(slots):
+            return np.empty((0, self.dim), np.float16)
+        assert self._file is not None
         if len(slots) <= FEW:
-            number, size = self._file.fileno() if self._file else -1, self.slot_bytes
+            number, size = self._file.fileno(), self.slot_bytes
             content = b"".join([os.pread(number, size, slot * size) for slot in slots.tolist()])
             if len(content) < len(slots) * size:  # the system may return fewer bytes than it is asked for
                 content = b"".join(self._read(slot, 1) for slot in slots.tolist())
             return np.frombuffer(content, np.float16).reshape(len(slots), self.dim)
-        assert self._file is not None
         found = np.empty((len(slots), self.dim), np.float16)
         mapped = np.memmap(self._file, np.float16, "r", shape=(self.slots, self.dim))  # let go of when this returns
         np.take(mapped, slots, axis=0, out=found)

@@ -37,6 +37,7 @@ class Batcher(Generic[Asked, Answer]):
         self._queue: asyncio.Queue[tuple[Asked, asyncio.Future[Answer]]] = asyncio.Queue(waiting)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers")
         self._task: asyncio.Task[None] | None = None
+        self._turn, self._others = asyncio.Lock(), 0
 
     def __len__(self) -> int:
         """Questions that wait."""
@@ -60,9 +61,19 @@ class Batcher(Generic[Asked, Answer]):
     async def run(self, work: Callable[[], Result]) -> Result:
         """Do other work in the same thread, between two batches: a model and its tokenizer bear one caller at a time.
 
-        Questions wait meanwhile, so that much work should come in small parts.
+        A batch waits for one such work at the most, however many are asked for; much work should come in small parts.
+
+        Raises:
+            QueueFull: Too many wait already.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        if self._others >= self._queue.maxsize:
+            raise QueueFull
+        self._others += 1
+        try:
+            async with self._turn:
+                return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        finally:
+            self._others -= 1
 
     async def close(self) -> None:
         """Answer what waits, then stop."""

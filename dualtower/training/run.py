@@ -231,10 +231,10 @@ def _validation_figures(model: DualTower, products: Products, config: RunConfig)
     result = evaluate(model, products, ks=(10,), bootstrap=0, batch_size=batch_size)
     metrics = result.report.metrics
     if model.reranker is not None:
-        top = min(20, len(result.directions["text_to_image"].gallery.rows))
-        before, after = metrics["text_to_image"]["mrr"].value, choose_weight(model, result, top=top)
-        weight = float(model.reranker.weight)
-        return {"score": after, "text_to_image/mrr": before, "text_to_image/mrr_reranked": after, "weight": weight}
+        after = choose_weight(model, result, top=min(20, *(len(d.gallery.rows) for d in result.directions.values())))
+        figures = {f"{direction}/mrr": metrics[direction]["mrr"].value for direction in after}
+        figures |= {f"{direction}/mrr_reranked": value for direction, value in after.items()}
+        return {"score": sum(after.values()) / len(after), **figures, "weight": float(model.reranker.weight)}
     figures = {direction: metrics[direction]["recall@10"].value for direction in ("text_to_image", "image_to_text")}
     return {"score": sum(figures.values()) / 2, **{f"{k}/recall@10": v for k, v in figures.items()}}
 
