@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import threading
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from dualtower.data.attributes import attribute_values
 from dualtower.data.images import open_image, to_pixels
 from dualtower.errors import ConfigError, DataError
 from dualtower.types import Batch, Embeddings
+from dualtower.workers import one_core_workers
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from dualtower.model_config import ModelConfig
 
 __all__ = ["Encoding", "evaluation_mode", "mix"]
+
+CORE_BATCH = 64
+"""Rows of a forward pass on one core: more fit its cache no longer."""
 
 
 class Encoding(nn.Module, ABC):
@@ -57,7 +60,7 @@ class Encoding(nn.Module, ABC):
 
         Args:
             texts: Non-empty strings.
-            batch_size: Texts per forward pass; texts of like length go together.
+            batch_size: Texts per forward pass, on a CPU 64 at most; texts of like length go together.
             progress: Show a progress bar.
             bf16: Compute in bfloat16: faster where the hardware has it, less exact everywhere.
 
@@ -75,14 +78,14 @@ class Encoding(nn.Module, ABC):
         for position, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise DataError(f"encode_text: text {position} is {text!r}; every text must be a non-empty string")
-        collator = self.collator()
+        collator, tokenizing = self.collator(), threading.Lock()  # tokenizers bear one caller at a time
 
         def prepare(rows: np.ndarray) -> Batch:
-            return _batch(len(rows), tokens=collator.tokens([texts[i] for i in rows]))
+            with tokenizing:
+                return _batch(len(rows), tokens=collator.tokens([texts[i] for i in rows]))
 
-        by_length = np.argsort([len(text) for text in texts], kind="stable")  # like lengths need little padding
-        batches = _Batches(prepare, by_length, batch_size)
-        return self._encode(batches, lambda b: self(b).text, progress=progress, bf16=bf16, unit="text")
+        order = np.argsort([len(text) for text in texts], kind="stable")  # like lengths need little padding
+        return self._encode(prepare, lambda b: self(b).text, order, batch_size, "text", progress=progress, bf16=bf16)
 
     def encode_image(
         self,
@@ -108,8 +111,8 @@ class Encoding(nn.Module, ABC):
             pixels = torch.from_numpy(np.stack([to_pixels(image, settings) for image in opened]))
             return _batch(len(rows), pixels=pixels)
 
-        batches = _Batches(prepare, np.arange(len(images)), batch_size, threads=max(1, (os.cpu_count() or 1) // 2))
-        return self._encode(batches, lambda b: self(b).image, progress=progress, bf16=bf16, unit="image")
+        order = np.arange(len(images))
+        return self._encode(prepare, lambda b: self(b).image, order, batch_size, "image", progress=progress, bf16=bf16)
 
     def encode_product(
         self,
@@ -127,7 +130,7 @@ class Encoding(nn.Module, ABC):
             image: Pictures: PIL images, paths or encoded bytes, None where there is none.
             attributes: Attribute -> value of each product. Names that the model does not read are passed over; what is
                 missing, or was never seen in training, counts as unknown.
-            batch_size: Products per forward pass.
+            batch_size: Products per forward pass, on a CPU 64 at most.
             progress: Show a progress bar.
 
         Returns:
@@ -150,7 +153,7 @@ class Encoding(nn.Module, ABC):
         if not present.any(1).all():
             row = int(np.flatnonzero(~present.any(1))[0])
             raise DataError(f"encode_product: product {row} has neither title nor picture; leave it out")
-        collator, settings = self.collator(), self.config.image_settings
+        collator, settings, tokenizing = self.collator(), self.config.image_settings, threading.Lock()
 
         def pixels_of(picture: Any, row: int) -> np.ndarray:
             return to_pixels(open_image(picture, where="encode_product", row=row), settings)
@@ -163,15 +166,18 @@ class Encoding(nn.Module, ABC):
                     np.stack([blank if images[i] is None else pixels_of(images[i], int(i)) for i in rows])
                 )
             if text is not None:
-                sides["tokens"] = collator.tokens([texts[i] or "-" for i in rows])
+                with tokenizing:
+                    sides["tokens"] = collator.tokens([texts[i] or "-" for i in rows])
             if collator.attributes:
                 sides["attributes"] = attribute_values(
                     collator.attributes, [attributes[i] if attributes else {} for i in rows]
                 )
             return _batch(len(rows), **sides)
 
-        batches = _Batches(prepare, np.arange(size), batch_size)
-        return self._encode(batches, lambda b: self.fuse(self(b), b)[0], progress=progress, bf16=False, unit="product")
+        def fused(batch: Batch) -> torch.Tensor:
+            return self.fuse(self(batch), batch)[0]
+
+        return self._encode(prepare, fused, np.arange(size), batch_size, "product", progress=progress)
 
     def compose(self, terms: Sequence[tuple[str | Image.Image | Path | bytes, float]]) -> np.ndarray:
         """Blend texts and pictures into one query; negative weights lead away from a term.
@@ -208,64 +214,48 @@ class Encoding(nn.Module, ABC):
 
     def _encode(
         self,
-        batches: _Batches,
+        prepare: Callable[[np.ndarray], Batch],
         embed: Callable[[Batch], torch.Tensor | None],
+        order: np.ndarray,
+        batch_size: int,
+        unit: str,
         *,
         progress: bool,
-        bf16: bool,
-        unit: str,
+        bf16: bool = False,
     ) -> np.ndarray:
-        """Embed batch by batch, and return the embeddings in the order of the rows."""
+        """Embed batch by batch, and return the embeddings in the order of the rows.
+
+        Every core prepares and computes batches of its own; an accelerator computes one at a time, while the cores
+        prepare the next.
+        """
         from tqdm import tqdm
 
-        embeddings = np.empty((len(batches.order), self.config.embed_dim), dtype=np.float32)
-        with (
-            evaluation_mode(self),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=bf16),
-            tqdm(total=len(batches.order), disable=not progress, unit=unit) as bar,
-        ):
-            for rows, batch in batches:
-                embedded = embed(batch.to(self.device))
-                assert embedded is not None
-                embeddings[rows] = embedded.float().cpu().numpy()
-                bar.update(len(rows))
-        return embeddings
-
-
-class _Batches:
-    """Prepares batches of rows in threads, while the model computes those before.
-
-    Args:
-        prepare: Makes a batch of row numbers: decodes, resizes, tokenises.
-        order: Row numbers in the order in which they are to be embedded.
-        batch_size: Rows per batch.
-        threads: How many prepare; more than one only where no tokenizer is involved, which bear no company.
-    """
-
-    def __init__(
-        self, prepare: Callable[[np.ndarray], Batch], order: np.ndarray, batch_size: int, *, threads: int = 1
-    ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
-        self.prepare, self.order, self.threads = prepare, order, threads
-        self.parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        device = self.device
+        on_cpu = device.type == "cpu"
+        size = min(batch_size, CORE_BATCH) if on_cpu else batch_size
+        turn: AbstractContextManager[Any] = contextlib.nullcontext() if on_cpu else threading.Lock()
+        embeddings = np.empty((len(order), self.config.embed_dim), dtype=np.float32)
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray, Batch]]:
-        if len(self.parts) == 1:  # a query should not wait for a thread to start
-            yield self.parts[0], self.prepare(self.parts[0])
-            return
-        ahead = 2 * self.threads
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="prepare") as pool:
-            waiting = deque(pool.submit(self.prepare, rows) for rows in self.parts[:ahead])
-            try:
-                for number, rows in enumerate(self.parts):
-                    batch = waiting.popleft().result()
-                    if number + ahead < len(self.parts):
-                        waiting.append(pool.submit(self.prepare, self.parts[number + ahead]))
-                    yield rows, batch
-            finally:
-                for future in waiting:
-                    future.cancel()
+        @torch.inference_mode()
+        def work(start: int) -> int:
+            rows = order[start : start + size]
+            batch = prepare(rows)
+            with turn, torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                embedded = embed(batch.to(device))
+                assert embedded is not None
+                embeddings[rows] = embedded.float().cpu().numpy()
+            return len(rows)
+
+        with evaluation_mode(self), tqdm(total=len(order), disable=not progress, unit=unit) as bar:
+            if len(order) <= size:  # a query should not wait for a thread to start
+                bar.update(work(0) if len(order) else 0)
+                return embeddings
+            with one_core_workers() as pool:
+                for done in pool.map(work, range(0, len(order), size)):
+                    bar.update(done)
+        return embeddings
 
 
 def mix(vectors: np.ndarray, weights: np.ndarray, *, unit: bool) -> np.ndarray:

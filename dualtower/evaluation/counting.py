@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ import torch
 from dualtower.errors import ConfigError
 from dualtower.evaluation.relevance import Relevance
 from dualtower.evaluation.scores import Scores
+from dualtower.workers import one_core_workers
 
 __all__ = ["BLOCK", "count_irrelevant"]
 
@@ -126,26 +126,20 @@ def count_irrelevant(
         _visit(scores, forward[0], rows, columns, excluded, row, column, local.buffers)
 
     corners = [(r, c) for r in range(0, queries, height) for c in range(0, gallery, width)]
-    with _workers() as pool:
+    with _full_precision(), one_core_workers() as pool:
         for _ in pool.map(visit, corners):
             pass
     return [(side.above, side.tied) for side in (rows, columns) if side is not None]
 
 
 @contextmanager
-def _workers() -> Iterator[ThreadPoolExecutor]:
-    """As many workers as torch has threads, each with a product of its own on one thread, in full float32.
-
-    Such workers never wait for each other, which a product on several threads does after each block. The
-    number of threads is a setting of each thread: without it every worker would start threads of its own.
-    """
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+def _full_precision() -> Iterator[None]:
+    """Products in full float32."""
+    precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
+        yield
     finally:
-        torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
 
 

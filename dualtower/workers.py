@@ -1,0 +1,26 @@
+"""Threads that each compute on one core, which beats one computation on all cores wherever there are many of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+
+__all__ = ["one_core_workers"]
+
+
+@contextmanager
+def one_core_workers() -> Iterator[ThreadPoolExecutor]:
+    """As many workers as torch has threads, each computing on one.
+
+    Such workers never wait for each other, which an operation on several threads does at its end. The number of
+    threads is a setting of each thread: without it every worker would start threads of its own.
+    """
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, "worker", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)  # MKL's setting is everybody's
