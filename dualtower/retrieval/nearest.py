@@ -36,6 +36,8 @@ __all__ = [
 ]
 
 METHODS = ("flat", "ivf-sq8", "ivf-pq", "hnsw")
+OVERSAMPLING = {"flat": 1, "ivf-sq8": 2, "ivf-pq": 4, "hnsw": 2}
+"""Candidates per wanted hit: the coarser the codes, the more, since exact scores decide among them."""
 _AT_ONCE = 65536
 
 
@@ -98,8 +100,8 @@ class IndexInfo:
 
     def effort_for(self, share: float) -> int:
         """Effort for a share of chosen rows: between two measured shares, along the line of the logarithms."""
-        if not self.efforts:
-            return 0
+        if len(self.efforts) < 2:
+            return self.efforts[0] if self.efforts else 0
         order = np.argsort(self.shares)
         shares, efforts = np.log(self.shares)[order], np.log(self.efforts)[order]
         return math.ceil(math.exp(np.interp(math.log(max(share, 1e-9)), shares, efforts)) - 1e-9)
@@ -121,6 +123,11 @@ class Index(ABC):
 
     def __len__(self) -> int:
         return self.info.covered
+
+    @property
+    def oversampling(self) -> int:
+        """Candidates to take per wanted hit."""
+        return OVERSAMPLING[self.info.method]
 
     def search(self, vectors: np.ndarray, chosen: Chosen, count: int, effort: int | None = None) -> list[np.ndarray]:
         """For each query the slots of about the `count` best chosen rows, best first; fewer where it finds no more.
@@ -203,7 +210,7 @@ class InvertedIndex(Index):
         order = order[:, : enough.max(initial=0)]
         beyond = np.arange(order.shape[1]) >= enough[:, None]
         lists = np.where(beyond, -1, held[order]).astype(np.int64)
-        return lists, np.ascontiguousarray(np.take_along_axis(nearness, order, 1), np.float32)
+        return lists, np.ascontiguousarray(nearness[np.arange(len(order))[:, None], order], np.float32)
 
 
 class GraphIndex(Index):

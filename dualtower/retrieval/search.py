@@ -29,8 +29,6 @@ EXACT_ROWS = 20_000
 """When a filter leaves so few rows, each is looked at: that is exact, and quicker than a long way through an index."""
 SLACK = 8
 """Candidates beyond the wanted ones, among which equal scores show."""
-OVERSAMPLING = 4
-"""Candidates taken from an index of inexact codes, per wanted hit; their exact scores decide."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +141,7 @@ class Searcher:
         for (kind, limit), vectors in alike.items():
             index, chosen = self._index(view, kind), view.everything[kind]
             if len(vectors) > 1 and index is not None and _needs_index(index, chosen):
-                slots = index.search(np.stack(list(vectors.values())), chosen, _sought(index, limit + 1 + SLACK))
+                slots = index.search(np.stack(list(vectors.values())), chosen, index.oversampling * (limit + 1 + SLACK))
                 found |= zip(vectors, slots, strict=True)
         return found
 
@@ -196,7 +194,9 @@ class Searcher:
                 _, first = np.unique(view.products[slots], return_index=True)
                 first.sort()
                 slots, scores = slots[first], scores[first]
-            kept = self._is_later(slots, scores, place) & ~np.isin(view.products[slots], list(hidden))
+            kept = self._is_later(slots, scores, place)
+            if hidden:
+                kept &= ~np.isin(view.products[slots], list(hidden))
             slots, scores = slots[kept], scores[kept]
             if complete or (len(slots) >= count and scores[count - 1] > worst):
                 return slots[:count], scores[:count]
@@ -204,6 +204,8 @@ class Searcher:
 
     def _hidden(self, view: View, ids: Collection[str]) -> set[int]:
         """Products of the rows that must not be found."""
+        if not ids:
+            return set()
         return {int(view.products[row.slot]) for row in self.catalogue.get(list(ids)) if row.slot < len(view.products)}
 
     def _in_order(self, slots: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -254,7 +256,7 @@ def candidates(
     if index is None or not _needs_index(index, chosen):
         return slots[best_of(reader.gather(slots), vector, count)], False
     if found is None:
-        (found,) = index.search(vector[None], chosen, _sought(index, count))
+        (found,) = index.search(vector[None], chosen, index.oversampling * count)
     newer = slots[np.searchsorted(slots, len(index)) :]
     if len(newer):
         found = np.concatenate([found, newer[best_of(reader.gather(newer), vector, count)]])
@@ -263,10 +265,6 @@ def candidates(
 
 def _needs_index(index: Index, chosen: Chosen) -> bool:
     return index.exact or len(chosen.slots) > EXACT_ROWS
-
-
-def _sought(index: Index, count: int) -> int:
-    return count if index.exact else OVERSAMPLING * count
 
 
 def exact_scores(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
