@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -265,9 +266,9 @@ def mix(vectors: np.ndarray, weights: np.ndarray, *, unit: bool) -> np.ndarray:
         DataError: The terms cancel each other out.
     """
     mixed: np.ndarray = np.float32(weights) @ vectors
-    length = float(np.linalg.norm(mixed))
-    if unit and length < 1e-6 * float(np.abs(weights).sum() or 1):
-        raise DataError(f"the terms cancel out (weights {np.asarray(weights).tolist()}); change a weight")
+    length = math.sqrt(float(mixed @ mixed))
+    if unit and length < 1e-6 * (sum(map(abs, weights.tolist())) or 1):
+        raise DataError(f"the terms cancel out (weights {weights.tolist()}); change a weight")
     return mixed / np.float32(length) if unit else mixed
 
 

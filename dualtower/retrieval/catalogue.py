@@ -285,11 +285,16 @@ class Catalogue:
         return [found[key] for key in keys if key in found]
 
     def _rows(self, rows: Sequence[tuple[Any, ...]]) -> Iterator[StoredRow]:
-        """Rows as `_STORED` selects them; their JSON is read in one go."""
-        read = (json.loads(f"[{','.join(row[column] for row in rows)}]") for column in (-2, -1))
-        for (row_id, slot, sequence, product_id, title, *_), attributes, crcs in zip(rows, *read, strict=True):
-            kinds = tuple(kind for kind, crc in zip(self.info.kinds, crcs, strict=True) if crc is not None)
-            yield StoredRow(row_id, slot, sequence, product_id, title, attributes, kinds)
+        """Rows as `_STORED` selects them; their attributes' JSON is read in one go."""
+        attributes = json.loads(f"[{','.join([row[5] for row in rows])}]")
+        for (row_id, slot, sequence, product_id, title, _, crcs), values in zip(rows, attributes, strict=True):
+            yield StoredRow(row_id, slot, sequence, product_id, title, values, self._kinds(crcs))
+
+    def _kinds(self, checksums: str) -> tuple[str, ...]:
+        """Kinds of vectors that a row has."""
+        if "null" not in checksums:
+            return self.info.kinds
+        return tuple(kind for kind, crc in zip(self.info.kinds, json.loads(checksums), strict=True) if crc is not None)
 
     def _read(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +63,7 @@ class Question:
         if not self.text.strip() and self.image is None and not self.unwanted:
             return ""
         picture = None if self.image is None else hashlib.blake2b(self.image, digest_size=12).hexdigest()
-        weights = [self.text_weight, self.image_weight, self.unwanted_weight]
-        return json.dumps([self.text, picture, list(self.unwanted), weights])
+        return repr((self.text, picture, self.unwanted, self.text_weight, self.image_weight, self.unwanted_weight))
 
 
 class Finder:
@@ -183,7 +182,7 @@ def _terms(question: Question) -> _Terms:
     """Raises: DataError, BrokenImage, ConfigError."""
     if not question.text.strip() and question.image is None:
         raise DataError("there is nothing to search with; give a text, a picture, or both")
-    if not np.isfinite(_weights(question)).all():
+    if not all(map(math.isfinite, _weights(question))):
         raise DataError(f"weights must be finite numbers, not {_weights(question)}")
     if question.against == "product":
         if _unwanted(question):

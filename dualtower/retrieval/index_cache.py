@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,13 +63,17 @@ def read_index_info(folder: Path, kind: str) -> IndexInfo | None:
 def index_stamp(folder: Path, kind: str) -> int:
     """A number that changes whenever another index of a kind is put into a cache; 0 where there is none."""
     try:
-        return _manifest(folder, kind).stat().st_mtime_ns
+        return os.stat(f"{folder}/{_manifest_name(kind)}").st_mtime_ns  # noqa: PTH116 (every search asks: be quick)
     except OSError:
         return 0
 
 
 def _manifest(folder: Path, kind: str) -> Path:
-    return folder / f"nearest-{kind}.json"
+    return folder / _manifest_name(kind)
+
+
+def _manifest_name(kind: str) -> str:
+    return f"nearest-{kind}.json"
 
 
 def _checksum(path: Path) -> str:

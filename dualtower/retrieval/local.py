@@ -39,6 +39,7 @@ class LocalStore:
     def __init__(self, folder: str | Path) -> None:
         self.catalogue = Catalogue(folder)
         self.searcher = Searcher(self.catalogue, self._index)
+        self._cache = self.catalogue.folder / "cache"
         self._held: dict[str, _Held] = {}
         self._lock, self._building = threading.Lock(), threading.Lock()
 
@@ -131,10 +132,6 @@ class LocalStore:
     def close(self) -> None:
         """Let go of the folder."""
         self.catalogue.close()
-
-    @property
-    def _cache(self) -> Path:
-        return self.catalogue.folder / "cache"
 
     def _index(self, view: View, kind: str) -> Index:
         """The index in the cache; where there is none that fits, all vectors in memory."""

@@ -183,7 +183,6 @@ class InvertedIndex(Index):
         for i, size in enumerate(self.sizes.tolist()):
             if size:
                 self.list_of[faiss.rev_swig_ptr(lists.get_ids(i), size)] = i
-        self.centroids = inner.quantizer.reconstruct_n(0, inner.nlist).T
 
     def _search(self, vectors: np.ndarray, chosen: Chosen, count: int, effort: int) -> np.ndarray:
         faiss = load_faiss()
@@ -198,19 +197,24 @@ class InvertedIndex(Index):
         return found
 
     def _lists(self, vectors: np.ndarray, chosen: Chosen, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-        """For each query the nearest lists that hold so many chosen rows, then -1; and how near they are."""
+        """For each query the nearest lists that hold so many chosen rows, else -1; and how near they are."""
         sizes = self.sizes
         if chosen.filtered:
             below = chosen.slots[: np.searchsorted(chosen.slots, len(self))]
             sizes = np.bincount(self.list_of[below], minlength=len(sizes))
-        held = np.flatnonzero(sizes)
-        nearness = (vectors @ self.centroids)[:, held]  # a copy of the centroids would take longer than the product
-        order = np.argsort(-nearness, axis=1)
-        enough = 1 + (np.cumsum(sizes[held][order], axis=1) < wanted).sum(1)
-        order = order[:, : enough.max(initial=0)]
-        beyond = np.arange(order.shape[1]) >= enough[:, None]
-        lists = np.where(beyond, -1, held[order]).astype(np.int64)
-        return lists, np.ascontiguousarray(nearness[np.arange(len(order))[:, None], order], np.float32)
+        number = 8 + 2 * math.ceil(wanted * len(sizes) / max(1, sizes.sum()))
+        while True:
+            number = min(number, len(sizes))
+            near, lists = self.inner.quantizer.search(vectors, number)
+            held = sizes[lists].cumsum(axis=1)
+            if number == len(sizes) or held[:, -1].min() >= wanted:
+                break
+            number *= 4
+        before = held - sizes[lists]
+        used = (before < wanted) & (held > before)  # what lies beyond is not needed, and empty lists hold nothing
+        width = int(used.any(axis=0).nonzero()[0].max(initial=-1)) + 1
+        lists, near = np.where(used, lists, -1)[:, :width], near[:, :width]
+        return np.ascontiguousarray(lists), np.ascontiguousarray(near)
 
 
 class GraphIndex(Index):

@@ -273,15 +273,14 @@ def exact_scores(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
 
 
 def _fingerprint(query: Query) -> str:
-    asked = [query.key, query.kind, query.where, query.grouped, sorted(query.without)]
-    return hashlib.blake2b(json.dumps(asked).encode(), digest_size=8).hexdigest()
+    asked = repr((query.key, query.kind, query.where, query.grouped, sorted(query.without)))
+    return hashlib.blake2b(asked.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
 def write_cursor(query: Query, place: Place) -> str:
     """A cursor for the page after a place."""
-    vector = base64.b64encode(place.vector.tobytes()).decode()
-    content = [_fingerprint(query), place.sequence, place.hits, place.score, place.id, vector]
-    return base64.urlsafe_b64encode(json.dumps(content).encode()).decode()
+    told = json.dumps([_fingerprint(query), place.sequence, place.hits, place.score, place.id])
+    return base64.urlsafe_b64encode(told.encode() + b"\n" + place.vector.tobytes()).decode()
 
 
 def read_cursor(query: Query, *, newest: int) -> Place:
@@ -297,9 +296,9 @@ def read_cursor(query: Query, *, newest: int) -> Place:
     if query.cursor is None:
         return Place(np.ascontiguousarray(query.vector, np.float32), newest)
     try:
-        content = json.loads(base64.urlsafe_b64decode(query.cursor.encode()))
-        search, sequence, hits, score, row_id, vector = content
-        held = np.frombuffer(base64.b64decode(vector), np.float32)
+        told, _, vector = base64.urlsafe_b64decode(query.cursor.encode()).partition(b"\n")
+        search, sequence, hits, score, row_id = json.loads(told)
+        held = np.frombuffer(vector, np.float32)
         place = Place(held, int(sequence), int(hits), float(score), str(row_id))
     except (ValueError, TypeError, OverflowError) as error:
         raise CursorError("the cursor is broken; leave it out to begin at the first page") from error
