@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["one_core_workers"]
+__all__ = ["one_core", "one_core_workers"]
 
 
 @contextmanager
@@ -19,8 +19,19 @@ def one_core_workers() -> Iterator[ThreadPoolExecutor]:
     threads is a setting of each thread: without it every worker would start threads of its own.
     """
     threads = torch.get_num_threads()
+    with (
+        one_core(),  # MKL's setting is everybody's
+        ThreadPoolExecutor(threads, "worker", initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        yield pool
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Compute on one thread, which never waits for another: best on a machine that is busy already."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads, "worker", initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
+        yield
     finally:
-        torch.set_num_threads(threads)  # MKL's setting is everybody's
+        torch.set_num_threads(threads)

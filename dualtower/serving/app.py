@@ -7,7 +7,7 @@ import contextlib
 import io
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from importlib import resources
 from typing import Annotated, Any
@@ -22,21 +22,24 @@ from starlette.formparsers import MultiPartException
 
 from dualtower.errors import BrokenImage, ConfigError, CursorError, DataError, DualTowerError, FilterError
 from dualtower.explain import Explanation, draw_explanation, explain
+from dualtower.model import DualTower
 from dualtower.retrieval.finder import Finder, Question
 from dualtower.retrieval.indexing import embed
 from dualtower.retrieval.local import LocalStore
-from dualtower.retrieval.records import Item
+from dualtower.retrieval.records import CatalogueInfo, Item
 from dualtower.retrieval.shown import media_type
 from dualtower.serving.batching import Batcher, QueueFull
 from dualtower.serving.guards import Guard, TooLarge, may_write
 from dualtower.serving.metrics import Metrics
 from dualtower.serving.schemas import About, Answer, ItemIn, ItemOut, SearchIn, Why
+from dualtower.types import Product
+from dualtower.workers import one_core
 
 __all__ = ["create_app"]
 
 MOST_BYTES = 16_000_000
 MOST_ITEMS = 200
-EMBEDDED_TOGETHER = 4
+EMBEDDED_TOGETHER = 2
 """New items that are embedded between two batches of questions, which wait meanwhile."""
 PAGE = {"style.css": "text/css; charset=utf-8", "search.js": "text/javascript; charset=utf-8"}
 SEARCH_BODY = {
@@ -228,8 +231,8 @@ def _add_items(app: FastAPI, shop: Shop, token: str | None) -> None:
         products = [item.product() for item in items]
         store, model, made = shop.finder.store, shop.finder.model, list[Item]()
         for start in range(0, len(products), EMBEDDED_TOGETHER):
-            some = embed(model, products[start : start + EMBEDDED_TOGETHER], store.info)
-            made += await shop.batcher.run(partial(list, some))  # it embeds while the list is filled
+            some = products[start : start + EMBEDDED_TOGETHER]
+            made += await shop.batcher.run(partial(_embedded, model, some, store.info))
         await run_in_threadpool(store.upsert, made)
         await run_in_threadpool(shop.tidy)
         return {"written": len(products)}
@@ -295,6 +298,12 @@ def _add_page(app: FastAPI, shop: Shop) -> None:
     def metrics() -> Response:
         """Figures for Prometheus."""
         return Response(shop.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _embedded(model: DualTower, products: Sequence[Product], info: CatalogueInfo) -> list[Item]:
+    """On one core: the others have clients to serve."""
+    with one_core():
+        return list(embed(model, products, info))
 
 
 def _drawn(found: Explanation) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 __all__ = ["Batcher", "QueueFull"]
@@ -21,6 +23,13 @@ class QueueFull(Exception):
     """More questions wait than may."""
 
 
+@dataclass(frozen=True)
+class _Failed:
+    """In place of an answer."""
+
+    error: Exception
+
+
 class Batcher(Generic[Asked, Answer]):
     """Gathers questions and answers them in one thread, many at a time.
 
@@ -33,15 +42,16 @@ class Batcher(Generic[Asked, Answer]):
     """
 
     def __init__(self, answer: Callable[[list[Asked]], Sequence[Answer]], *, waiting: int = 256) -> None:
-        self._answer = answer
-        self._queue: asyncio.Queue[tuple[Asked, asyncio.Future[Answer]]] = asyncio.Queue(waiting)
+        self._answer, self._most = answer, waiting
+        self._waiting: deque[tuple[Asked, asyncio.Future[Answer]]] = deque()
+        self._asked = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers")
         self._task: asyncio.Task[None] | None = None
         self._turn, self._others = asyncio.Lock(), 0
 
     def __len__(self) -> int:
         """Questions that wait."""
-        return self._queue.qsize()
+        return len(self._waiting)
 
     async def ask(self, question: Asked) -> Answer:
         """Answer one question.
@@ -51,11 +61,11 @@ class Batcher(Generic[Asked, Answer]):
         """
         if self._task is None:
             self._task = asyncio.create_task(self._work())
+        if len(self._waiting) >= self._most:
+            raise QueueFull
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        try:
-            self._queue.put_nowait((question, future))
-        except asyncio.QueueFull:
-            raise QueueFull from None
+        self._waiting.append((question, future))
+        self._asked.set()
         return await future
 
     async def run(self, work: Callable[[], Result]) -> Result:
@@ -66,7 +76,7 @@ class Batcher(Generic[Asked, Answer]):
         Raises:
             QueueFull: Too many wait already.
         """
-        if self._others >= self._queue.maxsize:
+        if self._others >= self._most:
             raise QueueFull
         self._others += 1
         try:
@@ -77,7 +87,7 @@ class Batcher(Generic[Asked, Answer]):
 
     async def close(self) -> None:
         """Answer what waits, then stop."""
-        while self._task is not None and not self._queue.empty():
+        while self._task is not None and self._waiting:
             await asyncio.sleep(0.01)
         self._thread.shutdown(wait=True)
         if self._task is not None:
@@ -88,17 +98,26 @@ class Batcher(Generic[Asked, Answer]):
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            batch = [await self._queue.get()]
-            while len(batch) < LARGEST and not self._queue.empty():
-                batch.append(self._queue.get_nowait())
-            asked = [(question, future) for question, future in batch if not future.cancelled()]
-            try:
-                answers = await loop.run_in_executor(self._thread, self._answer, [question for question, _ in asked])
-            except Exception as error:  # the fault of the server, not of one question: everybody learns of it
-                for _, future in asked:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            for (_, future), answer in zip(asked, answers, strict=True):
-                if not future.done():
+            await self._asked.wait()
+            futures, answers = await loop.run_in_executor(self._thread, self._answer_waiting)
+            for future, answer in zip(futures, answers, strict=True):
+                if future.done():
+                    continue
+                if isinstance(answer, _Failed):
+                    future.set_exception(answer.error)
+                else:
                     future.set_result(answer)
+            if not self._waiting:
+                self._asked.clear()
+
+    def _answer_waiting(self) -> tuple[list[asyncio.Future[Answer]], Sequence[Answer | _Failed]]:
+        """Answer the questions that wait when the thread gets to them, which may be more than when it was called."""
+        batch = [self._waiting.popleft() for _ in range(min(LARGEST, len(self._waiting)))]
+        asked = [(question, future) for question, future in batch if not future.cancelled()]
+        futures = [future for _, future in asked]
+        if not asked:
+            return [], []
+        try:
+            return futures, self._answer([question for question, _ in asked])
+        except Exception as error:  # the fault of the server, not of one question: everybody learns of it
+            return futures, [_Failed(error)] * len(asked)
