@@ -7,7 +7,7 @@ import contextlib
 import io
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from importlib import resources
 from typing import Annotated, Any
@@ -39,8 +39,6 @@ __all__ = ["create_app"]
 
 MOST_BYTES = 16_000_000
 MOST_ITEMS = 200
-EMBEDDED_TOGETHER = 2
-"""New items that are embedded between two batches of questions, which wait meanwhile."""
 PAGE = {"style.css": "text/css; charset=utf-8", "search.js": "text/javascript; charset=utf-8"}
 SEARCH_BODY = {
     "requestBody": {
@@ -230,9 +228,8 @@ def _add_items(app: FastAPI, shop: Shop, token: str | None) -> None:
             raise DataError(f"{len(items)} items in one request; send at most {MOST_ITEMS}")
         products = [item.product() for item in items]
         store, model, made = shop.finder.store, shop.finder.model, list[Item]()
-        for start in range(0, len(products), EMBEDDED_TOGETHER):
-            some = products[start : start + EMBEDDED_TOGETHER]
-            made += await shop.batcher.run(partial(_embedded, model, some, store.info))
+        for product in products:  # one by one, as questions wait meanwhile
+            made.append(await shop.batcher.run(partial(_embedded, model, product, store.info)))
         await run_in_threadpool(store.upsert, made)
         await run_in_threadpool(shop.tidy)
         return {"written": len(products)}
@@ -300,10 +297,11 @@ def _add_page(app: FastAPI, shop: Shop) -> None:
         return Response(shop.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _embedded(model: DualTower, products: Sequence[Product], info: CatalogueInfo) -> list[Item]:
+def _embedded(model: DualTower, product: Product, info: CatalogueInfo) -> Item:
     """On one core: the others have clients to serve."""
     with one_core():
-        return list(embed(model, products, info))
+        (item,) = embed(model, [product], info)
+    return item
 
 
 def _drawn(found: Explanation) -> str:
