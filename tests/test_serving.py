@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -321,5 +322,49 @@ def test_a_batch_waits_for_one_other_work_at_the_most() -> None:
         await asyncio.gather(*others)
         await batcher.close()
         assert done.count("work") == 8
+
+    asyncio.run(scenario())
+
+
+def test_questions_that_come_while_the_thread_is_busy_go_together() -> None:
+    batches: list[list[int]] = []
+
+    def answer(questions: list[int]) -> list[int]:
+        batches.append(questions)
+        return questions
+
+    async def scenario() -> None:
+        batcher = Batcher(answer)
+        busy = asyncio.ensure_future(batcher.run(partial(time.sleep, 0.2)))
+        asked = []
+        for number in range(5):
+            asked.append(asyncio.ensure_future(batcher.ask(number)))
+            await asyncio.sleep(0.01)
+        assert await asyncio.gather(*asked) == [0, 1, 2, 3, 4]
+        await busy
+        await batcher.close()
+
+    asyncio.run(scenario())
+    assert batches == [[0, 1, 2, 3, 4]]
+
+
+def test_closing_delivers_the_batch_under_way_and_a_failure_reaches_all_who_asked() -> None:
+    def answer(questions: list[int]) -> list[int]:
+        time.sleep(0.05)
+        if len(questions) > 1:
+            raise RuntimeError("broken")
+        return questions
+
+    async def scenario() -> None:
+        batcher = Batcher(answer)
+        first = asyncio.ensure_future(batcher.ask(1))
+        await asyncio.sleep(0.02)
+        together = [asyncio.ensure_future(batcher.ask(2)), asyncio.ensure_future(batcher.ask(3))]
+        assert await first == 1
+        await asyncio.sleep(0.02)  # the other two are under way
+        await batcher.close()
+        for asked in together:
+            with pytest.raises(RuntimeError, match="broken"):
+                await asked
 
     asyncio.run(scenario())

@@ -89,6 +89,7 @@ class Batcher(Generic[Asked, Answer]):
         """Answer what waits, then stop."""
         while self._task is not None and self._waiting:
             await asyncio.sleep(0.01)
+        await asyncio.get_running_loop().run_in_executor(self._thread, lambda: None)  # behind the batch under way
         self._thread.shutdown(wait=True)
         if self._task is not None:
             self._task.cancel()
