@@ -183,6 +183,25 @@ def test_encode_text_keeps_the_order_whatever_the_batches(text: str) -> None:
     np.testing.assert_allclose(together, one_by_one, atol=1e-5)
 
 
+def test_every_core_embeds_batches_of_its_own() -> None:
+    tower, pictures, threads = model(), [picture(i, size=(12, 16)) for i in range(23)], torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        together = tower.encode_image(pictures, batch_size=4)
+        np.testing.assert_allclose(together, tower.encode_image(pictures, batch_size=23), atol=1e-6)
+        texts = [f"{TITLES[i % 6]} {i}" for i in range(40)]
+        np.testing.assert_allclose(
+            tower.encode_text(texts, batch_size=4), tower.encode_text(texts, batch_size=40), atol=1e-6
+        )
+        with pytest.raises(BrokenImage, match="row 17"):
+            tower.encode_image([*pictures[:17], b"no picture", *pictures[18:]], batch_size=4)
+        assert torch.get_num_threads() == 3 and not tower.training
+    finally:
+        torch.set_num_threads(threads)
+    with pytest.raises(ConfigError, match="batch_size is 0"):
+        tower.encode_image(pictures, batch_size=0)
+
+
 def test_encode_image_takes_pictures_paths_and_bytes(tmp_path: Path) -> None:
     tower = model()
     image = picture(3, size=(50, 70))
