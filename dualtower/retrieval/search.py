@@ -26,7 +26,7 @@ MOST_HITS = 1000
 FARTHEST = 10_000
 """Hits that paging reaches."""
 EXACT_ROWS = 20_000
-"""When a filter leaves so few rows, each is looked at: that is exact, and quicker than a long way through an index."""
+"""When a filter leaves so few rows, each is read and looked at: exact, and quicker than a long way through an index."""
 SLACK = 8
 """Candidates beyond the wanted ones, among which equal scores show."""
 
@@ -264,7 +264,7 @@ def candidates(
 
 
 def _needs_index(index: Index, chosen: Chosen) -> bool:
-    return index.exact or len(chosen.slots) > EXACT_ROWS
+    return index.exact or not chosen.filtered or len(chosen.slots) > EXACT_ROWS
 
 
 def exact_scores(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:

@@ -79,7 +79,7 @@ def sample_queries(view: View, kind: str, *, number: int = 200, seed: int = 0) -
 def calibrate(
     index: Index, view: View, *, recall: float = 0.98, queries: Mapping[str, np.ndarray] | None = None
 ) -> Index:
-    """The same index with the least efforts that reach a recall on every kind of query.
+    """The same index with the least efforts that reach a recall on every kind of query, with 95 % confidence.
 
     Args:
         index: Of one kind of vectors of the view.
@@ -96,10 +96,10 @@ def calibrate(
         truths = {name: _exact(view, kind, vectors, chosen) for name, vectors in queries.items()}
         for effort in _efforts(index, len(chosen.slots)):
             trial = index.with_efforts([(1.0, effort)], 0)
-            found = min(_recall(trial, view, vectors, chosen, truths[name]) for name, vectors in queries.items())
-            if found >= recall:
+            found = [_found(trial, view, vectors, chosen, truths[name]) for name, vectors in queries.items()]
+            if all(_surely(of_queries) >= recall for of_queries in found):
                 break
-        reached = min(reached, found)
+        reached = min(reached, *(float(of_queries.mean()) for of_queries in found))
         efforts.append((share, effort))
     return index.with_efforts(efforts, reached)
 
@@ -116,7 +116,7 @@ def measure(index: Index, view: View, queries: Mapping[str, np.ndarray]) -> list
                 _top(index, view, vector, chosen)
                 taken.append(1000 * (time.perf_counter() - begin))
             p50, p99 = np.percentile(taken, [50, 99]).tolist()
-            effort, recall = index.info.effort_for(share), _recall(index, view, vectors, chosen, truth)
+            effort, recall = index.info.effort_for(share), float(_found(index, view, vectors, chosen, truth).mean())
             rows.append(Measured(index.info.method, name, share, effort, recall, p50, p99, megabytes))
     return rows
 
@@ -185,12 +185,16 @@ def _top(index: Index, view: View, vector: np.ndarray, chosen: Chosen) -> np.nda
     return -np.sort(-exact_scores(view.vectors[kind].gather(slots), vector))[:K]
 
 
-def _recall(index: Index, view: View, queries: np.ndarray, chosen: Chosen, truth: np.ndarray) -> float:
-    """Share of the K best that is found; rows that are as good as the K-th one count."""
-    found = 0
-    for vector, last in zip(queries, truth, strict=True):
-        found += int((_top(index, view, vector, chosen) >= last - 1e-6).sum())
-    return found / (len(queries) * min(K, len(chosen.slots)))
+def _found(index: Index, view: View, queries: np.ndarray, chosen: Chosen, truth: np.ndarray) -> np.ndarray:
+    """For each query the share of the K best that is found, ``[N]``; rows that are as good as the K-th one count."""
+    pairs = zip(queries, truth, strict=True)
+    found = [(_top(index, view, vector, chosen) >= last - 1e-6).sum() for vector, last in pairs]
+    return np.array(found) / min(K, len(chosen.slots))
+
+
+def _surely(found: np.ndarray) -> float:
+    """What the mean of a sample stands for with 95 % confidence, at least."""
+    return float(found.mean() - 1.645 * found.std() / np.sqrt(len(found)))
 
 
 def _exact(view: View, kind: str, queries: np.ndarray, chosen: Chosen) -> np.ndarray:
