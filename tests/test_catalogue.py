@@ -15,6 +15,7 @@ import pytest
 from dualtower.errors import CatalogueError, ConfigError, DataError
 from dualtower.retrieval.catalogue import Catalogue
 from dualtower.retrieval.records import CatalogueInfo, Item
+from dualtower.retrieval.vectors import VectorFile
 from dualtower.retrieval.view import ViewKeeper
 
 DIM = 8
@@ -190,3 +191,13 @@ def test_a_full_disk_refuses_and_keeps_what_was_accepted(catalogue: Catalogue) -
     assert {row.title for row in catalogue.get(["1"])} == {"title 1"}
     catalogue.upsert([item("51", 51)])
     assert time.time() and len(catalogue) == 51
+
+
+def test_vectors_are_read_in_any_order(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(3000, 4)).astype(np.float16)
+    file = VectorFile(tmp_path / "v.f16", 4)
+    file.write(0, vectors)
+    reader = file.open(len(vectors))
+    every = np.arange(3000)
+    for slots in ([], [7], [5, 6, 7], [3, 5, 4, 6], [2, 2], every, every[::-1], every[::2]):
+        np.testing.assert_array_equal(reader.gather(np.array(slots, np.int64)), vectors[np.array(slots, np.int64)])
