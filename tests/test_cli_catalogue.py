@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,10 @@ def test_labels_and_outliers(shop: Path, tmp_path: Path, capsys: pytest.CaptureF
 def test_wrong_words_are_named(words: tuple, message: str, shop: Path, capsys: pytest.CaptureFixture) -> None:
     assert command(*(shop if word == "SHOP" else word for word in words)) == 1
     assert message in capsys.readouterr().out
+
+
+def test_a_port_in_use_is_named(shop: Path, capsys: pytest.CaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert command("serve", shop, "--port", str(port)) == 1
+    assert f"cannot listen on 127.0.0.1, port {port}" in capsys.readouterr().out

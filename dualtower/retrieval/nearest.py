@@ -266,6 +266,7 @@ def build_index(reader: VectorReader, *, kind: str, generation: int, method: str
             inner.cp.max_points_per_centroid, inner.cp.seed = 64, seed + 1
         if method == "ivf-pq":
             inner.pq.cp.max_points_per_centroid = 64
+            inner.pq.cp.min_points_per_centroid = 1  # a small catalogue is no reason for faiss to print warnings
         inner.train(reader.gather(sample).astype(np.float32))
     for start in range(0, size, _AT_ONCE):
         _add(inner, reader.run(start, min(start + _AT_ONCE, size)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def serve(config: ServerConfig) -> None:
 
     Raises:
         MissingExtra: The extra ``serve`` is not installed.
-        ConfigError: The token file is missing or too short.
+        ConfigError: The token file is missing or too short, or the address cannot be listened on.
         CatalogueError: There is no catalogue, or its model is another one.
     """
     try:
@@ -55,6 +56,7 @@ def serve(config: ServerConfig) -> None:
     from dualtower.retrieval.finder import open_finder
 
     token = _read_token(config.token_file)
+    listener = _bound(config)  # before the model is loaded, which takes a while
     app = create_app(
         lambda: open_finder(config.catalogue, config.model),
         token=token,
@@ -63,8 +65,6 @@ def serve(config: ServerConfig) -> None:
     )
     settings = uvicorn.Config(
         app,
-        host=config.host,
-        port=config.port,
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -74,11 +74,24 @@ def serve(config: ServerConfig) -> None:
     )
     settings.load()
     signal.signal(signal.SIGHUP, lambda *_: app.shop.reload())
-    socket = settings.bind_socket()
-    socket.listen(settings.backlog)  # who reads the next line may ask at once
-    host, port = socket.getsockname()[:2]
+    listener.listen(settings.backlog)  # who reads the next line may ask at once
+    host, port = listener.getsockname()[:2]
     log.warning("serving %s on http://%s:%d", config.catalogue, f"[{host}]" if ":" in host else host, port)
-    uvicorn.Server(settings).run(sockets=[socket])
+    uvicorn.Server(settings).run(sockets=[listener])
+
+
+def _bound(config: ServerConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((config.host, config.port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen on {config.host}, port {config.port} ({error}); choose another --port"
+        ) from error
+    return listener
 
 
 def _read_token(path: Path | None) -> str | None:
