@@ -148,12 +148,23 @@ def by_schema(found: Findings, url: str, number: int, *, seed: int) -> None:
                     given_ = {k: v for k, v in sent.items() if k in ("params", "json", "data", "files", "content")}
                     if isinstance(given_.get("data"), bytes):
                         given_["content"] = given_.pop("data")
+                    if given_.get("files"):
+                        given_["files"] = as_parts(given_["files"])
                     headers = {k: v for k, v in sent["headers"].items() if v.isascii() and v.isprintable()}
                     found.ask(sent["method"], sent["url"], headers={**WRITER, **headers}, **given_)
 
                 send()
             except (SchemathesisError, Unsatisfiable):  # an operation without anything that could be wrong
                 continue
+
+
+def as_parts(files) -> list[tuple[str, tuple]]:
+    """Parts of a form that httpx can send, whatever was made up as their content."""
+    parts = []
+    for name, part in files.items() if isinstance(files, dict) else files:
+        filename, content, *more = part if isinstance(part, tuple) else (None, part)
+        parts.append((name, (filename, content if isinstance(content, bytes | str) else str(content), *more)))
+    return parts
 
 
 def by_hand(found: Findings, number: int, *, seed: int) -> None:
