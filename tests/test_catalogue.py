@@ -201,3 +201,21 @@ def test_vectors_are_read_in_any_order(tmp_path: Path) -> None:
     every = np.arange(3000)
     for slots in ([], [7], [5, 6, 7], [3, 5, 4, 6], [2, 2], every, every[::-1], every[::2]):
         np.testing.assert_array_equal(reader.gather(np.array(slots, np.int64)), vectors[np.array(slots, np.int64)])
+
+
+def test_threads_that_come_and_go_leave_no_connections_behind(tmp_path: Path) -> None:
+    catalogue = Catalogue.create(tmp_path / "shop", CatalogueInfo("m", "f", 4))
+    together = threading.Barrier(3)
+
+    def read() -> None:
+        for _ in range(50):
+            assert len(catalogue) == 0
+        together.wait()
+
+    for _ in range(5):
+        threads = [threading.Thread(target=read) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert 1 <= len(catalogue._idle) <= 3

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -60,8 +60,7 @@ class Catalogue:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.info = _read_info(self.folder)
-        self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
+        self._idle: deque[sqlite3.Connection] = deque()  # lent to one thread at a time, see `_lent`
         _ = self.state
 
     @classmethod
@@ -190,21 +189,19 @@ class Catalogue:
     def changes(self, since: State | None) -> Changes:
         """What happened since a state of the same generation; everything without one."""
         sequence = since.sequence if since else -1
-        connection = self._connection()
-        connection.execute("BEGIN")  # one snapshot for all three
-        try:
-            state = State(*connection.execute("SELECT generation, next_slot, sequence FROM state").fetchone())
-            if since is not None and since.generation != state.generation:
-                sequence = -1
-            # The plus keeps SQLite from walking through all slots for the order's sake where few rows are new.
-            order = "slot" if sequence < 0 else "+slot"
-            rows = connection.execute(
-                f"SELECT {_STORED} FROM rows WHERE sequence > ? ORDER BY {order}",
-                (sequence,),
-            ).fetchall()
-            gone = connection.execute("SELECT slot, sequence FROM gone WHERE sequence > ?", (sequence,)).fetchall()
-        finally:
-            connection.execute("ROLLBACK")
+        with self._lent() as connection:
+            connection.execute("BEGIN")  # one snapshot for all three
+            try:
+                state = State(*connection.execute("SELECT generation, next_slot, sequence FROM state").fetchone())
+                if since is not None and since.generation != state.generation:
+                    sequence = -1
+                # The plus keeps SQLite from walking through all slots for the order's sake where few rows are new.
+                order = "slot" if sequence < 0 else "+slot"
+                found = f"SELECT {_STORED} FROM rows WHERE sequence > ? ORDER BY {order}"
+                rows = connection.execute(found, (sequence,)).fetchall()
+                gone = connection.execute("SELECT slot, sequence FROM gone WHERE sequence > ?", (sequence,)).fetchall()
+            finally:
+                connection.execute("ROLLBACK")
         return Changes(state, list(self._rows(rows)), gone)
 
     def vectors(self, kind: str, generation: int | None = None) -> VectorFile:
@@ -274,9 +271,8 @@ class Catalogue:
 
     def close(self) -> None:
         """Let go of the database; the folder can be opened again."""
-        for connection in self._connections:
-            connection.close()
-        self._connections, self._local = [], threading.local()
+        while self._idle:
+            self._idle.pop().close()
 
     def _rows_by(self, column: str, keys: Sequence[Any]) -> list[StoredRow]:
         found: dict[Any, StoredRow] = {}
@@ -300,35 +296,42 @@ class Catalogue:
 
     def _read(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         try:
-            return self._connection().execute(statement, values).fetchall()
+            with self._lent() as connection:
+                return connection.execute(statement, values).fetchall()
         except sqlite3.Error as error:
             raise CatalogueError(f"cannot read {self.folder / 'rows.sqlite'}: {error}") from error
 
-    def _connection(self) -> sqlite3.Connection:
-        """This thread's own connection."""
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
+    @contextlib.contextmanager
+    def _lent(self) -> Iterator[sqlite3.Connection]:
+        """A connection that nobody else uses meanwhile.
+
+        Not one for each thread: a server's threads come and go, and would leave theirs behind.
+        """
+        try:
+            connection = self._idle.pop()
+        except IndexError:
             path = self.folder / "rows.sqlite"
             connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             connection.execute("PRAGMA synchronous = FULL")
-            self._local.connection = connection
-            self._connections.append(connection)
-        return connection
+        try:
+            yield connection
+        finally:
+            self._idle.append(connection)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[tuple[sqlite3.Connection, State]]:
         """The write lock; all or nothing."""
-        connection = self._connection()
         try:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                state = State(*connection.execute("SELECT generation, next_slot, sequence FROM state").fetchone())
-                yield connection, state
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
+            with self._lent() as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    state = State(*connection.execute("SELECT generation, next_slot, sequence FROM state").fetchone())
+                    yield connection, state
+                    connection.execute("COMMIT")
+                except BaseException:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    raise
         except sqlite3.Error as error:
             raise CatalogueError(
                 f"cannot write {self.folder / 'rows.sqlite'}: {error}. What was accepted before is intact"
