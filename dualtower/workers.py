@@ -23,7 +23,10 @@ def one_core_workers() -> Iterator[ThreadPoolExecutor]:
         one_core(),  # MKL's setting is everybody's
         ThreadPoolExecutor(threads, "worker", initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
-        yield pool
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C nobody wants what still waits
 
 
 @contextmanager

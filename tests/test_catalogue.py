@@ -218,4 +218,4 @@ def test_threads_that_come_and_go_leave_no_connections_behind(tmp_path: Path) ->
             thread.start()
         for thread in threads:
             thread.join()
-    assert 1 <= len(catalogue._idle) <= 3
+    assert 1 <= len(catalogue._database._idle) <= 3

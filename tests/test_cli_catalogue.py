@@ -114,7 +114,8 @@ def test_labels_and_outliers(shop: Path, tmp_path: Path, capsys: pytest.CaptureF
         (("classify", "SHOP"), "either --labels or an --attribute"),
         (("classify", "SHOP", "--attribute", "objekt"), "object"),
         (("classify", "SHOP", "--labels", "a", "b", "--prompt", "x"), "no place for the label"),
-        (("serve", "nowhere"), "no catalogue in nowhere"),
+        (("serve", "nowhere", "--port", "0"), "no catalogue in nowhere"),
+        (("serve", "SHOP", "--queue", "0"), "queue is 0; it must be at least 1"),
         (("serve", "SHOP", "--token-file", "no_file"), "cannot read the token file"),
     ],
 )

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,12 +27,13 @@ import numpy as np
 from dualtower.config import from_dict, to_dict
 from dualtower.errors import CatalogueError, ConfigError
 from dualtower.folder import write_text_atomically
+from dualtower.retrieval.database import Database
 from dualtower.retrieval.records import FORMAT, CatalogueInfo, Changes, Item, State, StoredRow, check_items
 from dualtower.retrieval.vectors import VectorFile, crc_of, sync_folder
 
 __all__ = ["Catalogue"]
 
-BUSY_SECONDS = 60.0
+_STATE = "SELECT generation, next_slot, sequence FROM state"
 _STORED = "id, slot, sequence, product_id, title, attributes, checksums"
 SCHEMA = """
 CREATE TABLE state (generation INTEGER NOT NULL, next_slot INTEGER NOT NULL, sequence INTEGER NOT NULL);
@@ -60,7 +60,7 @@ class Catalogue:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.info = _read_info(self.folder)
-        self._idle: deque[sqlite3.Connection] = deque()  # lent to one thread at a time, see `_lent`
+        self._database = Database(self.folder / "rows.sqlite")
         _ = self.state
 
     @classmethod
@@ -90,12 +90,12 @@ class Catalogue:
     @property
     def state(self) -> State:
         """Where the catalogue stands now."""
-        row = self._read("SELECT generation, next_slot, sequence FROM state")[0]
+        row = self._database.read(_STATE)[0]
         return State(*row)
 
     def __len__(self) -> int:
         """Number of live rows."""
-        return int(self._read("SELECT COUNT(*) FROM rows")[0][0])
+        return int(self._database.read("SELECT COUNT(*) FROM rows")[0][0])
 
     def upsert(self, items: Sequence[Item]) -> None:
         """Add rows, replacing those with the same ids; when it returns, they are on the disk.
@@ -173,26 +173,28 @@ class Catalogue:
         """Rows by slot, in the order of `slots`; one that has been replaced since is shown as it is now."""
         found = {row.slot: row for row in self._rows_by("slot", slots)}
         for some in _batches([int(slot) for slot in slots if int(slot) not in found]):
-            moved = dict(self._read(f"SELECT id, slot FROM gone WHERE slot IN ({_marks(some)})", some))
+            moved = dict(self._database.read(f"SELECT id, slot FROM gone WHERE slot IN ({_marks(some)})", some))
             found |= {moved[row.id]: replace(row, slot=moved[row.id]) for row in self._rows_by("id", list(moved))}
         return [found[slot] for slot in map(int, slots) if slot in found]
 
     def picture(self, row_id: str) -> bytes | None:
         """Encoded picture of a row, or None."""
-        found = self._read("SELECT bytes FROM pictures WHERE slot = (SELECT slot FROM rows WHERE id = ?)", (row_id,))
+        found = self._database.read(
+            "SELECT bytes FROM pictures WHERE slot = (SELECT slot FROM rows WHERE id = ?)", (row_id,)
+        )
         return found[0][0] if found else None
 
     def digests(self) -> dict[str, str]:
         """Id -> digest of all rows."""
-        return {str(row_id): str(digest) for row_id, digest in self._read("SELECT id, digest FROM rows")}
+        return {str(row_id): str(digest) for row_id, digest in self._database.read("SELECT id, digest FROM rows")}
 
     def changes(self, since: State | None) -> Changes:
         """What happened since a state of the same generation; everything without one."""
         sequence = since.sequence if since else -1
-        with self._lent() as connection:
+        with self._database.lent() as connection:
             connection.execute("BEGIN")  # one snapshot for all three
             try:
-                state = State(*connection.execute("SELECT generation, next_slot, sequence FROM state").fetchone())
+                state = State(*connection.execute(_STATE).fetchone())
                 if since is not None and since.generation != state.generation:
                     sequence = -1
                 # The plus keeps SQLite from walking through all slots for the order's sake where few rows are new.
@@ -248,10 +250,10 @@ class Catalogue:
 
     def verify(self) -> list[str]:
         """Look for what is wrong: SQLite's own check, slots, lengths and checksums of all vectors. Empty is clean."""
-        problems = [str(row[0]) for row in self._read("PRAGMA integrity_check") if row[0] != "ok"]
+        problems = [str(row[0]) for row in self._database.read("PRAGMA integrity_check") if row[0] != "ok"]
         state = self.state
-        rows = self._read("SELECT id, slot, checksums FROM rows ORDER BY slot")
-        gone = {slot for (slot,) in self._read("SELECT slot FROM gone")}
+        rows = self._database.read("SELECT id, slot, checksums FROM rows ORDER BY slot")
+        gone = {slot for (slot,) in self._database.read("SELECT slot FROM gone")}
         slots = [slot for _, slot, _ in rows]
         if slots and not 0 <= slots[0] <= slots[-1] < state.next_slot:
             problems.append(f"slots reach from {slots[0]} to {slots[-1]}, but only {state.next_slot} are in use")
@@ -271,14 +273,13 @@ class Catalogue:
 
     def close(self) -> None:
         """Let go of the database; the folder can be opened again."""
-        while self._idle:
-            self._idle.pop().close()
+        self._database.close()
 
     def _rows_by(self, column: str, keys: Sequence[Any]) -> list[StoredRow]:
         found: dict[Any, StoredRow] = {}
         keys = [int(key) for key in keys] if column == "slot" else keys
         for some in _batches(keys):
-            rows = self._read(f"SELECT {_STORED} FROM rows WHERE {column} IN ({_marks(some)})", some)
+            rows = self._database.read(f"SELECT {_STORED} FROM rows WHERE {column} IN ({_marks(some)})", some)
             found |= {getattr(row, column): row for row in self._rows(rows)}
         return [found[key] for key in keys if key in found]
 
@@ -294,48 +295,11 @@ class Catalogue:
             return self.info.kinds
         return tuple(kind for kind, crc in zip(self.info.kinds, json.loads(checksums), strict=True) if crc is not None)
 
-    def _read(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        try:
-            with self._lent() as connection:
-                return connection.execute(statement, values).fetchall()
-        except sqlite3.Error as error:
-            raise CatalogueError(f"cannot read {self.folder / 'rows.sqlite'}: {error}") from error
-
-    @contextlib.contextmanager
-    def _lent(self) -> Iterator[sqlite3.Connection]:
-        """A connection that nobody else uses meanwhile.
-
-        Not one for each thread: a server's threads come and go, and would leave theirs behind.
-        """
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            path = self.folder / "rows.sqlite"
-            connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-            connection.execute("PRAGMA synchronous = FULL")
-        try:
-            yield connection
-        finally:
-            self._idle.append(connection)
-
     @contextlib.contextmanager
     def _writing(self) -> Iterator[tuple[sqlite3.Connection, State]]:
-        """The write lock; all or nothing."""
-        try:
-            with self._lent() as connection:
-                connection.execute("BEGIN IMMEDIATE")
-                try:
-                    state = State(*connection.execute("SELECT generation, next_slot, sequence FROM state").fetchone())
-                    yield connection, state
-                    connection.execute("COMMIT")
-                except BaseException:
-                    if connection.in_transaction:
-                        connection.execute("ROLLBACK")
-                    raise
-        except sqlite3.Error as error:
-            raise CatalogueError(
-                f"cannot write {self.folder / 'rows.sqlite'}: {error}. What was accepted before is intact"
-            ) from error
+        """The write lock, and where the catalogue stands; all or nothing."""
+        with self._database.writing() as connection:
+            yield connection, State(*connection.execute(_STATE).fetchone())
 
     def _remove_old_files(self) -> None:
         current = self.state.generation

@@ -26,7 +26,7 @@ class ServerConfig:
         port: Port to listen on; 0 takes a free one.
         token_file: File with the token of writers; None lets nobody write.
         model: Where the model lies; default where it lay when the catalogue was made.
-        queue: Questions that may wait.
+        queue: Questions that may wait; further ones are refused.
     """
 
     catalogue: str
@@ -35,6 +35,10 @@ class ServerConfig:
     token_file: Path | None = None
     model: str | None = None
     queue: int = 256
+
+    def __post_init__(self) -> None:
+        if self.queue < 1:
+            raise ConfigError(f"queue is {self.queue}; it must be at least 1")
 
 
 def serve(config: ServerConfig) -> None:
@@ -56,28 +60,28 @@ def serve(config: ServerConfig) -> None:
     from dualtower.retrieval.finder import open_finder
 
     token = _read_token(config.token_file)
-    listener = _bound(config)  # before the model is loaded, which takes a while
-    app = create_app(
-        lambda: open_finder(config.catalogue, config.model),
-        token=token,
-        waiting=config.queue,
-        loopback_only=config.host in LOOPBACK,
-    )
-    settings = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=30,
-        limit_concurrency=4 * config.queue,
-    )
-    settings.load()
-    signal.signal(signal.SIGHUP, lambda *_: app.shop.reload())
-    listener.listen(settings.backlog)  # who reads the next line may ask at once
-    host, port = listener.getsockname()[:2]
-    log.warning("serving %s on http://%s:%d", config.catalogue, f"[{host}]" if ":" in host else host, port)
-    uvicorn.Server(settings).run(sockets=[listener])
+    with _bound(config) as listener:  # before the model is loaded, which takes a while
+        app = create_app(
+            lambda: open_finder(config.catalogue, config.model),
+            token=token,
+            waiting=config.queue,
+            loopback_only=config.host in LOOPBACK,
+        )
+        settings = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=30,
+            limit_concurrency=4 * config.queue,
+        )
+        settings.load()
+        signal.signal(signal.SIGHUP, lambda *_: app.shop.reload())
+        listener.listen(settings.backlog)  # who reads the next line may ask at once
+        host, port = listener.getsockname()[:2]
+        log.warning("serving %s on http://%s:%d", config.catalogue, f"[{host}]" if ":" in host else host, port)
+        uvicorn.Server(settings).run(sockets=[listener])
 
 
 def _bound(config: ServerConfig) -> socket.socket:
