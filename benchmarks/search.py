@@ -61,10 +61,9 @@ def against_faiss(args: argparse.Namespace) -> None:
     finder = Finder(store, DualTower.from_pretrained(store.info.model))
     view = store.searcher.views.current()
     vectors = view.vectors["image"].run(0, view.state.next_slot).astype(np.float32)
-    rows = store.catalogue.at(
-        np.random.default_rng(0).permutation(view.everything["text"].slots)[: args.queries].tolist()
-    )
-    titles = [row.title for row in rows]
+    slots = np.random.default_rng(0).permutation(view.everything["text"].slots)[: args.queries].tolist()
+    rows = store.catalogue.at(slots)
+    titles = [rows[slot].title for slot in slots]
     name, bare = quickest(vectors, finder.model.encode_text(titles))
     taken: dict[str, list[float]] = {"dualtower": [], "bare": []}
     for title in titles[:20]:

@@ -71,7 +71,7 @@ def titles(catalogue: Path, number: int = 2000) -> list[str]:
     slots = np.random.default_rng(0).permutation(store.searcher.views.current().everything["text"].slots)[:number]
     rows = store.catalogue.at(slots.tolist())
     store.close()
-    return [row.title for row in rows]
+    return [rows[slot].title for slot in slots.tolist()]
 
 
 def search_request(text: str) -> bytes:

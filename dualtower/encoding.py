@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -27,11 +28,14 @@ if TYPE_CHECKING:
     from dualtower.data.batches import Collator
     from dualtower.fusion import ProductFusion
     from dualtower.model_config import ModelConfig
+    from dualtower.towers import Tower
 
 __all__ = ["Encoding", "evaluation_mode", "mix"]
 
 CORE_BATCH = 64
 """Rows of a forward pass on one core: more fit its cache no longer."""
+MANY = 1024
+"""Pictures for which a copy of the image tower that infers faster is worth its making."""
 
 
 class Encoding(nn.Module, ABC):
@@ -39,7 +43,9 @@ class Encoding(nn.Module, ABC):
 
     config: ModelConfig
     tokenizer: Any | None
+    image_tower: Tower
     fusion: ProductFusion | None
+    _infers = False  # whether `for_inference` made it
 
     @property
     @abstractmethod
@@ -53,6 +59,19 @@ class Encoding(nn.Module, ABC):
     @abstractmethod
     def fuse(self, embeddings: Embeddings, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """One vector per product."""
+
+    def for_inference(self) -> Self:
+        """A model that embeds pictures faster, the same up to rounding; for an accelerator there is none but itself.
+
+        `encode_image` makes one for every long list; make it yourself where you embed many short ones. Its image tower
+        holds the weights of now, and learns no more.
+        """
+        if self._infers or self.device.type != "cpu":
+            return self
+        quick = copy.copy(self)
+        quick._infers = True
+        quick._modules = {**self._modules, "image_tower": self.image_tower.for_inference()}
+        return quick
 
     def encode_text(
         self, texts: Sequence[str], *, batch_size: int = 256, progress: bool = False, bf16: bool = False
@@ -113,7 +132,10 @@ class Encoding(nn.Module, ABC):
             return _batch(len(rows), pixels=pixels)
 
         order = np.arange(len(images))
-        return self._encode(prepare, lambda b: self(b).image, order, batch_size, "image", progress=progress, bf16=bf16)
+        model = self.for_inference() if len(images) >= MANY else self
+        return model._encode(
+            prepare, lambda b: model(b).image, order, batch_size, "image", progress=progress, bf16=bf16
+        )
 
     def encode_product(
         self,
@@ -175,10 +197,10 @@ class Encoding(nn.Module, ABC):
                 )
             return _batch(len(rows), **sides)
 
-        def fused(batch: Batch) -> torch.Tensor:
-            return self.fuse(self(batch), batch)[0]
-
-        return self._encode(prepare, fused, np.arange(size), batch_size, "product", progress=progress)
+        model = self.for_inference() if size >= MANY else self
+        return model._encode(
+            prepare, lambda b: model.fuse(model(b), b)[0], np.arange(size), batch_size, "product", progress=progress
+        )
 
     def compose(self, terms: Sequence[tuple[str | Image.Image | Path | bytes, float]]) -> np.ndarray:
         """Blend texts and pictures into one query; negative weights lead away from a term.
@@ -204,7 +226,7 @@ class Encoding(nn.Module, ABC):
         for position, term in enumerate(terms):
             if isinstance(term, str) or len(term) != 2 or not np.isfinite(float(term[1])):
                 raise DataError(f"compose: term {position} is {term!r}; give (text or picture, finite weight)")
-        weights = np.array([weight for _, weight in terms], np.float32)
+        weights = [float(weight) for _, weight in terms]
         parts = np.empty((len(terms), self.config.embed_dim), np.float32)
         is_text = np.array([isinstance(term, str) for term, _ in terms])
         if is_text.any():
@@ -249,40 +271,50 @@ class Encoding(nn.Module, ABC):
                 embeddings[rows] = embedded.float().cpu().numpy()
             return len(rows)
 
-        with evaluation_mode(self), tqdm(total=len(order), disable=not progress, unit=unit) as bar:
-            if len(order) <= size:  # a query should not wait for a thread to start
-                bar.update(work(0) if len(order) else 0)
+        with evaluation_mode(self):
+            if len(order) <= size:  # a query should wait for no thread to start, and for no bar
+                if len(order):
+                    work(0)
                 return embeddings
-            with one_core_workers() as pool:
+            with tqdm(total=len(order), disable=not progress, unit=unit) as bar, one_core_workers() as pool:
                 for done in pool.map(work, range(0, len(order), size)):
                     bar.update(done)
         return embeddings
 
 
-def mix(vectors: np.ndarray, weights: np.ndarray, *, unit: bool) -> np.ndarray:
-    """The weighted sum of embeddings ``[N, D]``, float32 ``[D]``; of unit length where asked.
+def mix(vectors: Sequence[np.ndarray] | np.ndarray, weights: Sequence[float], *, unit: bool) -> np.ndarray:
+    """The weighted sum of N embeddings, float32 ``[D]``; of unit length where they are.
 
     Raises:
         DataError: The terms cancel each other out.
     """
-    mixed: np.ndarray = np.float32(weights) @ vectors
+    if unit and len(vectors) == 1 and weights[0] > 0:  # as most questions are
+        alone: np.ndarray = vectors[0]
+        return alone
+    mixed: np.ndarray = np.array(weights, np.float32) @ np.asarray(vectors)
     length = math.sqrt(float(mixed @ mixed))
-    if unit and length < 1e-6 * (sum(map(abs, weights.tolist())) or 1):
-        raise DataError(f"the terms cancel out (weights {weights.tolist()}); change a weight")
+    if unit and length < 1e-6 * (sum(map(abs, weights)) or 1):
+        raise DataError(f"the terms cancel out (weights {list(weights)}); change a weight")
     return mixed / np.float32(length) if unit else mixed
 
 
 @contextlib.contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     """No dropout, no batch statistics, no gradients; afterwards every module trains or rests as before."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    training = [module for module in model.modules() if module.training] if _trains(model) else []
+    for module in training:
+        module.training = False
     try:
         with torch.inference_mode():
             yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module in training:
+            module.training = True
+
+
+def _trains(module: torch.nn.Module) -> bool:
+    """Whether a part of it is in training mode. (`modules` takes ten times as long, which every query would pay.)"""
+    return module.training or any(_trains(part) for part in module._modules.values() if part is not None)
 
 
 def _batch(size: int, **sides: Any) -> Batch:

@@ -187,7 +187,13 @@ class DualTower(Encoding):
 
     @property
     def fingerprint(self) -> str:
-        """Short hex over config and weights: equal models have equal ones, also after saving and loading."""
+        """Short hex over config and weights: equal models have equal ones, also after saving and loading.
+
+        Raises:
+            ConfigError: This is a copy for inference, whose weights are no longer those that were trained.
+        """
+        if self._infers:
+            raise ConfigError("a copy for inference cannot be saved; use the model that it was made from")
         return fingerprint_of(to_dict(self.config), self.state_dict())
 
     @property

@@ -170,7 +170,7 @@ def test_outliers(catalogue: Catalogue, tmp_path: Path) -> None:
     )
     store = LocalStore(tmp_path / "shop")
     found = find_outliers(store, neighbours=5)
-    assert [row.id for row in store.catalogue.at(found.slots[:2].tolist())] == ["r17", "r41"]
+    assert [store.catalogue.at([slot])[slot].id for slot in found.slots[:2].tolist()] == ["r17", "r41"]
     assert found.odd[0] > 5 and found.apart[1] > 3 and abs(found.apart[0]) < 3
     table = write_outliers(found, store, tmp_path / "report", number=5)
     assert "r17" in table and "<b>" not in table and (tmp_path / "report" / "pictures" / "1.jpg").exists()

@@ -202,6 +202,30 @@ def test_every_core_embeds_batches_of_its_own() -> None:
         tower.encode_image(pictures, batch_size=0)
 
 
+def test_many_pictures_embed_as_few_do_with_the_weights_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    tower, pictures = model().train(), [picture(i, size=(12, 16)) for i in range(9)]
+    few = tower.encode_image(pictures)
+    monkeypatch.setattr("dualtower.encoding.MANY", 9)
+    np.testing.assert_allclose(tower.encode_image(pictures), few, atol=1e-6)
+    assert tower.training and all(p.requires_grad for p in tower.parameters())
+    with torch.no_grad():
+        for parameter in tower.image_tower.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    many = tower.encode_image(pictures)
+    assert not np.allclose(many, few, atol=1e-3)
+    np.testing.assert_allclose(many, np.concatenate([tower.encode_image([p]) for p in pictures]), atol=1e-6)
+
+
+def test_a_copy_for_inference_is_no_model_to_keep(tmp_path: Path) -> None:
+    tower = model()
+    quick = tower.for_inference()
+    assert quick.for_inference() is quick
+    np.testing.assert_array_equal(quick.encode_text(TITLES[:2]), tower.encode_text(TITLES[:2]))
+    with pytest.raises(ConfigError, match="copy for inference"):
+        quick.save_pretrained(tmp_path / "model")
+    tower.save_pretrained(tmp_path / "model")
+
+
 def test_encode_image_takes_pictures_paths_and_bytes(tmp_path: Path) -> None:
     tower = model()
     image = picture(3, size=(50, 70))

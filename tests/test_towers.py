@@ -27,6 +27,7 @@ from dualtower.towers import (
     create_text_tower,
 )
 from dualtower.towers.features import pool_tokens
+from dualtower.towers.folding import fold_batch_norms
 from dualtower.towers.image import pretrained_backbone
 from dualtower.towers.transformer import complete_encoder
 
@@ -295,6 +296,83 @@ def test_a_constructor_of_our_own_comes_before_timm(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setitem(IMAGE_TOWERS, "own", Own)
     assert isinstance(image_tower(ImageTowerConfig(name="own")), Own)
+
+
+# ---- copies for inference
+
+
+def with_statistics(tower: Tower) -> Tower:
+    """Batch normalisations that have seen something, each weight its own."""
+    generator = torch.Generator().manual_seed(5)
+    for module in tower.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor, low in [(module.running_mean, -0.2), (module.running_var, 0.5), (module.bias.data, -0.2)]:
+                tensor.copy_(low + torch.rand(tensor.shape, generator=generator))
+            module.weight.data.copy_(0.5 + torch.rand(module.weight.shape, generator=generator))
+    return tower
+
+
+@pytest.mark.parametrize("name", list(IMAGE))
+def test_a_copy_for_inference_computes_the_same(name: str) -> None:
+    tower = with_statistics(image_tower(IMAGE[name]))
+    expected, weights = tower(pixels()), {n: w.clone() for n, w in tower.state_dict().items()}
+    copied = tower.for_inference()
+    found = copied(pixels())
+    torch.testing.assert_close(found.pooled, expected.pooled, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.tokens, expected.tokens, atol=1e-5, rtol=1e-4)
+    assert not [n for n, p in copied.named_parameters() if p.requires_grad]
+    for n, w in tower.state_dict().items():  # the tower itself is as it was
+        assert torch.equal(w, weights[n]) and w.stride() == weights[n].stride()
+
+
+def test_a_copy_for_inference_has_no_batch_normalisation_left() -> None:
+    copied = image_tower(IMAGE["resnet"]).for_inference()
+    assert not [m for m in copied.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+
+
+class ReadTwice(torch.nn.Module):
+    """The first normalisation must stay: somebody else reads its convolution as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3)
+        self.alone, self.alone_norm = torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        return self.alone_norm(self.alone(self.norm(x) + x))
+
+
+class CalledTwice(torch.nn.Module):
+    """One convolution under two normalisations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.one, self.other = torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.one(self.conv(x)) + self.other(self.conv(x + 1))
+
+
+class Undecided(torch.nn.Module):
+    """Its path depends on what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(x)) if x.mean() > 0 else x
+
+
+@pytest.mark.parametrize(("network", "folded"), [(ReadTwice, 1), (CalledTwice, 0), (Undecided, 0)])
+def test_only_what_nobody_else_reads_is_folded(network: Any, folded: int) -> None:
+    torch.manual_seed(3)
+    given = with_statistics(network().eval())
+    x = torch.randn(2, 3, 4, 4)
+    expected = given(x)
+    assert fold_batch_norms(given) == folded
+    torch.testing.assert_close(given(x), expected, atol=1e-5, rtol=1e-4)
 
 
 # ---- pretrained image weights

@@ -39,7 +39,7 @@ SCHEMA = """
 CREATE TABLE state (generation INTEGER NOT NULL, next_slot INTEGER NOT NULL, sequence INTEGER NOT NULL);
 INSERT INTO state VALUES (0, 0, 0);
 CREATE TABLE rows (
-    id TEXT PRIMARY KEY, slot INTEGER NOT NULL UNIQUE, sequence INTEGER NOT NULL, created INTEGER NOT NULL,
+    id TEXT NOT NULL UNIQUE, slot INTEGER PRIMARY KEY, sequence INTEGER NOT NULL, created INTEGER NOT NULL,
     product_id TEXT NOT NULL, title TEXT NOT NULL, attributes TEXT NOT NULL, checksums TEXT NOT NULL,
     digest TEXT NOT NULL
 );  -- checksums: JSON list, one number per kind of vector, null where the row has none
@@ -167,15 +167,16 @@ class Catalogue:
 
     def get(self, ids: Sequence[str]) -> list[StoredRow]:
         """Rows by id, in the order of `ids`; those that do not exist are left out."""
-        return self._rows_by("id", ids)
+        found = {row.id: row for row in self._rows_where("id", ids)}
+        return [found[row_id] for row_id in ids if row_id in found]
 
-    def at(self, slots: Sequence[int]) -> list[StoredRow]:
-        """Rows by slot, in the order of `slots`; one that has been replaced since is shown as it is now."""
-        found = {row.slot: row for row in self._rows_by("slot", slots)}
-        for some in _batches([int(slot) for slot in slots if int(slot) not in found]):
+    def at(self, slots: Sequence[int]) -> dict[int, StoredRow]:
+        """Slot -> row; one that has been replaced since is shown as it is now, one that has gone is left out."""
+        found = {row.slot: row for row in self._rows_where("slot", slots)}
+        for some in _batches([slot for slot in slots if slot not in found]):
             moved = dict(self._database.read(f"SELECT id, slot FROM gone WHERE slot IN ({_marks(some)})", some))
-            found |= {moved[row.id]: replace(row, slot=moved[row.id]) for row in self._rows_by("id", list(moved))}
-        return [found[slot] for slot in map(int, slots) if slot in found]
+            found |= {moved[row.id]: replace(row, slot=moved[row.id]) for row in self._rows_where("id", list(moved))}
+        return found
 
     def picture(self, row_id: str) -> bytes | None:
         """Encoded picture of a row, or None."""
@@ -275,13 +276,12 @@ class Catalogue:
         """Let go of the database; the folder can be opened again."""
         self._database.close()
 
-    def _rows_by(self, column: str, keys: Sequence[Any]) -> list[StoredRow]:
-        found: dict[Any, StoredRow] = {}
-        keys = [int(key) for key in keys] if column == "slot" else keys
+    def _rows_where(self, column: str, keys: Sequence[Any]) -> Iterator[StoredRow]:
+        """Live rows that have one of some ids or slots, in any order."""
         for some in _batches(keys):
-            rows = self._database.read(f"SELECT {_STORED} FROM rows WHERE {column} IN ({_marks(some)})", some)
-            found |= {getattr(row, column): row for row in self._rows(rows)}
-        return [found[key] for key in keys if key in found]
+            yield from self._rows(
+                self._database.read(f"SELECT {_STORED} FROM rows WHERE {column} IN ({_marks(some)})", some)
+            )
 
     def _rows(self, rows: Sequence[tuple[Any, ...]]) -> Iterator[StoredRow]:
         """Rows as `_STORED` selects them; their attributes' JSON is read in one go."""

@@ -143,7 +143,7 @@ class Finder:
             vector = self.model.encode_product(text=[question.text.strip() or None], image=[picture])[0]
         elif vectors:
             unit = self.model.config.similarity == "cosine"
-            vector = mix(np.stack(vectors), np.array(_weights(question)), unit=unit)
+            vector = mix(vectors, _weights(question), unit=unit)
         return Query(
             vector,
             kind=question.against,

@@ -136,7 +136,7 @@ def index_products(
         BrokenImage: A picture cannot be decoded. What was committed before stays.
     """
     check_model(target.info, model)
-    held = target.digests()
+    held, model = target.digests(), model.for_inference()
     written = 0
     with tqdm(total=len(products), unit="row", disable=not progress) as bar:
         for start in range(0, len(products), BLOCK):

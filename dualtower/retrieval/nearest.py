@@ -3,9 +3,9 @@
 An index covers the slots below `covered`; what came later, and what a filter or a deletion leaves out, is the business
 of the search (`dualtower.retrieval.search`). All indexes are faiss's (Douze et al., 2024, arXiv:2401.08281).
 
-Which lists of an inverted file are looked at is decided here and not by a number of probes: the nearest lists, until
-they hold `effort` of the *chosen* rows. So a filter that fits only rows far away from the query looks farther, and
-finds them, where a fixed number of probes returns next to nothing.
+Which lists of an inverted file a filtered search looks at is decided here and not by a number of probes: the nearest
+lists, until they hold `effort` of the *chosen* rows. So a filter that fits only rows far away from the query looks
+farther, and finds them, where a fixed number of probes returns next to nothing.
 """
 
 from __future__ import annotations
@@ -60,16 +60,21 @@ class Chosen:
 
     def selector(self, covered: int) -> Any:
         """For faiss: which of the first `covered` slots may be found; None where all of them may."""
-        if self._all_below(covered):
+        if covered not in self._selectors:
+            self._selectors[covered] = self._selector(covered)
+        return self._selectors[covered]
+
+    @cached_property
+    def _selectors(self) -> dict[int, Any]:
+        return {}
+
+    def _selector(self, covered: int) -> Any:
+        if self.mask[:covered].all():
             return None
-        faiss = load_faiss()
         bits = np.packbits(self.mask[:covered], bitorder="little")
-        selector = faiss.IDSelectorBitmap(bits)
+        selector = load_faiss().IDSelectorBitmap(bits)
         selector.bits = bits  # faiss keeps only the address
         return selector
-
-    def _all_below(self, covered: int) -> bool:
-        return bool(np.searchsorted(self.slots, covered) == covered)
 
 
 @dataclass(frozen=True)
@@ -178,17 +183,21 @@ class InvertedIndex(Index):
         super().__init__(info, inner)
         faiss = load_faiss()
         lists = inner.invlists
-        self.sizes = np.array([lists.list_size(i) for i in range(inner.nlist)])
         self.list_of = np.empty(info.covered, np.int32)
-        for i, size in enumerate(self.sizes.tolist()):
-            if size:
+        for i in range(inner.nlist):
+            if size := lists.list_size(i):
                 self.list_of[faiss.rev_swig_ptr(lists.get_ids(i), size)] = i
 
     def _search(self, vectors: np.ndarray, chosen: Chosen, count: int, effort: int) -> np.ndarray:
-        faiss = load_faiss()
+        faiss, wanted = load_faiss(), max(effort, 4 * count)
+        if not chosen.filtered:  # as many lists as hold so many rows on average: faiss itself is the quickest
+            probes = min(math.ceil(wanted * self.inner.nlist / max(1, len(chosen.slots))), self.inner.nlist)
+            params = faiss.SearchParametersIVF(nprobe=probes, sel=chosen.selector(len(self)))
+            nearest: np.ndarray = self.inner.search(vectors, count, params=params)[1]
+            return nearest
         scores = np.empty((len(vectors), count), np.float32)
         found = np.full((len(vectors), count), -1, np.int64)
-        lists, near = self._lists(vectors, chosen, max(effort, 4 * count))
+        lists, near = self._lists(vectors, chosen, wanted)
         if lists.size:
             params = faiss.SearchParametersIVF(nprobe=lists.shape[1], sel=chosen.selector(len(self)))
             # The plain binding: the wrapper around it takes no selector.
@@ -198,10 +207,8 @@ class InvertedIndex(Index):
 
     def _lists(self, vectors: np.ndarray, chosen: Chosen, wanted: int) -> tuple[np.ndarray, np.ndarray]:
         """For each query the nearest lists that hold so many chosen rows, else -1; and how near they are."""
-        sizes = self.sizes
-        if chosen.filtered:
-            below = chosen.slots[: np.searchsorted(chosen.slots, len(self))]
-            sizes = np.bincount(self.list_of[below], minlength=len(sizes))
+        below = chosen.slots[: np.searchsorted(chosen.slots, len(self))]
+        sizes = np.bincount(self.list_of[below], minlength=self.inner.nlist)
         number = 8 + 2 * math.ceil(wanted * len(sizes) / max(1, sizes.sum()))
         while True:
             number = min(number, len(sizes))

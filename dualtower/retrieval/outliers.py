@@ -72,7 +72,7 @@ def write_outliers(found: Outliers, store: LocalStore, folder: Path, *, number: 
     """Write ``report.md`` and pictures of the oddest rows; returns its table."""
     pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
-    rows = {row.slot: row for row in store.catalogue.at(found.slots[:number].tolist())}
+    rows = store.catalogue.at(found.slots[:number].tolist())
     lines = ["| | id | title | odd picture | title and picture apart |", "|---|---|---|---|---|"]
     for rank, slot in enumerate(found.slots[:number].tolist()):
         if (row := rows.get(slot)) is None:

@@ -160,7 +160,7 @@ class Searcher:
         chosen = view.chosen(query.kind, part, place.sequence)
         slots, scores = self._after(place, view, query, chosen, query.limit + 1, found)
         more, slots = len(slots) > query.limit, slots[: query.limit]
-        rows = {row.slot: row for row in self.catalogue.at(slots.tolist())}
+        rows = self.catalogue.at(slots.tolist())
         hits = [
             Hit(row.id, row.product_id, float(score), {"title": row.title, "attributes": row.attributes})
             for slot, score in zip(slots.tolist(), scores.tolist(), strict=False)
@@ -233,7 +233,7 @@ class Searcher:
         return later
 
     def _names(self, slots: np.ndarray) -> dict[int, str]:
-        return {row.slot: row.id for row in self.catalogue.at(slots.tolist())}
+        return {slot: row.id for slot, row in self.catalogue.at(slots.tolist()).items()}
 
 
 def candidates(

@@ -73,7 +73,7 @@ def embed_shard(
     """
     if shard.path.exists():
         return
-    items = list(embed(model, [products[i] for i in shard.rows], info, **options))
+    items = list(embed(model.for_inference(), [products[i] for i in shard.rows], info, **options))
     columns: dict[str, Any] = {
         "id": [item.id for item in items],
         "product_id": [item.product_id for item in items],
@@ -156,7 +156,7 @@ def embed_with_ray(
         """One worker: a model and the products."""
 
         def __init__(self) -> None:
-            self.model, self.products = DualTower.from_pretrained(model), load()
+            self.model, self.products = DualTower.from_pretrained(model).for_inference(), load()
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
             for number in batch["id"].tolist():

@@ -13,7 +13,9 @@ from dualtower.errors import CatalogueError
 __all__ = ["VectorFile", "VectorReader", "crc_of", "sync_folder"]
 
 FEW = 2000
-"""Up to so many vectors are read one by one."""
+"""Up to so many vectors of a large file are read one by one."""
+SMALL = 64 * 2**20
+"""Bytes of a file up to which it stays mapped."""
 
 
 class VectorFile:
@@ -67,7 +69,8 @@ class VectorFile:
 class VectorReader:
     """The first `slots` slots of a file, held open: a file that a compaction has removed can still be read.
 
-    Vectors are read where they are wanted, not mapped: mapped pages would count as memory of the process for ever.
+    Those of a large file are read where they are wanted: pages that stay mapped would count as memory of the process
+    for ever.
 
     Args:
         path: The file.
@@ -86,11 +89,15 @@ class VectorReader:
             raise CatalogueError(
                 f"{path} holds {held} of {slots} vectors; restore it from a backup, or index the catalogue again"
             )
+        self._mapped = self._map() if 0 < slots * self.slot_bytes <= SMALL else None
 
     def gather(self, slots: np.ndarray) -> np.ndarray:
         """Vectors of some slots, float16 ``[len(slots), D]``."""
         if not len(slots):
             return np.empty((0, self.dim), np.float16)
+        if self._mapped is not None:
+            few: np.ndarray = self._mapped[slots]
+            return few
         assert self._file is not None
         if (np.diff(slots) == 1).all():  # as the newest rows are
             return self.run(int(slots[0]), int(slots[-1]) + 1)
@@ -100,14 +107,16 @@ class VectorReader:
             if len(content) < len(slots) * size:  # the system may return fewer bytes than it is asked for
                 content = b"".join(self._read(slot, 1) for slot in slots.tolist())
             return np.frombuffer(content, np.float16).reshape(len(slots), self.dim)
-        found = np.empty((len(slots), self.dim), np.float16)
-        mapped = np.memmap(self._file, np.float16, "r", shape=(self.slots, self.dim))  # let go of when this returns
-        np.take(mapped, slots, axis=0, out=found)
-        return found
+        many: np.ndarray = self._map()[slots]  # the map is let go of when this returns
+        return many
 
     def run(self, start: int, stop: int) -> np.ndarray:
         """Vectors of the slots from `start` up to `stop`, float16 ``[stop - start, D]``."""
         return np.frombuffer(self._read(start, stop - start), np.float16).reshape(stop - start, self.dim)
+
+    def _map(self) -> np.ndarray:
+        assert self._file is not None
+        return np.asarray(np.memmap(self._file, np.float16, "r", shape=(self.slots, self.dim)))
 
     def _read(self, first: int, count: int) -> bytes:
         """Bytes of `count` slots; the system may return fewer than it is asked for."""

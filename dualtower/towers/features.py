@@ -32,6 +32,10 @@ class Tower(nn.Module, ABC):
     def layers_above(self, name: str) -> int:
         """Number of layers from a parameter of this tower to its output, its own included."""
 
+    def for_inference(self) -> Tower:
+        """A copy that computes the same faster on a CPU and learns no more; itself where nothing is faster."""
+        return self
+
 
 def token_embedding(vocab_size: int, width: int) -> nn.Embedding:
     """Fresh token embeddings as small as BERT's, whose standard deviation is 0.02.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,14 +10,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualtower.data.images import ImageSettings
 from dualtower.errors import ConfigError, UnknownTower
 from dualtower.towers.features import Features, Tower
+from dualtower.towers.folding import fold_batch_norms
 
 __all__ = ["ImageTowerConfig", "TimmTower", "pretrained_backbone"]
+
+SMALL = 80 * 80
+"""Pixels of pictures up to which dense convolutions infer faster in contiguous memory on a CPU (by 6 to 30 % at 80x60;
+at 96x96 there is nothing to gain any more, and at 224x224 `channels_last` is faster by 20 to 50 %)."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class TimmTower(Tower):
         self.multiple = _multiple(self.backbone, config)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.backbone.to(memory_format=self.memory_format)
+        self.is_small = settings.height * settings.width <= SMALL
         # (pixel / 255 - mean) / std as one multiplication and one addition
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (settings.mean, settings.std))
         self.register_buffer("factor", 1 / (255 * std), persistent=False)
@@ -83,6 +90,16 @@ class TimmTower(Tower):
         pooled = self.backbone.forward_head(features, pre_logits=True)
         tokens, grid = self._tokens(features, (pixels.shape[2], pixels.shape[3]))
         return Features(pooled, tokens, None, grid)
+
+    def for_inference(self) -> TimmTower:
+        """See `Tower.for_inference`: without batch normalisations, and in the memory order that is faster then."""
+        tower = copy.deepcopy(self).eval().requires_grad_(False)
+        fold_batch_norms(tower.backbone)
+        convolutions = [module for module in tower.modules() if isinstance(module, nn.Conv2d)]
+        if self.is_small and all(convolution.groups == 1 for convolution in convolutions):
+            tower.memory_format = torch.contiguous_format
+        tower.backbone.to(memory_format=tower.memory_format)
+        return tower
 
     def _tokens(self, features: Tensor, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
         """View a backbone's last features as ``[B, T, W]``, without class and register tokens, and their grid."""
