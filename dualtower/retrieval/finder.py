@@ -79,7 +79,7 @@ class Finder:
 
     def __init__(self, store: Store, model: DualTower) -> None:
         check_model(store.info, model)
-        self.store, self.model = store, model
+        self.store, self.model = store, model.for_inference()
 
     def find(self, question: Question) -> Page:
         """The next page of hits.
