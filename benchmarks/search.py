@@ -3,9 +3,10 @@
     python benchmarks/search.py --catalogue shop.catalogue                                # made by `dualtower index`
     python benchmarks/search.py --catalogue shop.catalogue --rows 10000 100000 1000000    # real vectors, perturbed
 
-The first form takes a catalogue as it is. Every query is a title of the catalogue that is typed in: ours goes the
-whole way, from words to hits with their rows; the bare one is `encode_text` plus the quickest faiss index that reaches
-recall@10 of 0.98 on the same queries (flat, IVF, IVF+SQ8, HNSW, tried over their effort). The two take turns.
+The first form takes catalogues as they are, such as those of a light and of a heavy text tower. Every query is a title
+of the catalogue that is typed in: ours goes the whole way, from words to hits with their rows; the bare one is
+`encode_text` plus the quickest faiss index that reaches recall@10 of 0.98 on the same queries (flat, IVF, IVF+SQ8,
+HNSW, tried over their effort). The two take turns.
 
 The second form multiplies the catalogue's vectors: each new one is a real vector plus the difference of two others that
 are near it, so that it stays on the data's manifold, as isotropic noise would not. For every size it measures, in a
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,51 +43,67 @@ SHARES = (1.0, 0.1, 0.01, 0.001)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--catalogue", type=Path, required=True)
+    parser.add_argument("--catalogue", type=Path, nargs="+", required=True)
     parser.add_argument("--rows", type=int, nargs="+", help="multiply the vectors to so many rows")
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--out", type=Path, help="folder for the multiplied catalogues, kept for the next time")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        print(json.dumps(measure(args.catalogue, args.queries)))
+        print(json.dumps(measure(args.catalogue[0], args.queries)))
     elif args.rows:
         large(args)
     else:
-        against_faiss(args)
+        against_faiss(args.catalogue, args.queries)
 
 
-def against_faiss(args: argparse.Namespace) -> None:
+def against_faiss(catalogues: Sequence[Path], number: int) -> None:
     """Whole search against embedding and index alone."""
-    store = LocalStore(args.catalogue)
+    rows, values = [], {}
+    for folder in catalogues:
+        about, taken = whole_searches(folder, number)
+        for what in (50, 99):
+            found = {side: float(np.percentile(ms, what)) for side, ms in taken.items()}
+            cells = [f"{ms:.2f} ms" for ms in found.values()]
+            rows.append([about["tower"], f"p{what}", *cells, f"{found['dualtower'] / found['bare']:.2f}"])
+            about[f"p{what}_ms"] = found
+        values[folder.name] = about
+    save_results(
+        "search",
+        title="One query: the whole search against `encode_text` and faiss's quickest index",
+        tables=[(["text tower", "", "dualtower", "bare", "encoding in it", "ratio"], rows)],
+        values=values,
+    )
+
+
+def whole_searches(folder: Path, number: int) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """What is searched, and the milliseconds of every search, of the bare one, and of the encoding in that."""
+    store = LocalStore(folder)
     finder = Finder(store, DualTower.from_pretrained(store.info.model))
     view = store.searcher.views.current()
     vectors = view.vectors["image"].run(0, view.state.next_slot).astype(np.float32)
-    slots = np.random.default_rng(0).permutation(view.everything["text"].slots)[: args.queries].tolist()
+    slots = np.random.default_rng(0).permutation(view.everything["text"].slots)[:number].tolist()
     rows = store.catalogue.at(slots)
     titles = [rows[slot].title for slot in slots]
     name, bare = quickest(vectors, finder.model.encode_text(titles))
-    taken: dict[str, list[float]] = {"dualtower": [], "bare": []}
+    taken: dict[str, list[float]] = {"dualtower": [], "bare": [], "encoding": []}
     for title in titles[:20]:
         finder.find(Question(text=title))
-    for title in titles:
+    half = len(titles) // 2
+    for title, other in zip(titles, titles[half:] + titles[:half], strict=True):  # each its own
         begin = time.perf_counter()
         finder.find(Question(text=title))
-        middle = time.perf_counter()
-        bare.search(finder.model.encode_text([title]), 10)
-        taken["dualtower"].append(1000 * (middle - begin))
-        taken["bare"].append(1000 * (time.perf_counter() - middle))
-    rows_out, figures = [], {}
-    for what in (50, 99):
-        ours, least = (float(np.percentile(taken[side], what)) for side in ("dualtower", "bare"))
-        rows_out.append([f"p{what}", f"{ours:.2f} ms", f"{least:.2f} ms", f"{ours / least:.2f}"])
-        figures[f"p{what}"] = {"dualtower_ms": ours, "bare_ms": least}
-    save_results(
-        "search",
-        title=f"One query over {len(vectors):,} rows: the whole search against `encode_text` + faiss {name}",
-        tables=[(["", "dualtower", "bare", "ratio"], rows_out)],
-        values={"rows": len(vectors), "faiss": name, **figures},
-    )
+        found = time.perf_counter()
+        vector = finder.model.encode_text([other])
+        encoded = time.perf_counter()
+        bare.search(vector, 10)
+        end = time.perf_counter()
+        taken["dualtower"].append(1000 * (found - begin))
+        taken["bare"].append(1000 * (end - found))
+        taken["encoding"].append(1000 * (encoded - found))
+    text = finder.model.config.text
+    depth = f"{text.name}, {text.layers} layers of {text.width}" if text.name == "bert" else text.name
+    return {"tower": depth, "rows": len(vectors), "faiss": name}, taken
 
 
 def quickest(vectors: np.ndarray, queries: np.ndarray, recall: float = 0.98) -> tuple[str, object]:
@@ -131,7 +149,7 @@ def large(args: argparse.Namespace) -> None:
         built = None
         if not (folder / "cache" / "view.npz").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            multiply(LocalStore(args.catalogue), folder, size)
+            multiply(LocalStore(args.catalogue[0]), folder, size)
             begin = time.perf_counter()
             LocalStore(folder).rebuild(methods={"text": "flat"})
             built = time.perf_counter() - begin
