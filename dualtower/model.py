@@ -193,7 +193,7 @@ class DualTower(Encoding):
             ConfigError: This is a copy for inference, whose weights are no longer those that were trained.
         """
         if self._infers:
-            raise ConfigError("a copy for inference cannot be saved; use the model that it was made from")
+            raise ConfigError("a copy for inference has no fingerprint and is not saved; use what it was made from")
         return fingerprint_of(to_dict(self.config), self.state_dict())
 
     @property

@@ -46,12 +46,14 @@ def _pairs(network: nn.Module) -> list[tuple[str, str]]:
     def once(node: Any) -> bool:
         return isinstance(node, fx.Node) and node.op == "call_module" and calls[node.target] == 1
 
-    return [
-        (source.target, node.target)
-        for node in graph.nodes
-        if once(node) and _is_norm(modules[node.target])
-        if once(source := node.args[0]) and type(modules[source.target]) is nn.Conv2d and len(source.users) == 1
-    ]
+    pairs = []
+    for node in graph.nodes:
+        source = node.args[0] if node.args else None
+        if once(node) and once(source) and len(source.users) == 1:
+            convolution, norm = modules[source.target], modules[node.target]
+            if type(convolution) is nn.Conv2d and _is_norm(norm):
+                pairs.append((source.target, node.target))
+    return pairs
 
 
 def _is_norm(module: nn.Module) -> bool:
