@@ -7,7 +7,7 @@ as well (Jacob et al., 2018, arXiv:1712.05877, section 3.2).
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -43,16 +43,16 @@ def _pairs(network: nn.Module) -> list[tuple[str, str]]:
     modules = dict(network.named_modules())
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
 
-    def once(node: Any) -> bool:
+    def once(node: Any) -> TypeGuard[fx.Node]:
         return isinstance(node, fx.Node) and node.op == "call_module" and calls[node.target] == 1
 
     pairs = []
     for node in graph.nodes:
         source = node.args[0] if node.args else None
         if once(node) and once(source) and len(source.users) == 1:
-            convolution, norm = modules[source.target], modules[node.target]
+            convolution, norm = modules[str(source.target)], modules[str(node.target)]
             if type(convolution) is nn.Conv2d and _is_norm(norm):
-                pairs.append((source.target, node.target))
+                pairs.append((str(source.target), str(node.target)))
     return pairs
 
 
