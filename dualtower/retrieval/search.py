@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from dualtower.errors import ConfigError, CursorError, DualTowerError
 from dualtower.retrieval.catalogue import Catalogue
 from dualtower.retrieval.filters import parse_filter
 from dualtower.retrieval.nearest import Chosen, Index, best_of
-from dualtower.retrieval.records import kinds_of
+from dualtower.retrieval.records import StoredRow, kinds_of
 from dualtower.retrieval.view import View, ViewKeeper
 from dualtower.types import Hit
 
@@ -92,6 +92,16 @@ class Place:
     id: str = ""
 
 
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """Slots of the hits that follow a place, best first, their scores, and whether there are more."""
+
+    place: Place
+    slots: list[int]
+    scores: list[float]
+    more: bool
+
+
 class Searcher:
     """Searches one catalogue; safe to use from many threads.
 
@@ -106,16 +116,20 @@ class Searcher:
         self._index = index or (lambda view, kind: None)
 
     def search_many(self, queries: Sequence[Query]) -> list[Page | DualTowerError]:
-        """For each query what `search` returns or raises; an index looks for those that are alike together."""
+        """For each query what `search` returns or raises; those that are alike are looked up together."""
         view = self.views.current()
-        found = self._together(view, queries) if len(queries) > 1 else {}
-        answers: list[Page | DualTowerError] = []
+        together = self._together(view, queries) if len(queries) > 1 else {}
+        found: list[_Found | DualTowerError] = []
         for i, query in enumerate(queries):
             try:
-                answers.append(self._page(view, query, found.get(i)))
+                found.append(self._find(view, query, together.get(i)))
             except DualTowerError as error:
-                answers.append(error)
-        return answers
+                found.append(error)
+        rows = self.catalogue.at(list({slot for f in found if isinstance(f, _Found) for slot in f.slots}))
+        return [
+            _page(query, of_query, rows) if isinstance(of_query, _Found) else of_query
+            for query, of_query in zip(queries, found, strict=True)
+        ]
 
     def search(self, query: Query) -> Page:
         """The next page of hits.
@@ -128,7 +142,10 @@ class Searcher:
             CursorError: The cursor is broken, or of another search.
             ConfigError: The catalogue has no vectors of that kind, or the vector does not fit.
         """
-        return self._page(self.views.current(), query)
+        (answer,) = self.search_many([query])
+        if isinstance(answer, DualTowerError):
+            raise answer
+        return answer
 
     def _together(self, view: View, queries: Sequence[Query]) -> dict[int, np.ndarray]:
         """What an index finds for the first pages of unfiltered searches: number of the query -> slots."""
@@ -145,8 +162,8 @@ class Searcher:
                 found |= zip(vectors, slots, strict=True)
         return found
 
-    def _page(self, view: View, query: Query, found: np.ndarray | None = None) -> Page:
-        """See `search`; `found` is what the index has found already."""
+    def _find(self, view: View, query: Query, candidates: np.ndarray | None) -> _Found:
+        """Where the hits of the next page lie; `candidates` are what the index has found already."""
         if query.kind not in view.vectors:
             raise ConfigError(f"no {query.kind!r} vectors in this catalogue; it has: {', '.join(view.vectors)}")
         part = parse_filter(query.where, kinds_of(self.catalogue.info)) if query.where.strip() else None
@@ -158,25 +175,9 @@ class Searcher:
         if place.hits + query.limit > FARTHEST:
             raise ConfigError(f"paging ends after {FARTHEST:,} hits; narrow the search with a filter")
         chosen = view.chosen(query.kind, part, place.sequence)
-        slots, scores = self._after(place, view, query, chosen, query.limit + 1, found)
-        more, slots = len(slots) > query.limit, slots[: query.limit]
-        rows = self.catalogue.at(slots.tolist())
-        hits = [
-            Hit(row.id, row.product_id, float(score), {"title": row.title, "attributes": row.attributes})
-            for slot, score in zip(slots.tolist(), scores.tolist(), strict=False)
-            if (row := rows.get(slot)) is not None
-        ]
-        if not more:
-            return Page(hits, None)
-        last = rows.get(int(slots[-1]))
-        end = Place(
-            place.vector,
-            place.sequence,
-            place.hits + len(slots),
-            float(scores[len(slots) - 1]),
-            last.id if last else "",
-        )
-        return Page(hits, write_cursor(query, end))
+        slots, scores = self._after(place, view, query, chosen, query.limit + 1, candidates)
+        page = slice(0, query.limit)
+        return _Found(place, slots[page].tolist(), scores[page].tolist(), len(slots) > query.limit)
 
     def _after(
         self, place: Place, view: View, query: Query, chosen: Chosen, count: int, found: np.ndarray | None
@@ -194,10 +195,12 @@ class Searcher:
                 _, first = np.unique(view.products[slots], return_index=True)
                 first.sort()
                 slots, scores = slots[first], scores[first]
-            kept = self._is_later(slots, scores, place)
+            if place.hits:
+                later = self._is_later(slots, scores, place)
+                slots, scores = slots[later], scores[later]
             if hidden:
-                kept &= ~np.isin(view.products[slots], list(hidden))
-            slots, scores = slots[kept], scores[kept]
+                shown = ~np.isin(view.products[slots], list(hidden))
+                slots, scores = slots[shown], scores[shown]
             if complete or (len(slots) >= count and scores[count - 1] > worst):
                 return slots[:count], scores[:count]
             wanted, found = 4 * wanted, None
@@ -212,12 +215,9 @@ class Searcher:
         """By score, and by id among equal scores (ids are looked up for those only)."""
         order = np.argsort(-scores, kind="stable")
         slots, scores = slots[order], scores[order]
-        equal = np.zeros(len(order), bool)
         same = scores[1:] == scores[:-1]
-        equal[1:] |= same
-        equal[:-1] |= same
-        places = np.flatnonzero(equal)
-        if len(places):
+        if same.any():
+            places = np.flatnonzero(np.append(same, False) | np.append(False, same))
             names = self._names(slots[places])
             keyed = [(-scores[i], names.get(int(slots[i]), ""), int(slots[i])) for i in places.tolist()]
             slots[places] = [slot for _, _, slot in sorted(keyed)]
@@ -234,6 +234,21 @@ class Searcher:
 
     def _names(self, slots: np.ndarray) -> dict[int, str]:
         return {slot: row.id for slot, row in self.catalogue.at(slots.tolist()).items()}
+
+
+def _page(query: Query, found: _Found, rows: Mapping[int, StoredRow]) -> Page:
+    """What was found, with its rows; those that have gone meanwhile are left out."""
+    hits = [
+        Hit(row.id, row.product_id, score, {"title": row.title, "attributes": row.attributes})
+        for slot, score in zip(found.slots, found.scores, strict=True)
+        if (row := rows.get(slot)) is not None
+    ]
+    if not found.more:
+        return Page(hits, None)
+    last, begin = rows.get(found.slots[-1]), found.place
+    reached = begin.hits + len(found.slots)
+    end = Place(begin.vector, begin.sequence, reached, found.scores[-1], last.id if last else "")
+    return Page(hits, write_cursor(query, end))
 
 
 def candidates(
