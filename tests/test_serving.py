@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import json
 import re
 import signal
@@ -23,8 +24,10 @@ import tiny
 
 from dualtower import Product
 from dualtower.model import DualTower
+from dualtower.retrieval.finder import open_finder
 from dualtower.retrieval.indexing import index_products, open_or_create
 from dualtower.retrieval.local import LocalStore
+from dualtower.serving.app import create_app
 from dualtower.serving.batching import Batcher, QueueFull
 
 TOKEN = "a token that nobody guesses"
@@ -262,6 +265,15 @@ def test_reload_and_a_full_queue(shop: Path, server: Server, client: httpx.Clien
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_the_garbage_collector_leaves_alone_what_was_opened(shop: Path) -> None:
+    gc.unfreeze()
+    service = create_app(lambda: open_finder(shop))
+    frozen = gc.get_freeze_count()
+    service.shop.reload()
+    assert frozen > 10_000 and gc.get_freeze_count() < 1.5 * frozen  # what was open before is gone
+    gc.unfreeze()
 
 
 def test_a_stop_lets_those_who_wait_have_their_answer(shop: Path) -> None:
