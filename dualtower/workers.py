@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
 
-__all__ = ["one_core", "one_core_workers"]
+__all__ = ["background_worker", "one_core", "one_core_workers"]
 
 
 @contextmanager
@@ -38,3 +41,18 @@ def one_core() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def background_worker() -> ThreadPoolExecutor:
+    """One worker that computes on one core and, on Linux, stands back when others want it."""
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(1, "background", initializer=_stand_back)
+    pool.submit(int).result()  # it has begun
+    torch.set_num_threads(threads)  # MKL's setting is everybody's
+    return pool
+
+
+def _stand_back() -> None:
+    torch.set_num_threads(1)
+    if sys.platform == "linux":  # where every thread has a priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

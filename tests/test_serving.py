@@ -28,7 +28,7 @@ from dualtower.retrieval.finder import open_finder
 from dualtower.retrieval.indexing import index_products, open_or_create
 from dualtower.retrieval.local import LocalStore
 from dualtower.serving.app import create_app
-from dualtower.serving.batching import Batcher, QueueFull
+from dualtower.serving.batching import Background, Batcher, QueueFull
 
 TOKEN = "a token that nobody guesses"
 WRITER = {"authorization": f"Bearer {TOKEN}"}
@@ -295,45 +295,26 @@ def test_the_description_is_openapi(client: httpx.Client) -> None:
     assert set(body) == {"application/json", "multipart/form-data"} and json.dumps(body)
 
 
-def test_other_work_goes_through_the_same_thread() -> None:
+def test_the_background_does_one_work_after_the_other_and_never_too_much() -> None:
     async def scenario() -> None:
-        threads = set[int]()
+        done: list[int] = []
 
-        def answer(questions: list[int]) -> list[int]:
-            threads.add(threading.get_ident())
-            return [2 * question for question in questions]
-
-        batcher = Batcher(answer)
-        one, thread, two = await asyncio.gather(batcher.ask(1), batcher.run(threading.get_ident), batcher.ask(2))
-        await batcher.close()
-        assert (one, two) == (2, 4) and threads == {thread} != {threading.get_ident()}
-
-    asyncio.run(scenario())
-
-
-def test_a_batch_waits_for_one_other_work_at_the_most() -> None:
-    async def scenario() -> None:
-        done: list[str] = []
-
-        def answer(questions: list[int]) -> list[int]:
-            done.append("batch")
-            return questions
-
-        batcher = Batcher(answer, waiting=8)
-
-        def work() -> None:
+        def work(number: int) -> int:
             time.sleep(0.02)
-            done.append("work")
+            done.append(number)
+            return threading.get_ident()
 
-        others = [asyncio.ensure_future(batcher.run(work)) for _ in range(8)]
+        background, batcher = Background(waiting=8), Batcher(lambda questions: [threading.get_ident()] * len(questions))
+        asked = [asyncio.ensure_future(background.run(partial(work, number))) for number in range(8)]
         await asyncio.sleep(0.01)  # the first is under way
         with pytest.raises(QueueFull):
-            await batcher.run(work)
-        await batcher.ask(1)
-        assert done.count("work") <= 2
-        await asyncio.gather(*others)
+            await background.run(partial(work, 8))
+        answered = await batcher.ask(1)
+        assert len(done) < 4  # a question does not wait for it
+        threads = set(await asyncio.gather(*asked))
+        await background.close()
         await batcher.close()
-        assert done.count("work") == 8
+        assert done == list(range(8)) and len(threads | {answered, threading.get_ident()}) == 3
 
     asyncio.run(scenario())
 
@@ -343,21 +324,20 @@ def test_questions_that_come_while_the_thread_is_busy_go_together() -> None:
 
     def answer(questions: list[int]) -> list[int]:
         batches.append(questions)
+        time.sleep(0.2)
         return questions
 
     async def scenario() -> None:
         batcher = Batcher(answer)
-        busy = asyncio.ensure_future(batcher.run(partial(time.sleep, 0.2)))
         asked = []
         for number in range(5):
             asked.append(asyncio.ensure_future(batcher.ask(number)))
             await asyncio.sleep(0.01)
         assert await asyncio.gather(*asked) == [0, 1, 2, 3, 4]
-        await busy
         await batcher.close()
 
     asyncio.run(scenario())
-    assert batches == [[0, 1, 2, 3, 4]]
+    assert batches == [[0], [1, 2, 3, 4]]
 
 
 def test_closing_delivers_the_batch_under_way_and_a_failure_reaches_all_who_asked() -> None:

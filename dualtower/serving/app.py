@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import copy
 import gc
 import io
 import logging
@@ -23,23 +24,22 @@ from starlette.formparsers import MultiPartException
 
 from dualtower.errors import BrokenImage, ConfigError, CursorError, DataError, DualTowerError, FilterError
 from dualtower.explain import Explanation, draw_explanation, explain
-from dualtower.model import DualTower
 from dualtower.retrieval.finder import Finder, Question
 from dualtower.retrieval.indexing import embed
 from dualtower.retrieval.local import LocalStore
-from dualtower.retrieval.records import CatalogueInfo, Item
+from dualtower.retrieval.records import Item
 from dualtower.retrieval.shown import media_type
-from dualtower.serving.batching import Batcher, QueueFull
+from dualtower.serving.batching import Background, Batcher, QueueFull
 from dualtower.serving.guards import Guard, TooLarge, may_write
 from dualtower.serving.metrics import Metrics
 from dualtower.serving.schemas import About, Answer, ItemIn, ItemOut, SearchIn, Why
-from dualtower.types import Product
-from dualtower.workers import one_core
 
 __all__ = ["create_app"]
 
 MOST_BYTES = 16_000_000
 MOST_ITEMS = 200
+AT_ONCE = 8
+"""Items that are embedded together; what else the background has to do waits for so many."""
 PAGE = {"style.css": "text/css; charset=utf-8", "search.js": "text/javascript; charset=utf-8"}
 SEARCH_BODY = {
     "requestBody": {
@@ -67,13 +67,17 @@ class Shop:
         waiting: Questions that may wait.
     """
 
-    finder: Finder
-
     def __init__(self, load: Callable[[], Finder], *, waiting: int) -> None:
         self._load, self._tidying = load, threading.Lock()
         self.reload()
         self.batcher: Batcher[Question, Any] = Batcher(self._answer, waiting=waiting)
+        self.background = Background(waiting=waiting)
         self.metrics = Metrics(rows=lambda: len(self.finder.store), waiting=lambda: len(self.batcher))
+
+    @property
+    def finder(self) -> Finder:
+        """Answers questions, in their thread."""
+        return self.opened[0]
 
     def _answer(self, questions: list[Question]) -> list[Any]:
         self.metrics.batch(len(questions))
@@ -81,7 +85,10 @@ class Shop:
 
     def reload(self) -> None:
         """Open catalogue and model anew; questions that are being answered end with the old ones."""
-        self.finder = self._load()
+        finder = self._load()
+        apart = copy.copy(finder.model)
+        apart.tokenizer = copy.deepcopy(apart.tokenizer)  # which bears one caller at a time
+        self.opened = finder, apart  # the second embeds what the background is given
         # What has been opened stays. Each time the garbage collector looked through it, all answers would wait for a
         # quarter of a second.
         gc.unfreeze()
@@ -134,6 +141,7 @@ def create_app(
         shop.tidy()
         yield
         await shop.batcher.close()
+        await shop.background.close()
 
     app = FastAPI(
         title="dualtower",
@@ -200,7 +208,8 @@ def _add_search(app: FastAPI, shop: Shop) -> None:
         content = await run_in_threadpool(shop.finder.store.picture, row_id)
         if content is None:
             raise HTTPException(404, "there is no such row, or it has no picture")
-        found = await shop.batcher.run(partial(explain, shop.finder.model, text, content))
+        _, model = shop.opened
+        found = await shop.background.run(partial(explain, model, text, content))
         picture = await run_in_threadpool(_drawn, found)
         words = [{"word": word, "weight": weight} for word, weight in found.words]
         return {"score": found.score, "method": found.method, "words": words, "picture": picture}
@@ -235,9 +244,11 @@ def _add_items(app: FastAPI, shop: Shop, token: str | None) -> None:
         if len(items) > MOST_ITEMS:
             raise DataError(f"{len(items)} items in one request; send at most {MOST_ITEMS}")
         products = [item.product() for item in items]
-        store, model, made = shop.finder.store, shop.finder.model, list[Item]()
-        for product in products:  # one by one, as questions wait meanwhile
-            made.append(await shop.batcher.run(partial(_embedded, model, product, store.info)))
+        (finder, model), made = shop.opened, list[Item]()
+        store = finder.store
+        for start in range(0, len(products), AT_ONCE):
+            some = products[start : start + AT_ONCE]
+            made += await shop.background.run(partial(_embedded, model, some, store.info))
         await run_in_threadpool(store.upsert, made)
         await run_in_threadpool(shop.tidy)
         return {"written": len(products)}
@@ -305,11 +316,8 @@ def _add_page(app: FastAPI, shop: Shop) -> None:
         return Response(shop.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _embedded(model: DualTower, product: Product, info: CatalogueInfo) -> Item:
-    """On one core: the others have clients to serve."""
-    with one_core():
-        (item,) = embed(model, [product], info)
-    return item
+def _embedded(model: DualTower, products: list[Product], info: CatalogueInfo) -> list[Item]:
+    return list(embed(model, products, info))
 
 
 def _drawn(found: Explanation) -> str:

@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-__all__ = ["Batcher", "QueueFull"]
+from dualtower.workers import background_worker
+
+__all__ = ["Background", "Batcher", "QueueFull"]
 
 LARGEST = 64
 """Questions per batch."""
@@ -20,7 +22,7 @@ Result = TypeVar("Result")
 
 
 class QueueFull(Exception):
-    """More questions wait than may."""
+    """More waits than may."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,35 @@ class _Failed:
     """In place of an answer."""
 
     error: Exception
+
+
+class Background:
+    """Does what takes longer than a question, one work after the other, in a thread that stands back for questions.
+
+    Args:
+        waiting: Works that may wait.
+    """
+
+    def __init__(self, *, waiting: int = 256) -> None:
+        self._most, self._asked, self._thread = waiting, 0, background_worker()
+
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """Do some work.
+
+        Raises:
+            QueueFull: Too much waits already.
+        """
+        if self._asked >= self._most:
+            raise QueueFull
+        self._asked += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        finally:
+            self._asked -= 1
+
+    async def close(self) -> None:
+        """Do what is under way, then stop."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 class Batcher(Generic[Asked, Answer]):
@@ -47,7 +78,6 @@ class Batcher(Generic[Asked, Answer]):
         self._asked = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers")
         self._task: asyncio.Task[None] | None = None
-        self._turn, self._others = asyncio.Lock(), 0
 
     def __len__(self) -> int:
         """Questions that wait."""
@@ -67,23 +97,6 @@ class Batcher(Generic[Asked, Answer]):
         self._waiting.append((question, future))
         self._asked.set()
         return await future
-
-    async def run(self, work: Callable[[], Result]) -> Result:
-        """Do other work in the same thread, between two batches: a model and its tokenizer bear one caller at a time.
-
-        A batch waits for one such work at the most, however many are asked for; much work should come in small parts.
-
-        Raises:
-            QueueFull: Too many wait already.
-        """
-        if self._others >= self._most:
-            raise QueueFull
-        self._others += 1
-        try:
-            async with self._turn:
-                return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        finally:
-            self._others -= 1
 
     async def close(self) -> None:
         """Answer what waits, then stop."""
