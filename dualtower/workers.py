@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["background_worker", "one_core", "one_core_workers"]
+__all__ = ["background_worker", "one_core_workers"]
 
 
 @contextmanager
@@ -22,23 +22,13 @@ def one_core_workers() -> Iterator[ThreadPoolExecutor]:
     threads is a setting of each thread: without it every worker would start threads of its own.
     """
     threads = torch.get_num_threads()
-    with (
-        one_core(),  # MKL's setting is everybody's
-        ThreadPoolExecutor(threads, "worker", initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
-        try:
-            yield pool
-        finally:
-            pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C nobody wants what still waits
-
-
-@contextmanager
-def one_core() -> Iterator[None]:
-    """Compute on one thread, which never waits for another: best on a machine that is busy already."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # MKL's setting is everybody's
     try:
-        yield
+        with ThreadPoolExecutor(threads, "worker", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            try:
+                yield pool
+            finally:
+                pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C nobody wants what still waits
     finally:
         torch.set_num_threads(threads)
 

@@ -24,15 +24,17 @@ from starlette.formparsers import MultiPartException
 
 from dualtower.errors import BrokenImage, ConfigError, CursorError, DataError, DualTowerError, FilterError
 from dualtower.explain import Explanation, draw_explanation, explain
+from dualtower.model import DualTower
 from dualtower.retrieval.finder import Finder, Question
 from dualtower.retrieval.indexing import embed
 from dualtower.retrieval.local import LocalStore
-from dualtower.retrieval.records import Item
+from dualtower.retrieval.records import CatalogueInfo, Item
 from dualtower.retrieval.shown import media_type
 from dualtower.serving.batching import Background, Batcher, QueueFull
 from dualtower.serving.guards import Guard, TooLarge, may_write
 from dualtower.serving.metrics import Metrics
 from dualtower.serving.schemas import About, Answer, ItemIn, ItemOut, SearchIn, Why
+from dualtower.types import Product
 
 __all__ = ["create_app"]
 

@@ -1,4 +1,4 @@
-"""Answer concurrent questions together: while one batch is computed, the next one gathers."""
+"""Answer concurrent questions together: while one batch is computed, the next one gathers. The rest is background."""
 
 from __future__ import annotations
 
