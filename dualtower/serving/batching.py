@@ -57,7 +57,7 @@ class Background:
             self._asked -= 1
 
     async def close(self) -> None:
-        """Do what is under way, then stop."""
+        """Stop after what is under way; what still waits is dropped."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
