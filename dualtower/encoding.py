@@ -45,12 +45,17 @@ class Encoding(nn.Module, ABC):
     tokenizer: Any | None
     image_tower: Tower
     fusion: ProductFusion | None
-    _infers = False  # whether `for_inference` made it
+    _origin = ""  # fingerprint of the model that `for_inference` made it from
 
     @property
     @abstractmethod
     def device(self) -> torch.device:
         """Where the weights are."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Tells models apart."""
 
     @abstractmethod
     def collator(self) -> Collator:
@@ -64,12 +69,12 @@ class Encoding(nn.Module, ABC):
         """A model that embeds pictures faster, the same up to rounding; for an accelerator there is none but itself.
 
         `encode_image` makes one for every long list; make it yourself where you embed many short ones. Its image tower
-        holds the weights of now, and learns no more.
+        holds the weights of now, and learns no more; it has the fingerprint of this model, and cannot be saved.
         """
-        if self._infers or self.device.type != "cpu":
+        if self._origin or self.device.type != "cpu":
             return self
         quick = copy.copy(self)
-        quick._infers = True
+        quick._origin = self.fingerprint
         quick._modules = {**self._modules, "image_tower": self.image_tower.for_inference()}
         return quick
 

@@ -187,14 +187,8 @@ class DualTower(Encoding):
 
     @property
     def fingerprint(self) -> str:
-        """Short hex over config and weights: equal models have equal ones, also after saving and loading.
-
-        Raises:
-            ConfigError: This is a copy for inference, whose weights are no longer those that were trained.
-        """
-        if self._infers:
-            raise ConfigError("a copy for inference has no fingerprint and is not saved; use what it was made from")
-        return fingerprint_of(to_dict(self.config), self.state_dict())
+        """Short hex over config and weights: equal models have equal ones, also after saving and loading."""
+        return self._origin or fingerprint_of(to_dict(self.config), self.state_dict())
 
     @property
     def towers_fingerprint(self) -> str:
@@ -305,6 +299,8 @@ class DualTower(Encoding):
     def _parts(self, card: ModelCard | None, *, name: str) -> FolderParts:
         from dualtower.model_card import ModelCard, with_name
 
+        if self._origin:
+            raise ConfigError("a copy for inference cannot be saved; save the model that it was made from")
         if self.tokenizer is None:
             raise ConfigError("a model without tokenizer cannot be saved; type DualTower(config, tokenizer)")
         fingerprint = self.fingerprint
