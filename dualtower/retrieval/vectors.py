@@ -96,8 +96,7 @@ class VectorReader:
         if not len(slots):
             return np.empty((0, self.dim), np.float16)
         if self._mapped is not None:
-            few: np.ndarray = self._mapped[slots]
-            return few
+            return np.take(self._mapped, slots, axis=0)
         assert self._file is not None
         if (np.diff(slots) == 1).all():  # as the newest rows are
             return self.run(int(slots[0]), int(slots[-1]) + 1)
@@ -107,8 +106,7 @@ class VectorReader:
             if len(content) < len(slots) * size:  # the system may return fewer bytes than it is asked for
                 content = b"".join(self._read(slot, 1) for slot in slots.tolist())
             return np.frombuffer(content, np.float16).reshape(len(slots), self.dim)
-        many: np.ndarray = self._map()[slots]  # the map is let go of when this returns
-        return many
+        return np.take(self._map(), slots, axis=0)  # the map is let go of when this returns
 
     def run(self, start: int, stop: int) -> np.ndarray:
         """Vectors of the slots from `start` up to `stop`, float16 ``[stop - start, D]``."""
