@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import copy
-import gc
 import io
 import logging
-import threading
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from importlib import resources
@@ -24,24 +21,17 @@ from starlette.formparsers import MultiPartException
 
 from dualtower.errors import BrokenImage, ConfigError, CursorError, DataError, DualTowerError, FilterError
 from dualtower.explain import Explanation, draw_explanation, explain
-from dualtower.model import DualTower
-from dualtower.retrieval.finder import Finder, Question
-from dualtower.retrieval.indexing import embed
-from dualtower.retrieval.local import LocalStore
-from dualtower.retrieval.records import CatalogueInfo, Item
+from dualtower.retrieval.finder import Finder
 from dualtower.retrieval.shown import media_type
-from dualtower.serving.batching import Background, Batcher, QueueFull
+from dualtower.serving.batching import QueueFull
 from dualtower.serving.guards import Guard, TooLarge, may_write
-from dualtower.serving.metrics import Metrics
 from dualtower.serving.schemas import About, Answer, ItemIn, ItemOut, SearchIn, Why
-from dualtower.types import Product
+from dualtower.serving.shop import Shop
 
 __all__ = ["create_app"]
 
 MOST_BYTES = 16_000_000
 MOST_ITEMS = 200
-AT_ONCE = 8
-"""Items that are embedded together; what else the background has to do waits for so many."""
 PAGE = {"style.css": "text/css; charset=utf-8", "search.js": "text/javascript; charset=utf-8"}
 SEARCH_BODY = {
     "requestBody": {
@@ -59,56 +49,6 @@ Where = Annotated[str, Query(max_length=4000)]
 Limit = Annotated[int, Query(ge=1, le=100)]
 Cursor = Annotated[str | None, Query(max_length=20_000)]
 Authorization = Annotated[str | None, Header()]
-
-
-class Shop:
-    """The finder that answers now; another can take its place between two batches.
-
-    Args:
-        load: Makes a finder.
-        waiting: Questions that may wait.
-    """
-
-    def __init__(self, load: Callable[[], Finder], *, waiting: int) -> None:
-        self._load, self._tidying = load, threading.Lock()
-        self.reload()
-        self.batcher: Batcher[Question, Any] = Batcher(self._answer, waiting=waiting)
-        self.background = Background(waiting=waiting)
-        self.metrics = Metrics(rows=lambda: len(self.finder.store), waiting=lambda: len(self.batcher))
-
-    @property
-    def finder(self) -> Finder:
-        """Answers questions, in their thread."""
-        return self.opened[0]
-
-    def _answer(self, questions: list[Question]) -> list[Any]:
-        self.metrics.batch(len(questions))
-        return self.finder.find_many(questions)
-
-    def reload(self) -> None:
-        """Open catalogue and model anew; questions that are being answered end with the old ones."""
-        finder = self._load()
-        apart = copy.copy(finder.model)
-        apart.tokenizer = copy.deepcopy(apart.tokenizer)  # which bears one caller at a time
-        self.opened = finder, apart  # the second embeds what the background is given
-        # What has been opened stays. Each time the garbage collector looked through it, all answers would wait for a
-        # quarter of a second.
-        gc.unfreeze()
-        gc.collect()
-        gc.freeze()
-
-    def tidy(self) -> None:
-        """Build the indexes anew beside the running search, if too much came since they were built."""
-        store = self.finder.store
-        if isinstance(store, LocalStore) and not self._tidying.locked() and store.is_stale():
-            threading.Thread(target=self._rebuild, args=(store,), daemon=True, name="indexes").start()
-
-    def _rebuild(self, store: LocalStore) -> None:
-        with self._tidying:
-            try:
-                store.rebuild(threads=1)
-            except DualTowerError as error:  # the search goes on without
-                log.error("%s", error)
 
 
 class Service(Guard):
@@ -245,15 +185,10 @@ def _add_items(app: FastAPI, shop: Shop, token: str | None) -> None:
         check(authorization)
         if len(items) > MOST_ITEMS:
             raise DataError(f"{len(items)} items in one request; send at most {MOST_ITEMS}")
-        products = [item.product() for item in items]
-        (finder, model), made = shop.opened, list[Item]()
-        store = finder.store
-        for start in range(0, len(products), AT_ONCE):
-            some = products[start : start + AT_ONCE]
-            made += await shop.background.run(partial(_embedded, model, some, store.info))
+        store, made = await shop.embed([item.product() for item in items])
         await run_in_threadpool(store.upsert, made)
         await run_in_threadpool(shop.tidy)
-        return {"written": len(products)}
+        return {"written": len(made)}
 
     @app.delete("/items/{row_id:path}", responses={401: {}, 403: {}, 404: {}})
     async def remove(row_id: RowId, authorization: Authorization = None) -> dict[str, int]:
@@ -316,10 +251,6 @@ def _add_page(app: FastAPI, shop: Shop) -> None:
     def metrics() -> Response:
         """Figures for Prometheus."""
         return Response(shop.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def _embedded(model: DualTower, products: list[Product], info: CatalogueInfo) -> list[Item]:
-    return list(embed(model, products, info))
 
 
 def _drawn(found: Explanation) -> str:

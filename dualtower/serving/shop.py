@@ -1,0 +1,95 @@
+"""What the service has open: the catalogue, its model, and the threads that answer with them."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import logging
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from dualtower.errors import DualTowerError
+from dualtower.model import DualTower
+from dualtower.retrieval.finder import Finder, Question
+from dualtower.retrieval.indexing import embed
+from dualtower.retrieval.local import LocalStore
+from dualtower.retrieval.records import CatalogueInfo, Item
+from dualtower.retrieval.store import Store
+from dualtower.serving.batching import Background, Batcher
+from dualtower.serving.metrics import Metrics
+from dualtower.types import Product
+
+__all__ = ["Shop"]
+
+AT_ONCE = 8
+"""Items that are embedded together; what else the background has to do waits for so many."""
+log = logging.getLogger(__name__)
+
+
+class Shop:
+    """The finder that answers now; another can take its place between two batches.
+
+    Args:
+        load: Makes a finder.
+        waiting: Questions that may wait.
+    """
+
+    def __init__(self, load: Callable[[], Finder], *, waiting: int) -> None:
+        self._load, self._tidying = load, threading.Lock()
+        self.reload()
+        self.batcher: Batcher[Question, Any] = Batcher(self._answer, waiting=waiting)
+        self.background = Background(waiting=waiting)
+        self.metrics = Metrics(rows=lambda: len(self.finder.store), waiting=lambda: len(self.batcher))
+
+    @property
+    def finder(self) -> Finder:
+        """Answers questions, in their thread."""
+        return self.opened[0]
+
+    def _answer(self, questions: list[Question]) -> list[Any]:
+        self.metrics.batch(len(questions))
+        return self.finder.find_many(questions)
+
+    def reload(self) -> None:
+        """Open catalogue and model anew; questions that are being answered end with the old ones."""
+        finder = self._load()
+        apart = copy.copy(finder.model)
+        apart.tokenizer = copy.deepcopy(apart.tokenizer)  # which bears one caller at a time
+        self.opened = finder, apart  # the second embeds what the background is given
+        # What has been opened stays. Each time the garbage collector looked through it, all answers would wait for a
+        # quarter of a second.
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
+
+    async def embed(self, products: list[Product]) -> tuple[Store, list[Item]]:
+        """Products as items of the store that answers now, made in the background.
+
+        Raises:
+            QueueFull: So much waits for the background that it takes no more.
+            BrokenImage: A picture cannot be read.
+        """
+        (finder, model), items = self.opened, list[Item]()
+        for start in range(0, len(products), AT_ONCE):
+            some = products[start : start + AT_ONCE]
+            items += await self.background.run(partial(_items, model, some, finder.store.info))
+        return finder.store, items
+
+    def tidy(self) -> None:
+        """Build the indexes anew beside the running search, if too much came since they were built."""
+        store = self.finder.store
+        if isinstance(store, LocalStore) and not self._tidying.locked() and store.is_stale():
+            threading.Thread(target=self._rebuild, args=(store,), daemon=True, name="indexes").start()
+
+    def _rebuild(self, store: LocalStore) -> None:
+        with self._tidying:
+            try:
+                store.rebuild(threads=1)
+            except DualTowerError as error:  # the search goes on without
+                log.error("%s", error)
+
+
+def _items(model: DualTower, products: list[Product], info: CatalogueInfo) -> list[Item]:
+    return list(embed(model, products, info))
