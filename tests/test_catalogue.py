@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dualtower.errors import CatalogueError, ConfigError, DataError
+from dualtower.retrieval import vectors as vectors_room
 from dualtower.retrieval.catalogue import Catalogue
 from dualtower.retrieval.records import CatalogueInfo, Item
 from dualtower.retrieval.vectors import VectorFile
@@ -193,7 +194,9 @@ def test_a_full_disk_refuses_and_keeps_what_was_accepted(catalogue: Catalogue) -
     assert time.time() and len(catalogue) == 51
 
 
-def test_vectors_are_read_in_any_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize("small", [0, vectors_room.SMALL])
+def test_vectors_are_read_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: int) -> None:
+    monkeypatch.setattr(vectors_room, "SMALL", small)
     vectors = np.random.default_rng(0).normal(size=(3000, 4)).astype(np.float16)
     file = VectorFile(tmp_path / "v.f16", 4)
     file.write(0, vectors)

@@ -11,7 +11,7 @@ import pytest
 from test_catalogue import ATTRIBUTES, DIM, info
 
 from dualtower.errors import ConfigError, CursorError, FilterError
-from dualtower.retrieval import search as search_room
+from dualtower.retrieval import vectors as vectors_room
 from dualtower.retrieval.catalogue import Catalogue
 from dualtower.retrieval.filters import matches, parse_filter
 from dualtower.retrieval.local import LocalStore
@@ -153,7 +153,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_index_finds_what_a_scan_finds(large: LocalStore, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search_room, "EXACT_ROWS", 500)
+    monkeypatch.setattr(vectors_room, "SMALL", 0)  # as if the file were large
+    monkeypatch.setattr(vectors_room, "FEW_READ", 500)
     large.delete([str(i) for i in range(0, 300, 3)])
     large.rebuild(methods={"image": method, "text": "flat"}, recall=0.95)
     large.upsert([Item("new", "new", "", {"colour": "Red"}, {"image": clustered(1, 32, seed=9)[0]})])

@@ -22,8 +22,8 @@ from dualtower.retrieval.view import View
 
 __all__ = ["LocalStore"]
 
-MOST_UNCOVERED = 0.1
-"""Share of the rows that an index may not cover before it is built anew."""
+FEWEST_UNCOVERED, MOST_UNCOVERED = 2000, 20_000
+"""Rows, within these bounds a tenth of all, that an index may not cover before it is built anew: each is looked at."""
 
 
 class LocalStore:
@@ -105,7 +105,7 @@ class LocalStore:
         return any(
             index is None
             or index.generation != state.generation
-            or state.next_slot - index.covered > max(2000, MOST_UNCOVERED * index.covered)
+            or state.next_slot - index.covered > _may_be_uncovered(index.covered)
             for index in kept
         )
 
@@ -165,6 +165,8 @@ class _Held:
         newer = view.state.next_slot - len(self.index)
         fits = self.index.info.generation == view.state.generation and newer >= 0
         # What is not in an index is looked at row by row; vectors in memory are quickly taken anew.
-        return (
-            fits and stamp == self.stamp and (self.from_cache or newer <= max(2000, MOST_UNCOVERED * len(self.index)))
-        )
+        return fits and stamp == self.stamp and (self.from_cache or newer <= _may_be_uncovered(len(self.index)))
+
+
+def _may_be_uncovered(covered: int) -> int:
+    return min(max(FEWEST_UNCOVERED, covered // 10), MOST_UNCOVERED)

@@ -17,6 +17,7 @@ from dualtower.retrieval.catalogue import Catalogue
 from dualtower.retrieval.filters import parse_filter
 from dualtower.retrieval.nearest import Chosen, Index, best_of
 from dualtower.retrieval.records import StoredRow, kinds_of
+from dualtower.retrieval.vectors import VectorReader
 from dualtower.retrieval.view import View, ViewKeeper
 from dualtower.types import Hit
 
@@ -25,8 +26,6 @@ __all__ = ["Page", "Query", "Searcher", "candidates", "read_cursor", "write_curs
 MOST_HITS = 1000
 FARTHEST = 10_000
 """Hits that paging reaches."""
-EXACT_ROWS = 20_000
-"""When a filter leaves so few rows, each is read and looked at: exact, and quicker than a long way through an index."""
 SLACK = 8
 """Candidates beyond the wanted ones, among which equal scores show."""
 
@@ -157,7 +156,7 @@ class Searcher:
         found: dict[int, np.ndarray] = {}
         for (kind, limit), vectors in alike.items():
             index, chosen = self._index(view, kind), view.everything[kind]
-            if len(vectors) > 1 and index is not None and _needs_index(index, chosen):
+            if len(vectors) > 1 and index is not None and _needs_index(index, chosen, view.vectors[kind]):
                 slots = index.search(np.stack(list(vectors.values())), chosen, index.oversampling * (limit + 1 + SLACK))
                 found |= zip(vectors, slots, strict=True)
         return found
@@ -268,7 +267,7 @@ def candidates(
     slots, reader = chosen.slots, view.vectors[kind]
     if len(slots) <= count:
         return slots, True
-    if index is None or not _needs_index(index, chosen):
+    if index is None or not _needs_index(index, chosen, reader):
         return slots[best_of(reader.gather(slots), vector, count)], False
     if found is None:
         (found,) = index.search(vector[None], chosen, index.oversampling * count)
@@ -278,8 +277,9 @@ def candidates(
     return found, False
 
 
-def _needs_index(index: Index, chosen: Chosen) -> bool:
-    return index.exact or not chosen.filtered or len(chosen.slots) > EXACT_ROWS
+def _needs_index(index: Index, chosen: Chosen, reader: VectorReader) -> bool:
+    """Whether a filter leaves too many rows to look at each, which is exact, and quicker than an index far away."""
+    return index.exact or not chosen.filtered or len(chosen.slots) > reader.few
 
 
 def exact_scores(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:

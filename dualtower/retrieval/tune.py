@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from dualtower.retrieval.nearest import Chosen, Index, build_index
-from dualtower.retrieval.search import EXACT_ROWS, candidates, exact_scores
+from dualtower.retrieval.search import candidates, exact_scores
 from dualtower.retrieval.view import View
 
 __all__ = ["Measured", "calibrate", "measure", "sample_queries", "tune", "usual_method"]
 
 K = 10
-SHARES = (1.0, 0.3, 0.1, 0.03)
+SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
 """Shares of the rows that filters leave, for which efforts are measured."""
 _AT_ONCE = 65536
 
@@ -167,7 +167,7 @@ def _filters(view: View, kind: str) -> Iterator[tuple[float, Chosen]]:
     draws = np.random.default_rng(0).random(len(everything.mask))
     for share in SHARES[1:]:
         chosen = Chosen(everything.mask & (draws < share), filtered=True)
-        if len(chosen.slots) > EXACT_ROWS:
+        if len(chosen.slots) > view.vectors[kind].few:
             yield share, chosen
 
 

@@ -12,10 +12,10 @@ from dualtower.errors import CatalogueError
 
 __all__ = ["VectorFile", "VectorReader", "crc_of", "sync_folder"]
 
-FEW = 2000
-"""Up to so many vectors of a large file are read one by one."""
 SMALL = 64 * 2**20
 """Bytes of a file up to which it stays mapped."""
+FEW_MAPPED, FEW_READ = 20_000, 2000
+"""So many scattered vectors of a small file, or of a large one, are looked at in a few milliseconds."""
 
 
 class VectorFile:
@@ -91,6 +91,11 @@ class VectorReader:
             )
         self._mapped = self._map() if 0 < slots * self.slot_bytes <= SMALL else None
 
+    @property
+    def few(self) -> int:
+        """So many vectors can be looked at anywhere in the file while somebody waits."""
+        return FEW_READ if self._mapped is None else FEW_MAPPED
+
     def gather(self, slots: np.ndarray) -> np.ndarray:
         """Vectors of some slots, float16 ``[len(slots), D]``."""
         if not len(slots):
@@ -100,7 +105,7 @@ class VectorReader:
         assert self._file is not None
         if (np.diff(slots) == 1).all():  # as the newest rows are
             return self.run(int(slots[0]), int(slots[-1]) + 1)
-        if len(slots) <= FEW:
+        if len(slots) <= FEW_READ:
             number, size = self._file.fileno(), self.slot_bytes
             content = b"".join([os.pread(number, size, slot * size) for slot in slots.tolist()])
             if len(content) < len(slots) * size:  # the system may return fewer bytes than it is asked for
