@@ -107,9 +107,13 @@ class IndexInfo:
         """Effort for a share of chosen rows: between two measured shares, along the line of the logarithms."""
         if len(self.efforts) < 2:
             return self.efforts[0] if self.efforts else 0
+        return math.ceil(math.exp(np.interp(math.log(max(share, 1e-9)), *self._line)) - 1e-9)
+
+    @cached_property
+    def _line(self) -> tuple[np.ndarray, np.ndarray]:
+        """Logarithms of shares and efforts, by share."""
         order = np.argsort(self.shares)
-        shares, efforts = np.log(self.shares)[order], np.log(self.efforts)[order]
-        return math.ceil(math.exp(np.interp(math.log(max(share, 1e-9)), shares, efforts)) - 1e-9)
+        return np.log(self.shares)[order], np.log(self.efforts)[order]
 
 
 class Index(ABC):

@@ -191,8 +191,7 @@ class Searcher:
             slots, scores = self._in_order(slots, scores)
             worst = scores[-1] if len(scores) else 0.0  # rows as good as this one may not have been found
             if query.grouped:
-                _, first = np.unique(view.products[slots], return_index=True)
-                first.sort()
+                first = _first_of_each(view.products[slots])
                 slots, scores = slots[first], scores[first]
             if place.hits:
                 later = self._is_later(slots, scores, place)
@@ -233,6 +232,14 @@ class Searcher:
 
     def _names(self, slots: np.ndarray) -> dict[int, str]:
         return {slot: row.id for slot, row in self.catalogue.at(slots.tolist()).items()}
+
+
+def _first_of_each(products: np.ndarray) -> list[int]:
+    """Places at which each product stands for the first time, ascending."""
+    places: dict[int, int] = {}
+    for place, product in enumerate(products.tolist()):
+        places.setdefault(product, place)
+    return list(places.values())
 
 
 def _page(query: Query, found: _Found, rows: Mapping[int, StoredRow]) -> Page:

@@ -54,7 +54,7 @@ class Measured:
     megabytes: float
 
 
-def sample_queries(view: View, kind: str, *, number: int = 200, seed: int = 0) -> dict[str, np.ndarray]:
+def sample_queries(view: View, kind: str, *, number: int = 500, seed: int = 0) -> dict[str, np.ndarray]:
     """Vectors of all kinds of some rows, to be sent against the vectors of one kind.
 
     Args:
@@ -79,7 +79,7 @@ def sample_queries(view: View, kind: str, *, number: int = 200, seed: int = 0) -
 def calibrate(
     index: Index, view: View, *, recall: float = 0.98, queries: Mapping[str, np.ndarray] | None = None
 ) -> Index:
-    """The same index with the least efforts that reach a recall on every kind of query, with 95 % confidence.
+    """The same index with the least efforts that reach a recall on every kind of query, with 99 % confidence.
 
     Args:
         index: Of one kind of vectors of the view.
@@ -193,8 +193,8 @@ def _found(index: Index, view: View, queries: np.ndarray, chosen: Chosen, truth:
 
 
 def _surely(found: np.ndarray) -> float:
-    """What the mean of a sample stands for with 95 % confidence, at least."""
-    return float(found.mean() - 1.645 * found.std() / np.sqrt(len(found)))
+    """What the mean of a sample stands for with 99 % confidence, at least."""
+    return float(found.mean() - 2.326 * found.std() / np.sqrt(len(found)))
 
 
 def _exact(view: View, kind: str, queries: np.ndarray, chosen: Chosen) -> np.ndarray:
