@@ -45,4 +45,4 @@ def background_worker() -> ThreadPoolExecutor:
 def _stand_back() -> None:
     torch.set_num_threads(1)
     if sys.platform == "linux":  # where every thread has a priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)

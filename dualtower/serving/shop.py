@@ -23,7 +23,7 @@ from dualtower.types import Product
 
 __all__ = ["Shop"]
 
-AT_ONCE = 8
+AT_ONCE = 4
 """Items that are embedded together; what else the background has to do waits for so many."""
 log = logging.getLogger(__name__)
 
