@@ -35,8 +35,8 @@ from dualtower.retrieval.catalogue import Catalogue
 from dualtower.retrieval.finder import Finder, Question
 from dualtower.retrieval.local import LocalStore
 from dualtower.retrieval.nearest import load_faiss
+from dualtower.retrieval.queries import Query
 from dualtower.retrieval.records import CatalogueInfo, Item
-from dualtower.retrieval.search import Query
 
 SHARES = (1.0, 0.1, 0.01, 0.001)
 

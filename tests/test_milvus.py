@@ -15,7 +15,7 @@ from test_search import FILTERS, pages, plain_search, some_item, some_query
 
 from dualtower.errors import CatalogueError, ConfigError, CursorError, DataError
 from dualtower.retrieval.filters import matches, parse_filter
-from dualtower.retrieval.search import Query
+from dualtower.retrieval.queries import Query
 from dualtower.retrieval.store import Store, create_store, open_store, store_exists
 
 pytest.importorskip("pymilvus")

@@ -16,8 +16,8 @@ from dualtower.retrieval.catalogue import Catalogue
 from dualtower.retrieval.filters import matches, parse_filter
 from dualtower.retrieval.local import LocalStore
 from dualtower.retrieval.nearest import METHODS, Chosen, build_index
+from dualtower.retrieval.queries import Page, Query
 from dualtower.retrieval.records import Item
-from dualtower.retrieval.search import Page, Query
 
 COLOURS = ["Red", "Blue", "Green", None]
 KINDS = {name: "number" if kind == "number" else "text" for name, kind in ATTRIBUTES.items()}

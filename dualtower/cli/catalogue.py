@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dualtower.model import DualTower
     from dualtower.retrieval.indexing import Indexed
     from dualtower.retrieval.local import LocalStore
-    from dualtower.retrieval.search import Page
+    from dualtower.retrieval.queries import Page
     from dualtower.retrieval.store import Store
     from dualtower.retrieval.tune import Measured
 

@@ -17,7 +17,7 @@ from dualtower.encoding import mix
 from dualtower.errors import ConfigError, DataError, DualTowerError
 from dualtower.model import DualTower
 from dualtower.retrieval.indexing import check_model
-from dualtower.retrieval.search import Page, Query
+from dualtower.retrieval.queries import Page, Query
 from dualtower.retrieval.store import Store, open_store
 
 __all__ = ["Against", "Finder", "Question", "open_finder"]

@@ -15,8 +15,9 @@ from dualtower.retrieval.columns import Counts
 from dualtower.retrieval.filters import parse_filter
 from dualtower.retrieval.index_cache import index_stamp, load_index, read_index_info, save_index
 from dualtower.retrieval.nearest import Index, build_index, faiss_threads
+from dualtower.retrieval.queries import Page, Query
 from dualtower.retrieval.records import CatalogueInfo, Item, StoredRow, kinds_of
-from dualtower.retrieval.search import Page, Query, Searcher
+from dualtower.retrieval.search import Searcher
 from dualtower.retrieval.tune import calibrate, usual_method
 from dualtower.retrieval.view import View
 

@@ -18,21 +18,21 @@ import numpy as np
 from dualtower.config import from_dict, to_dict
 from dualtower.errors import CatalogueError, ConfigError, DualTowerError, MissingExtra
 from dualtower.retrieval.columns import Columns, Counts
-from dualtower.retrieval.filters import And, Comparison, Filter, Not, Or, parse_filter
+from dualtower.retrieval.filters import parse_filter
+from dualtower.retrieval.milvus_filters import MISSING_NUMBER, expression
+from dualtower.retrieval.queries import Page, Place, Query, begin, write_cursor
 from dualtower.retrieval.records import CatalogueInfo, Item, StoredRow, check_items, kinds_of
-from dualtower.retrieval.search import FARTHEST, Page, Place, Query, exact_scores, read_cursor, write_cursor
+from dualtower.retrieval.search import exact_scores
 from dualtower.retrieval.shown import shown_picture
 from dualtower.types import Hit
 
-__all__ = ["MilvusStore", "collection_exists", "expression"]
+__all__ = ["MilvusStore", "collection_exists"]
 
 MOST_AT_ONCE = 16_384
 """Milvus answers no more rows at a time."""
 MOST_TEXT = 65_535
 COUNTED = 10_000
 """Rows that `counts` looks at: Milvus counts no values by itself."""
-MISSING_NUMBER = -1e308
-"""Stands for a number that a row lacks, so that filters know only true and false."""
 ABOUT = "_about"
 """Added to a collection's name: a collection that says what it holds."""
 _SEQUENCE = 0
@@ -185,14 +185,8 @@ class MilvusStore:
             CursorError: The cursor is broken, or of another search.
             ConfigError: The collection has no vectors of that kind, or the vector does not fit.
         """
-        if query.kind not in self._info.kinds:
-            raise ConfigError(f"no {query.kind!r} vectors in this catalogue; it has: {', '.join(self._info.kinds)}")
+        place = begin(query, self._info, newest=_SEQUENCE)
         filters = self._filter(query.where, query.kind)
-        place = read_cursor(query, newest=_SEQUENCE)
-        if place.vector.shape != (self._info.dim,):
-            raise ConfigError(f"the query has shape {place.vector.shape}, the catalogue {self._info.dim} numbers")
-        if place.hits + query.limit > FARTHEST:
-            raise ConfigError(f"paging ends after {FARTHEST:,} hits; narrow the search with a filter")
         hidden = {row.product_id for row in self.get(sorted(query.without))}
         wanted = place.hits + query.limit + 1 + len(hidden)
         while True:
@@ -282,35 +276,6 @@ def collection_exists(uri: str) -> bool:
     """Whether there is such a collection."""
     client, name = _connect(uri)
     return bool(client.has_collection(name))
-
-
-def expression(part: Filter, columns: Mapping[str, str]) -> str:
-    """A filter in Milvus' language, built from the parsed tree: fields by number, values as quoted literals.
-
-    (Milvus binds parameters by name, too, but Milvus Lite cannot.)
-
-    Args:
-        part: Parsed filter.
-        columns: Attribute -> field of the collection.
-    """
-    if isinstance(part, And | Or):
-        word = " and " if isinstance(part, And) else " or "
-        return word.join(f"({expression(inner, columns)})" for inner in part.parts)
-    if isinstance(part, Not):
-        return f"not ({expression(part.part, columns)})"
-    assert isinstance(part, Comparison)
-    field, number = columns[part.name], isinstance(part.values[0], float)
-    if part.operator == "in":
-        return f"{field} in [{', '.join(map(_literal, part.values))}]"
-    compared = f"{field} {'==' if part.operator == '=' else part.operator} {_literal(part.values[0])}"
-    if number and part.operator in ("!=", "<", "<="):
-        return f"({compared} and {field} > {MISSING_NUMBER / 10})"
-    return f'({compared} and {field} != "")' if part.operator == "!=" else compared
-
-
-def _literal(value: str | float) -> str:
-    """A number, or a text in double quotes with its quotes and backslashes escaped."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(float(value))
 
 
 def _after(

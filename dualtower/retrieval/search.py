@@ -1,94 +1,26 @@
-"""From a query vector to pages of hits: filtered, one hit per product, in an order that is always the same."""
+"""Searches a catalogue: filtered, one hit per product, in an order that is always the same."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from dualtower.errors import ConfigError, CursorError, DualTowerError
+from dualtower.errors import DualTowerError
 from dualtower.retrieval.catalogue import Catalogue
 from dualtower.retrieval.filters import parse_filter
 from dualtower.retrieval.nearest import Chosen, Index, best_of
+from dualtower.retrieval.queries import Page, Place, Query, begin, write_cursor
 from dualtower.retrieval.records import StoredRow, kinds_of
 from dualtower.retrieval.vectors import VectorReader
 from dualtower.retrieval.view import View, ViewKeeper
 from dualtower.types import Hit
 
-__all__ = ["Page", "Query", "Searcher", "candidates", "read_cursor", "write_cursor"]
+__all__ = ["Searcher", "candidates", "exact_scores"]
 
-MOST_HITS = 1000
-FARTHEST = 10_000
-"""Hits that paging reaches."""
 SLACK = 8
 """Candidates beyond the wanted ones, among which equal scores show."""
-
-
-@dataclass(frozen=True, eq=False)
-class Query:
-    """What is searched for.
-
-    Attributes:
-        vector: float32 ``[D]``; None where the cursor, which carries it, is given.
-        kind: Vectors that it is compared with: ``image``, ``text`` or ``product``.
-        where: A filter, see `dualtower.retrieval.filters`; empty is none.
-        limit: Hits per page.
-        cursor: Of the page before; None is the first page.
-        grouped: One hit per product, its best row.
-        without: Ids of rows whose products must not be found, such as the one that similar ones are sought for.
-        key: What the vector was made from, such as a text, so that a cursor of another search is told apart.
-    """
-
-    vector: np.ndarray | None
-    kind: str = "image"
-    where: str = ""
-    limit: int = 10
-    cursor: str | None = None
-    grouped: bool = True
-    without: frozenset[str] = frozenset()
-    key: str = ""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.limit <= MOST_HITS:
-            raise ConfigError(f"limit is {self.limit}; it must be from 1 to {MOST_HITS}")
-        if self.vector is None and self.cursor is None:
-            raise ConfigError("a query needs a vector, or the cursor of a page before")
-        if self.vector is not None and not np.isfinite(self.vector).all():
-            raise ConfigError("the query vector holds numbers that are not finite")
-
-
-@dataclass(frozen=True)
-class Page:
-    """Some hits, and the cursor of the page after them (None where there are no more)."""
-
-    hits: list[Hit]
-    cursor: str | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As the API answers and ``--json`` prints."""
-        hits = [{"id": h.id, "product_id": h.product_id, "score": h.score, "row": dict(h.row)} for h in self.hits]
-        return {"hits": hits, "cursor": self.cursor}
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a page ends: query, state of the catalogue that the search began at, hits so far, score and id of the last.
-
-    The vector goes with the cursor: embedded once more, in another batch, it would differ in its last bits, and so
-    would the scores that tell pages apart.
-    """
-
-    vector: np.ndarray
-    sequence: int
-    hits: int = 0
-    score: float = float("inf")
-    id: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,16 +95,8 @@ class Searcher:
 
     def _find(self, view: View, query: Query, candidates: np.ndarray | None) -> _Found:
         """Where the hits of the next page lie; `candidates` are what the index has found already."""
-        if query.kind not in view.vectors:
-            raise ConfigError(f"no {query.kind!r} vectors in this catalogue; it has: {', '.join(view.vectors)}")
+        place = begin(query, self.catalogue.info, newest=view.state.sequence)
         part = parse_filter(query.where, kinds_of(self.catalogue.info)) if query.where.strip() else None
-        place = read_cursor(query, newest=view.state.sequence)
-        if place.vector.shape != (self.catalogue.info.dim,):
-            raise ConfigError(
-                f"the query has shape {place.vector.shape}, the catalogue {self.catalogue.info.dim} numbers"
-            )
-        if place.hits + query.limit > FARTHEST:
-            raise ConfigError(f"paging ends after {FARTHEST:,} hits; narrow the search with a filter")
         chosen = view.chosen(query.kind, part, place.sequence)
         slots, scores = self._after(place, view, query, chosen, query.limit + 1, candidates)
         page = slice(0, query.limit)
@@ -292,40 +216,3 @@ def _needs_index(index: Index, chosen: Chosen, reader: VectorReader) -> bool:
 def exact_scores(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
     """Scores that do not depend on what else is scored, float32 ``[N]``: pages must agree on them."""
     return np.einsum("nd,d->n", vectors.astype(np.float32), query)
-
-
-def _fingerprint(query: Query) -> str:
-    asked = repr((query.key, query.kind, query.where, query.grouped, sorted(query.without)))
-    return hashlib.blake2b(asked.encode(errors="surrogatepass"), digest_size=8).hexdigest()
-
-
-def write_cursor(query: Query, place: Place) -> str:
-    """A cursor for the page after a place."""
-    told = json.dumps([_fingerprint(query), place.sequence, place.hits, place.score, place.id])
-    return base64.urlsafe_b64encode(told.encode() + b"\n" + place.vector.tobytes()).decode()
-
-
-def read_cursor(query: Query, *, newest: int) -> Place:
-    """Where a query's page begins.
-
-    Args:
-        query: With or without a cursor.
-        newest: Sequence number of the catalogue's newest state.
-
-    Raises:
-        CursorError: The cursor is broken, or of another search or catalogue.
-    """
-    if query.cursor is None:
-        return Place(np.ascontiguousarray(query.vector, np.float32), newest)
-    try:
-        told, _, vector = base64.urlsafe_b64decode(query.cursor.encode()).partition(b"\n")
-        search, sequence, hits, score, row_id = json.loads(told)
-        held = np.frombuffer(vector, np.float32)
-        place = Place(held, int(sequence), int(hits), float(score), str(row_id))
-    except (ValueError, TypeError, OverflowError) as error:
-        raise CursorError("the cursor is broken; leave it out to begin at the first page") from error
-    if search != _fingerprint(query):
-        raise CursorError("the cursor belongs to another search; ask the same query again, or leave the cursor out")
-    if not 0 <= place.sequence <= newest or place.hits < 0 or not np.isfinite(held).all() or math.isnan(place.score):
-        raise CursorError("the cursor belongs to another catalogue; leave it out to begin at the first page")
-    return place

@@ -12,8 +12,8 @@ from dualtower.errors import DualTowerError
 from dualtower.retrieval.catalogue import Catalogue
 from dualtower.retrieval.columns import Counts
 from dualtower.retrieval.nearest import load_faiss
+from dualtower.retrieval.queries import Page, Query
 from dualtower.retrieval.records import CatalogueInfo, Item, StoredRow
-from dualtower.retrieval.search import Page, Query
 
 __all__ = ["Store", "create_store", "open_store", "store_exists"]
 

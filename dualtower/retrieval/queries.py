@@ -1,0 +1,133 @@
+"""What a search is asked for, what it answers, and where its pages begin and end; the same for every store."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dualtower.errors import ConfigError, CursorError
+from dualtower.retrieval.records import CatalogueInfo
+from dualtower.types import Hit
+
+__all__ = ["Page", "Place", "Query", "begin", "write_cursor"]
+
+MOST_HITS = 1000
+FARTHEST = 10_000
+"""Hits that paging reaches."""
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """What is searched for.
+
+    Attributes:
+        vector: float32 ``[D]``; None where the cursor, which carries it, is given.
+        kind: Vectors that it is compared with: ``image``, ``text`` or ``product``.
+        where: A filter, see `dualtower.retrieval.filters`; empty is none.
+        limit: Hits per page.
+        cursor: Of the page before; None is the first page.
+        grouped: One hit per product, its best row.
+        without: Ids of rows whose products must not be found, such as the one that similar ones are sought for.
+        key: What the vector was made from, such as a text, so that a cursor of another search is told apart.
+    """
+
+    vector: np.ndarray | None
+    kind: str = "image"
+    where: str = ""
+    limit: int = 10
+    cursor: str | None = None
+    grouped: bool = True
+    without: frozenset[str] = frozenset()
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.limit <= MOST_HITS:
+            raise ConfigError(f"limit is {self.limit}; it must be from 1 to {MOST_HITS}")
+        if self.vector is None and self.cursor is None:
+            raise ConfigError("a query needs a vector, or the cursor of a page before")
+        if self.vector is not None and not np.isfinite(self.vector).all():
+            raise ConfigError("the query vector holds numbers that are not finite")
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some hits, and the cursor of the page after them (None where there are no more)."""
+
+    hits: list[Hit]
+    cursor: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the API answers and ``--json`` prints."""
+        hits = [{"id": h.id, "product_id": h.product_id, "score": h.score, "row": dict(h.row)} for h in self.hits]
+        return {"hits": hits, "cursor": self.cursor}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a page ends: query, state of the catalogue that the search began at, hits so far, score and id of the last.
+
+    The vector goes with the cursor: embedded once more, in another batch, it would differ in its last bits, and so
+    would the scores that tell pages apart.
+    """
+
+    vector: np.ndarray
+    sequence: int
+    hits: int = 0
+    score: float = float("inf")
+    id: str = ""
+
+
+def begin(query: Query, info: CatalogueInfo, *, newest: int) -> Place:
+    """Where a query's page begins.
+
+    Args:
+        query: With or without a cursor.
+        info: What the store holds.
+        newest: Sequence number of its newest state.
+
+    Raises:
+        ConfigError: The store has no vectors of that kind, the vector does not fit, or paging does not reach so far.
+        CursorError: The cursor is broken, or of another search or catalogue.
+    """
+    if query.kind not in info.kinds:
+        raise ConfigError(f"no {query.kind!r} vectors in this catalogue; it has: {', '.join(info.kinds)}")
+    place = _read_cursor(query, newest=newest)
+    if place.vector.shape != (info.dim,):
+        raise ConfigError(f"the query has shape {place.vector.shape}, the catalogue {info.dim} numbers")
+    if place.hits + query.limit > FARTHEST:
+        raise ConfigError(f"paging ends after {FARTHEST:,} hits; narrow the search with a filter")
+    return place
+
+
+def write_cursor(query: Query, place: Place) -> str:
+    """A cursor for the page after a place."""
+    told = json.dumps([_fingerprint(query), place.sequence, place.hits, place.score, place.id])
+    return base64.urlsafe_b64encode(told.encode() + b"\n" + place.vector.tobytes()).decode()
+
+
+def _read_cursor(query: Query, *, newest: int) -> Place:
+    if query.cursor is None:
+        return Place(np.ascontiguousarray(query.vector, np.float32), newest)
+    try:
+        told, _, vector = base64.urlsafe_b64decode(query.cursor.encode()).partition(b"\n")
+        search, sequence, hits, score, row_id = json.loads(told)
+        held = np.frombuffer(vector, np.float32)
+        place = Place(held, int(sequence), int(hits), float(score), str(row_id))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise CursorError("the cursor is broken; leave it out to begin at the first page") from error
+    if search != _fingerprint(query):
+        raise CursorError("the cursor belongs to another search; ask the same query again, or leave the cursor out")
+    if not 0 <= place.sequence <= newest or place.hits < 0 or not np.isfinite(held).all() or math.isnan(place.score):
+        raise CursorError("the cursor belongs to another catalogue; leave it out to begin at the first page")
+    return place
+
+
+def _fingerprint(query: Query) -> str:
+    asked = repr((query.key, query.kind, query.where, query.grouped, sorted(query.without)))
+    return hashlib.blake2b(asked.encode(errors="surrogatepass"), digest_size=8).hexdigest()
