@@ -67,6 +67,7 @@ class Server:
     url: str
     process: subprocess.Popen
     log: list[str]
+    reader: threading.Thread
 
     def client(self, **more) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=30, **more)
@@ -81,8 +82,9 @@ def start(shop: Path, *more: str) -> Server:
     for line in process.stderr:
         log.append(line)
         if found := re.search(r"on (http://\S+)", line):
-            threading.Thread(target=lambda: log.extend(process.stderr or ()), daemon=True).start()
-            return Server(found[1], process, log)
+            reader = threading.Thread(target=lambda: log.extend(process.stderr or ()), daemon=True)
+            reader.start()
+            return Server(found[1], process, log, reader)
     raise AssertionError("".join(log))
 
 
@@ -286,6 +288,8 @@ def test_a_stop_lets_those_who_wait_have_their_answer(shop: Path) -> None:
         answers = [future.result() for future in asked if future.exception() is None]
         assert answers and all(answer.status_code == 200 for answer in answers)
     assert running.process.wait(timeout=30) in (0, 130, -signal.SIGINT)
+    running.reader.join()
+    assert len(running.log) == 1, "".join(running.log)  # where it listens, and nothing in the end
 
 
 def test_the_description_is_openapi(client: httpx.Client) -> None:
@@ -312,7 +316,7 @@ def test_the_background_does_one_work_after_the_other_and_never_too_much() -> No
         answered = await batcher.ask(1)
         assert len(done) < 4  # a question does not wait for it
         threads = set(await asyncio.gather(*asked))
-        await background.close()
+        background.close()
         await batcher.close()
         assert done == list(range(8)) and len(threads | {answered, threading.get_ident()}) == 3
 

@@ -82,8 +82,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         shop.tidy()
         yield
-        await shop.batcher.close()
-        await shop.background.close()
+        await shop.close()
 
     app = FastAPI(
         title="dualtower",

@@ -56,7 +56,7 @@ class Background:
         finally:
             self._asked -= 1
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Stop after what is under way; what still waits is dropped."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 

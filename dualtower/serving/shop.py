@@ -64,6 +64,12 @@ class Shop:
         gc.collect()
         gc.freeze()
 
+    async def close(self) -> None:
+        """Answer what has been asked, then stop."""
+        await self.batcher.close()
+        self.background.close()
+        gc.unfreeze()  # the interpreter takes apart only what is not frozen, and libraries complain about the rest
+
     async def embed(self, products: list[Product]) -> tuple[Store, list[Item]]:
         """Products as items of the store that answers now, made in the background.
 
