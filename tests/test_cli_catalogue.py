@@ -75,6 +75,8 @@ def test_rows_come_and_go(shop: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "1 of 2 rows removed" in capsys.readouterr().out
     assert command("compact", shop) == 0
     assert "1 slots freed" in capsys.readouterr().out
+    assert command("upsert", shop, tmp_path / "more") == 0  # by the card of the catalogue, whose own rows are drawn
+    assert f"{len(new)} rows written" in capsys.readouterr().out
     assert command("verify", shop) == 0
     assert "all whole" in capsys.readouterr().out
     (vectors,) = (shop / "vectors").glob("*-image.f16")

@@ -142,7 +142,7 @@ def test_path_in_the_card_is_relative_to_the_card(tmp_path: Path) -> None:
 
 
 def test_missing_source(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"no source at .*nowhere; type --data\.source"):
+    with pytest.raises(SourceError, match=r"no source at .*nowhere; give a folder"):
         open_source(shops.card(), source=tmp_path / "nowhere")
     with pytest.raises(SourceError, match="names no source"):
         open_source(shops.card())

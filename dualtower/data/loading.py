@@ -68,8 +68,8 @@ def read_split(
     check_images: bool = True,
 ) -> Products:
     """Do what `load_products` does, but accept a split without any usable row."""
-    if card.source.drawn is not None:
-        return _draw(card, split, source)
+    if card.source.drawn is not None and source is None:
+        return _draw(card, split)
     opened = open_source(card, source=source)
     parts: list[Products] = []
     taken: set[str] = set()  # ids, which must differ between the splits of the source as well
@@ -87,11 +87,9 @@ def find_broken_images(products: Products) -> list[BrokenImage]:
     return [error for _, error in broken_pictures(products.pictures, products.ids, where=where)]
 
 
-def _draw(card: DataCard, split: str, source: object) -> Products:
+def _draw(card: DataCard, split: str) -> Products:
     from dualtower.data.drawn import draw_catalogue
 
-    if source is not None:
-        raise SourceError(f"card {card.name!r} is drawn by code and has no other source; leave out --data.source")
     language: Any = card.source.drawn
     products = draw_catalogue(language=language, split=split, **card.source.options)
     products.card = card.name

@@ -96,9 +96,7 @@ def _open_hub(card: DataCard, hub: CardSource) -> OpenSource:
 
 def _open_local(card: DataCard, path: Path) -> OpenSource:
     if not path.exists():
-        raise SourceError(
-            f"no source at {path}; type --data.source with a folder or file that exists, or with hub:user/name"
-        )
+        raise SourceError(f"no source at {path}; give a folder or file that exists, or hub:user/name")
     folder = path if path.is_dir() else path.parent
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     builder = card.source.builder or _builder(path, files)
