@@ -7,12 +7,13 @@ import base64
 import gc
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -267,6 +268,42 @@ def test_reload_and_a_full_queue(shop: Path, server: Server, client: httpx.Clien
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_a_hangup_opens_the_catalogue_anew_and_keeps_the_old_one_where_that_fails(shop: Path, tmp_path: Path) -> None:
+    folder, aside = tmp_path / "shop", tmp_path / "aside"
+    shutil.copytree(shop, folder)
+    LocalStore(folder).rebuild()  # or the service would begin with it
+    running = start(folder)
+    with running.client() as own:
+        rows = own.get("/healthz").json()["rows"]
+        about = (folder / "catalogue.json").read_text()
+        (folder / "catalogue.json").write_text("{")
+        running.process.send_signal(signal.SIGHUP)
+        until(lambda: len(running.log) > 1)
+        assert own.post("/search", json={"text": "red mug"}).status_code == 200
+        (folder / "catalogue.json").write_text(about)
+        folder.rename(aside)
+        shutil.copytree(aside, folder)
+        other = LocalStore(folder)
+        other.delete(list(other.digests())[:5])
+        other.close()
+        assert own.get("/healthz").json()["rows"] == rows  # it has the old one open
+        running.process.send_signal(signal.SIGHUP)
+        until(lambda: own.get("/healthz").json()["rows"] == rows - 5)
+    running.process.terminate()
+    running.process.wait(timeout=30)
+    running.reader.join()
+    assert len(running.log) == 2 and "catalogue.json is broken" in running.log[1], "".join(running.log)
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for something."""
+    for _ in range(300):
+        if true():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it never came")
 
 
 def test_the_garbage_collector_leaves_alone_what_was_opened(shop: Path) -> None:

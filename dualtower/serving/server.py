@@ -77,7 +77,7 @@ def serve(config: ServerConfig) -> None:
             limit_concurrency=4 * config.queue,
         )
         settings.load()
-        signal.signal(signal.SIGHUP, lambda *_: app.shop.reload())
+        signal.signal(signal.SIGHUP, lambda *_: app.shop.reload_beside())
         listener.listen(settings.backlog)  # who reads the next line may ask at once
         host, port = listener.getsockname()[:2]
         log.warning("serving %s on http://%s:%d", config.catalogue, f"[{host}]" if ":" in host else host, port)

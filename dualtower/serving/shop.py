@@ -64,6 +64,10 @@ class Shop:
         gc.collect()
         gc.freeze()
 
+    def reload_beside(self) -> None:
+        """Reload while questions are answered; where that fails, the log says why, and all stays as it was."""
+        _beside(self.reload, "reload")
+
     async def close(self) -> None:
         """Answer what has been asked, then stop."""
         await self.batcher.close()
@@ -87,14 +91,23 @@ class Shop:
         """Build the indexes anew beside the running search, if too much came since they were built."""
         store = self.finder.store
         if isinstance(store, LocalStore) and not self._tidying.locked() and store.is_stale():
-            threading.Thread(target=self._rebuild, args=(store,), daemon=True, name="indexes").start()
+            _beside(partial(self._rebuild, store), "indexes")
 
     def _rebuild(self, store: LocalStore) -> None:
         with self._tidying:
-            try:
-                store.rebuild(threads=1)
-            except DualTowerError as error:  # the search goes on without
-                log.error("%s", error)
+            store.rebuild(threads=1)
+
+
+def _beside(work: Callable[[], None], name: str) -> None:
+    """Do some work in a thread of its own; the search goes on without it, also where it fails."""
+
+    def run() -> None:
+        try:
+            work()
+        except DualTowerError as error:
+            log.error("%s", error)
+
+    threading.Thread(target=run, daemon=True, name=name).start()
 
 
 def _items(model: DualTower, products: list[Product], info: CatalogueInfo) -> list[Item]:
