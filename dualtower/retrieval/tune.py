@@ -19,8 +19,8 @@ from dualtower.retrieval.view import View
 __all__ = ["Measured", "calibrate", "measure", "sample_queries", "tune", "usual_method"]
 
 K = 10
-SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
-"""Shares of the rows that filters leave, for which efforts are measured."""
+SHARES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+"""Shares of the rows that filters leave, for which efforts are measured, beside all rows and the fewest."""
 _AT_ONCE = 65536
 
 
@@ -161,20 +161,20 @@ def tune(
 
 
 def _filters(view: View, kind: str) -> Iterator[tuple[float, Chosen]]:
-    """Random filters of falling shares, as long as they leave too many rows to look at them all."""
+    """No filter, then random ones of falling shares, the last of which leaves hardly too many rows to look at each."""
     everything = view.everything[kind]
     yield 1.0, everything
     draws = np.random.default_rng(0).random(len(everything.mask))
-    for share in SHARES[1:]:
-        chosen = Chosen(everything.mask & (draws < share), filtered=True)
-        if len(chosen.slots) > view.vectors[kind].few:
-            yield share, chosen
+    fewest = 1.1 * view.vectors[kind].few / max(1, len(everything.slots))
+    for share in (*(s for s in SHARES if s > 1.5 * fewest), fewest):
+        if share < 1:
+            yield share, Chosen(everything.mask & (draws < share), filtered=True)
 
 
 def _efforts(index: Index, rows: int) -> list[int]:
     """From little to much: rows to look at, or efSearch."""
     if index.info.method == "hnsw":
-        return [16 << i for i in range(9)]
+        return [16 << i for i in range(10)]
     return sorted({max(500, int(rows * share)) for share in np.geomspace(0.002, 0.64, 18)})
 
 
