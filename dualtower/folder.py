@@ -34,6 +34,7 @@ __all__ = [
     "fingerprint_of",
     "load_weights",
     "read_folder",
+    "write_bytes_atomically",
     "write_folder",
     "write_text_atomically",
 ]
@@ -154,10 +155,15 @@ def fingerprint_of(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> 
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Write a text file that is either old or new, never half; makes its folder."""
+    write_bytes_atomically(path, text.encode())
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Write a file that is either old or new, never half; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        _write_synced(partial, text)
+        _write_synced(partial, content)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -242,9 +248,9 @@ def _beside(folder: Path, role: str) -> Path:
     return resolved.with_name(f".{resolved.name}.{role}")
 
 
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as stream:
-        stream.write(text)
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
 

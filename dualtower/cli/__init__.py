@@ -17,7 +17,7 @@ from tyro.conf import OmitSubcommandPrefixes, subcommand
 
 from dualtower.cli.catalogue import Compact, Delete, Index, Search, Tune, Upsert, Verify
 from dualtower.cli.data import Data
-from dualtower.cli.measure import Evaluate, Explain
+from dualtower.cli.measure import Compare, Evaluate, Explain
 from dualtower.cli.shop import Classify, Outliers, Serve
 from dualtower.errors import DualTowerError
 
@@ -25,6 +25,7 @@ __all__ = ["main"]
 
 Command = (
     Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Compare, subcommand("compare")]
     | Annotated[Explain, subcommand("explain")]
     | Annotated[Index, subcommand("index")]
     | Annotated[Search, subcommand("search")]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dualtower.data.products import Products
     from dualtower.model import DualTower
 
-__all__ = ["CardSource", "Evaluate", "Explain"]
+__all__ = ["CardSource", "Compare", "Evaluate", "Explain"]
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,40 @@ class Evaluate:
         print(similar.table())
         if self.json:
             write_text_atomically(self.json, json.dumps(similar.to_dict(), indent=2))
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare two measurements query by query: differences with intervals and p-values. Needs no model."""
+
+    first: Positional[Path]
+    """Folder of a run (or of `evaluate --report`), its model folder, or its queries.parquet."""
+    second: Positional[Path]
+    """The same of the other one, measured on the same queries and gallery."""
+    resamples: int = 10_000
+    """Resamples behind the intervals and p-values."""
+    json: Path | None = None
+    """Write the differences to this file."""
+
+    def run(self) -> None:
+        from dualtower.evaluation import compare_queries, comparison_figures, comparison_table, load_queries
+        from dualtower.folder import write_text_atomically
+
+        first, second = load_queries(self.first), load_queries(self.second)
+        differences = compare_queries(first, second, resamples=self.resamples)
+        figures = comparison_figures(first, second, differences)
+        print(comparison_table(figures, {name: len(of.keys) for name, of in first.directions.items()}))
+        for name, of in first.directions.items():
+            if alone := sorted(set(of.metrics) ^ set(second.directions[name].metrics)):
+                print(f"{name}: {', '.join(alone)} left out, which only one of the two has")
+        print(f"\n{_READING}")
+        if self.json:
+            write_text_atomically(self.json, json.dumps(figures, indent=2))
+
+
+_READING = """\
+difference: second - first, with a 95 % bootstrap interval by product. p: randomisation test by product, not corrected
+for the number of metrics. These are one training run each: the spread between seeds is not in the intervals."""
 
 
 @dataclass(frozen=True)

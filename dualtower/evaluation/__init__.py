@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from dualtower.evaluation.bootstrap import Difference, Interval, intervals, paired_test, summarise
 from dualtower.evaluation.classes import ClassFigures, class_figures, measure_heads
+from dualtower.evaluation.comparison import (
+    MeasuredQueries,
+    QueryMetrics,
+    compare,
+    compare_queries,
+    comparison_figures,
+    comparison_table,
+    load_queries,
+    measured_queries,
+    save_queries,
+)
 from dualtower.evaluation.groups import BreakdownRow, breakdown
-from dualtower.evaluation.measure import Direction, Evaluation, compare, evaluate
+from dualtower.evaluation.measure import Direction, Evaluation, evaluate
 from dualtower.evaluation.metrics import chance_levels, metric_names, per_query
 from dualtower.evaluation.pages import write_report
 from dualtower.evaluation.qrels import Qrels, load_qrels
@@ -23,7 +34,9 @@ __all__ = [
     "Direction",
     "Evaluation",
     "Interval",
+    "MeasuredQueries",
     "Qrels",
+    "QueryMetrics",
     "Ranks",
     "Relevance",
     "Report",
@@ -36,15 +49,21 @@ __all__ = [
     "choose_weight",
     "class_figures",
     "compare",
+    "compare_queries",
+    "comparison_figures",
+    "comparison_table",
     "evaluate",
     "intervals",
     "load_qrels",
+    "load_queries",
     "measure_heads",
+    "measured_queries",
     "metric_names",
     "paired_test",
     "per_query",
     "rerank",
     "retrieval_ranks",
+    "save_queries",
     "self_positions",
     "similar_products",
     "summarise",

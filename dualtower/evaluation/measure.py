@@ -10,8 +10,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from dualtower.data.products import Products
-from dualtower.errors import ConfigError, DataError, UnknownName
-from dualtower.evaluation.bootstrap import Difference, intervals, paired_test
+from dualtower.errors import DataError, UnknownName
+from dualtower.evaluation.bootstrap import intervals
 from dualtower.evaluation.groups import BreakdownRow, breakdown
 from dualtower.evaluation.metrics import TieRule, chance_levels, per_query
 from dualtower.evaluation.qrels import Qrels
@@ -21,7 +21,7 @@ from dualtower.evaluation.report import Report
 from dualtower.evaluation.top import top_k
 from dualtower.losses.similarity import Similarity
 
-__all__ = ["Direction", "Encoder", "Evaluation", "Side", "compare", "evaluate"]
+__all__ = ["Direction", "Encoder", "Evaluation", "Side", "evaluate"]
 
 
 class Encoder(Protocol):
@@ -168,32 +168,6 @@ def evaluate(
     )
     tables = {a: _break_down(a, directions, products, bootstrap=bootstrap, seed=seed) for a in breakdown}
     return Evaluation(report, directions, tables, products)
-
-
-def compare(
-    first: Evaluation, second: Evaluation, *, resamples: int = 10_000, seed: int = 0
-) -> dict[str, dict[str, Difference]]:
-    """Paired test of two models that were measured on the same queries and gallery.
-
-    Returns:
-        Direction -> metric -> mean of second - first. ``median_rank`` becomes the mean difference of the ranks.
-
-    Raises:
-        ConfigError: The queries or galleries differ.
-    """
-    result: dict[str, dict[str, Difference]] = {}
-    for name, a in first.directions.items():
-        b = second.directions.get(name)
-        if b is None or a.queries.keys != b.queries.keys or a.gallery.keys != b.gallery.keys:
-            raise ConfigError(f"{name}: the two models were measured on different queries or galleries")
-        result[name] = {
-            metric: paired_test(
-                a.per_query[metric], b.per_query[metric], groups=a.groups, resamples=resamples, seed=seed
-            )
-            for metric in a.per_query
-            if metric in b.per_query
-        }
-    return result
 
 
 def _sides(

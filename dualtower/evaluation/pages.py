@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dualtower.errors import RowError
+from dualtower.evaluation.comparison import save_queries
 from dualtower.evaluation.measure import Direction, Evaluation
 from dualtower.evaluation.report import TITLES, Section, format_interval, markdown_table
 from dualtower.evaluation.strips import draw_curves, draw_strip, save_png
@@ -32,7 +33,7 @@ def write_report(
     hits: int = 8,
     seed: int = 0,
 ) -> Path:
-    """Write ``report.md``, its pictures in ``report/``, and ``metrics.json``.
+    """Write ``report.md``, its pictures in ``report/``, ``metrics.json``, and what each query achieved.
 
     Args:
         folder: Folder of the run.
@@ -50,6 +51,7 @@ def write_report(
     folder = Path(folder)
     figures = result.report.to_dict() | {section.key: section.figures for section in sections}
     write_text_atomically(folder / "metrics.json", json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+    save_queries(folder, result)
     protocol = result.report.protocol
     parts = [f"# {protocol['card']}, split {protocol['split']}", result.report.table(), _READING]
     for section in sections:

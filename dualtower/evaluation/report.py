@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dualtower.evaluation.bootstrap import Interval
+from dualtower.evaluation.bootstrap import Difference, Interval
 from dualtower.folder import write_text_atomically
 
-__all__ = ["Report", "Section", "format_interval", "markdown_table"]
+__all__ = ["Report", "Section", "format_difference", "format_interval", "format_number", "markdown_table"]
 
 TITLES = {
     "text_to_image": "text → image",
     "image_to_text": "image → text",
     "image_to_image": "image → image",
 }
-_LABELS = {"mrr": "MRR", "map": "mAP", "ndcg@10": "nDCG@10", "median_rank": "median rank"}
+LABELS = {"mrr": "MRR", "map": "mAP", "ndcg@10": "nDCG@10", "median_rank": "median rank"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +55,9 @@ class Report:
             header += [TITLES[direction], "chance"]
         rows = []
         for name in names:
-            row = [_LABELS.get(name, name)]
+            row = [LABELS.get(name, name)]
             for direction, metrics in self.metrics.items():
-                row += [format_interval(name, metrics[name]), _number(name, self.chance[direction][name])]
+                row += [format_interval(name, metrics[name]), format_number(name, self.chance[direction][name])]
             rows.append(row)
         return markdown_table(header, rows)
 
@@ -87,10 +87,17 @@ class Section:
 
 def format_interval(name: str, figure: Interval) -> str:
     """``0.352 [0.331, 0.374]``."""
-    value = _number(name, figure.value)
+    value = format_number(name, figure.value)
     if figure.low is None or figure.high is None:
         return value
-    return f"{value} [{_number(name, figure.low)}, {_number(name, figure.high)}]"
+    return f"{value} [{format_number(name, figure.low)}, {format_number(name, figure.high)}]"
+
+
+def format_difference(figure: Difference) -> str:
+    """``+0.021 [+0.010, +0.032]``."""
+    if figure.low is None or figure.high is None:
+        return f"{figure.value:+.3f}"
+    return f"{figure.value:+.3f} [{figure.low:+.3f}, {figure.high:+.3f}]"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -105,7 +112,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), rule, *(line(row) for row in rows)])
 
 
-def _number(name: str, value: float) -> str:
+def format_number(name: str, value: float) -> str:
+    """A figure as the tables show it: three decimals, a rank with one."""
     if name == "median_rank":
         return f"{value:,.1f}".removesuffix(".0")
     return f"{value:.3f}" if value == 0 or value >= 0.0005 else f"{value:.1g}"

@@ -48,7 +48,8 @@ logger = logging.getLogger(__name__)
 def run(config: RunConfig) -> bool:
     """Train and measure what `config` describes.
 
-    The folder ``config.out`` then holds ``model/ checkpoints/ config.json history.jsonl metrics.json report.md``.
+    The folder ``config.out`` then holds ``model/ checkpoints/ config.json history.jsonl metrics.json queries.parquet
+    report.md``.
 
     Returns:
         True when the run is complete; False when a signal stopped it after saving a checkpoint.
@@ -143,7 +144,7 @@ def _claim_folder(config: RunConfig, accelerator: Accelerator) -> None:
 
 def _remove_run(folder: Path) -> None:
     """Remove what a run wrote, and nothing that somebody else may keep in the same folder."""
-    for name in ("config.json", "history.jsonl", "metrics.json", "report.md"):
+    for name in ("config.json", "history.jsonl", "metrics.json", "queries.parquet", "report.md"):
         (folder / name).unlink(missing_ok=True)
     for name in ("checkpoints", "logs", "model", "report"):
         shutil.rmtree(folder / name, ignore_errors=True)
