@@ -14,6 +14,7 @@
     │   ├── SourceError         a source that is missing, empty or unreadable
     │   ├── RowError            one bad row: names file, row and reason
     │   │   └── BrokenImage
+    │   ├── UnknownRow          ids that a catalogue does not hold
     │   └── QrelsError          a relevance file that does not fit the gallery
     ├── ModelFolderError        a model folder with a missing, extra or unfitting part
     ├── CatalogueError          a catalogue folder that is missing, broken or of another model
@@ -50,6 +51,7 @@ __all__ = [
     "UnknownKey",
     "UnknownLoss",
     "UnknownName",
+    "UnknownRow",
     "UnknownSplit",
     "UnknownTower",
 ]
@@ -130,6 +132,19 @@ class RowError(DataError):
 
 class BrokenImage(RowError):
     """The picture of one row is missing, truncated, too large or not a picture."""
+
+
+class UnknownRow(DataError):
+    """A catalogue does not hold some rows.
+
+    Args:
+        ids: Their ids, at least one.
+    """
+
+    def __init__(self, ids: Iterable[str]) -> None:
+        self.ids = list(ids)
+        more = f" (and {len(self.ids) - 1:,} others)" if len(self.ids) > 1 else ""
+        super().__init__(f"no row {self.ids[0]!r}{more} in this catalogue")
 
 
 class QrelsError(DataError):

@@ -7,15 +7,17 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dualtower.errors import CatalogueError, ConfigError, DataError
+from dualtower.errors import CatalogueError, ConfigError, DataError, UnknownRow
 from dualtower.retrieval import vectors as vectors_room
 from dualtower.retrieval.catalogue import Catalogue
-from dualtower.retrieval.records import CatalogueInfo, Item
+from dualtower.retrieval.filters import parse_filter
+from dualtower.retrieval.records import CatalogueInfo, Item, kinds_of
 from dualtower.retrieval.vectors import VectorFile
 from dualtower.retrieval.view import ViewKeeper
 
@@ -222,3 +224,65 @@ def test_threads_that_come_and_go_leave_no_connections_behind(tmp_path: Path) ->
         for thread in threads:
             thread.join()
     assert 1 <= len(catalogue._database._idle) <= 3
+
+
+def test_attributes_change_and_all_else_stays(catalogue: Catalogue) -> None:
+    catalogue.upsert([item("a", 1), item("b", 2)])
+    before = catalogue.get(["a"])[0]
+    size = catalogue.vectors("image").path.stat().st_size
+    assert catalogue.update_attributes({"a": {"price": 9.99}, "b": {"colour": None}}) == 2
+    after = catalogue.get(["a"])[0]
+    assert after.attributes == {"colour": "Red", "price": 9.99}
+    assert replace(after, attributes={}) == replace(before, attributes={})
+    assert catalogue.picture("a") == b"picture a" and catalogue.vectors("image").path.stat().st_size == size
+    assert catalogue.get(["b"])[0].attributes == {"colour": None, "price": 2.0}
+    assert catalogue.verify() == [] and len(catalogue) == 2
+    assert catalogue.digests()["a"] == ""  # what it was made from is no longer all that it holds
+    state = catalogue.state
+    assert catalogue.update_attributes({"a": {"price": 9.99}}) == 0 and catalogue.state == state
+
+
+def test_attributes_of_unknown_rows_change_nothing(catalogue: Catalogue) -> None:
+    catalogue.upsert([item("a", 1)])
+    with pytest.raises(UnknownRow, match="no row 'nobody'") as caught:
+        catalogue.update_attributes({"a": {"price": 5}, "nobody": {"price": 5}})
+    assert caught.value.ids == ["nobody"]
+    for bad, message in (
+        ({"brand": "x"}, "no attribute 'brand'; known: colour, price"),
+        ({"price": "cheap"}, "'price' is a number"),
+        ({"title": "x"}, "no attribute 'title'"),
+    ):
+        with pytest.raises(DataError, match=message):
+            catalogue.update_attributes({"a": bad})
+    assert catalogue.get(["a"])[0].attributes["price"] == 1.0
+
+
+def test_attributes_that_vectors_are_made_from_ask_for_the_whole_row(tmp_path: Path) -> None:
+    fused = Catalogue.create(tmp_path / "fused", info(embedded_attributes=("colour",)))
+    fused.upsert([item("a", 1)])
+    with pytest.raises(DataError, match="product vectors of this catalogue are made from 'colour'"):
+        fused.update_attributes({"a": {"colour": "Blue"}})
+    assert fused.update_attributes({"a": {"price": 2.5}}) == 1
+
+
+def test_a_view_follows_changed_attributes(catalogue: Catalogue) -> None:
+    """Beside other changes, from the cache, and over a compaction; and the row was born when it was born."""
+    keeper = ViewKeeper(catalogue)
+    catalogue.upsert([item("a", 1), item("b", 2), item("c", 3)])
+    first = keeper.current()
+    keeper.save()
+    catalogue.update_attributes({"b": {"price": 50, "colour": "Mauve"}})
+    catalogue.upsert([item("a", 4)])
+    catalogue.update_attributes({"a": {"price": None}})
+    kinds = kinds_of(catalogue.info)
+    prices = parse_filter("price > 2.5", kinds), parse_filter("colour = 'Mauve'", kinds)
+    for view in (keeper.current(), ViewKeeper(Catalogue(catalogue.folder)).current()):
+        assert [(view.live & view.columns.satisfies(part)).tolist() for part in prices] == [
+            [False, True, True, False],
+            [False, True, False, False],
+        ]
+        assert view.live_at(first.state.sequence).tolist() == [True, True, True, False]
+    assert first.columns.satisfies(prices[0]).tolist() == [False, False, True]  # as it was
+    catalogue.compact()
+    view = keeper.current()
+    assert (view.live & view.columns.satisfies(prices[0])).tolist() == [True, True, False]

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from test_catalogue import DIM, info
-from test_search import FILTERS, pages, plain_search, some_item, some_query
+from test_search import FILTERS, changed_attributes, pages, plain_search, some_item, some_query
 
-from dualtower.errors import CatalogueError, ConfigError, CursorError, DataError
+from dualtower.errors import CatalogueError, ConfigError, CursorError, DataError, UnknownRow
 from dualtower.retrieval.filters import matches, parse_filter
 from dualtower.retrieval.queries import Query
+from dualtower.retrieval.records import Item
 from dualtower.retrieval.store import Store, create_store, open_store, store_exists
 
 pytest.importorskip("pymilvus")
@@ -43,6 +44,11 @@ def test_random_operations_agree(tmp_path: Path, store: Store) -> None:
             for each in (store, local):
                 each.upsert(list(written.values()))
             held |= written
+        elif dice.random() < 0.5:
+            state = dice.getstate()
+            changed_attributes(dice, held, store)
+            dice.setstate(state)
+            held |= changed_attributes(dice, held, local)
         else:
             gone = [str(dice.randrange(120)) for _ in range(4)]
             assert store.delete(gone) == local.delete(gone)
@@ -95,3 +101,20 @@ def test_it_is_opened_again_and_bad_use_is_named(uri: str, store: Store) -> None
         store.search(replace(query, cursor="xyz"))
     with pytest.raises(ConfigError, match="no 'product' vectors"):
         store.search(replace(query, kind="product"))
+
+
+def test_attributes_change_and_all_else_stays(store: Store) -> None:
+    item = Item("1", "p", "title", {"colour": "Red", "price": 5.0}, {"text": np.ones(DIM)}, b"\x89PNG", "digest")
+    store.upsert([item])
+    assert store.update_attributes({"1": {"price": None}}) == 1
+    (row,) = store.get(["1"])
+    assert row.attributes == {"colour": "Red", "price": None} and (row.title, row.kinds) == ("title", ("text",))
+    vector = store.vector("1", "text")
+    assert store.picture("1") == b"\x89PNG" and vector is not None and (vector == 1).all()
+    query = Query(np.ones(DIM, np.float32), "text")
+    assert not store.search(replace(query, where="price > 0")).hits
+    with pytest.raises(UnknownRow, match="no row 'x'"):
+        store.update_attributes({"1": {"price": 7}, "x": {"price": 7}})
+    with pytest.raises(DataError, match="no attribute 'brand'"):
+        store.update_attributes({"1": {"brand": "x"}})
+    assert store.get(["1"]) == [row]

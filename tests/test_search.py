@@ -18,6 +18,7 @@ from dualtower.retrieval.local import LocalStore
 from dualtower.retrieval.nearest import METHODS, Chosen, build_index
 from dualtower.retrieval.queries import Page, Query
 from dualtower.retrieval.records import Item
+from dualtower.retrieval.store import Store
 
 COLOURS = ["Red", "Blue", "Green", None]
 KINDS = {name: "number" if kind == "number" else "text" for name, kind in ATTRIBUTES.items()}
@@ -72,7 +73,15 @@ def some_query(dice: random.Random) -> Query:
     )
 
 
-def pages(store: LocalStore, query: Query, number: int) -> list[Page]:
+def changed_attributes(dice: random.Random, held: dict[str, Item], store: Store) -> dict[str, Item]:
+    """Change some attributes of some rows; the rows as they must be now."""
+    ids = dice.sample(sorted(held), min(4, len(held)))
+    changes = {i: {"price": dice.choice([None, 5.0, 55.0]), "colour": dice.choice(COLOURS)} for i in ids}
+    store.update_attributes(changes)
+    return {i: replace(held[i], attributes=changes[i]) for i in ids}
+
+
+def pages(store: Store, query: Query, number: int) -> list[Page]:
     found = [store.search(query)]
     while found[-1].cursor and len(found) < number:
         found.append(store.search(replace(query, vector=None, cursor=found[-1].cursor)))
@@ -95,6 +104,8 @@ def test_random_operations_agree_with_a_plain_scan(tmp_path: Path, seed: int) ->
             held = {i: item for i, item in held.items() if i not in gone}
         elif step % 7 == 0:
             store.compact()
+        else:
+            held |= changed_attributes(dice, held, store)
         query = some_query(dice)
         got = [(hit.id, hit.score) for page in pages(store, query, 3) for hit in page.hits]
         assert got == plain_search(held, query, 3 * query.limit), (seed, step, query)
@@ -121,9 +132,11 @@ def test_pages_stay_as_they_were_while_the_catalogue_changes(tmp_path: Path) -> 
     store.upsert([replace(items[wanted[15]], title="renamed", vectors={"text": np.ones(DIM)})])  # now the very best
     store.upsert([replace(items["0"], id="1000", product_id="new", vectors={"text": np.ones(DIM)})])
     store.delete([wanted[20]])
+    store.update_attributes({wanted[16]: {"price": 77.5}})
     second = store.search(replace(query, cursor=page.cursor))
     seen += [hit.id for hit in second.hits]
     assert next(hit for hit in second.hits if hit.id == wanted[15]).row["title"] == "renamed"
+    assert next(hit for hit in second.hits if hit.id == wanted[16]).row["attributes"]["price"] == 77.5
     store.catalogue.compact()
     seen += [hit.id for hit in store.search(replace(query, vector=None, cursor=second.cursor)).hits]
     assert seen == [row_id for row_id in wanted if row_id != wanted[20]]

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,26 @@ from typing import Any
 import numpy as np
 
 from dualtower.config import from_dict, to_dict
-from dualtower.errors import CatalogueError, ConfigError
+from dualtower.errors import CatalogueError, ConfigError, UnknownRow
 from dualtower.folder import write_text_atomically
 from dualtower.retrieval.database import Database
-from dualtower.retrieval.records import FORMAT, CatalogueInfo, Changes, Item, State, StoredRow, check_items
+from dualtower.retrieval.records import (
+    FORMAT,
+    CatalogueInfo,
+    Changes,
+    Item,
+    State,
+    StoredRow,
+    check_changes,
+    check_items,
+)
 from dualtower.retrieval.vectors import VectorFile, crc_of, sync_folder
 
 __all__ = ["Catalogue"]
 
-_STATE = "SELECT generation, next_slot, sequence FROM state"
+_STATE = (
+    "SELECT generation, next_slot, state.sequence, token FROM state JOIN history ON history.sequence = state.sequence"
+)
 _STORED = "id, slot, sequence, product_id, title, attributes, checksums"
 SCHEMA = """
 CREATE TABLE state (generation INTEGER NOT NULL, next_slot INTEGER NOT NULL, sequence INTEGER NOT NULL);
@@ -41,9 +53,12 @@ INSERT INTO state VALUES (0, 0, 0);
 CREATE TABLE rows (
     id TEXT NOT NULL UNIQUE, slot INTEGER PRIMARY KEY, sequence INTEGER NOT NULL, created INTEGER NOT NULL,
     product_id TEXT NOT NULL, title TEXT NOT NULL, attributes TEXT NOT NULL, checksums TEXT NOT NULL,
-    digest TEXT NOT NULL
+    digest TEXT NOT NULL, updated INTEGER
 );  -- checksums: JSON list, one number per kind of vector, null where the row has none
+    -- updated: the change that gave the row its present attributes, null where that is the one of its sequence
 CREATE INDEX rows_by_sequence ON rows (sequence);
+CREATE INDEX rows_by_update ON rows (updated) WHERE updated IS NOT NULL;
+CREATE TABLE history (sequence INTEGER PRIMARY KEY, token INTEGER NOT NULL);  -- of the changes of this generation
 CREATE TABLE gone (slot INTEGER PRIMARY KEY, id TEXT NOT NULL, sequence INTEGER NOT NULL);
 CREATE INDEX gone_by_sequence ON gone (sequence);
 CREATE TABLE pictures (slot INTEGER PRIMARY KEY, bytes BLOB NOT NULL);
@@ -79,6 +94,7 @@ class Catalogue:
             with contextlib.closing(sqlite3.connect(folder / "rows.sqlite")) as connection:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(SCHEMA)
+                connection.execute("INSERT INTO history VALUES (0, ?)", (_new_token(),))
                 connection.commit()
             sync_folder(folder)
             # Last, as its presence says that the folder is a catalogue.
@@ -130,24 +146,61 @@ class Catalogue:
                     sequence,
                     item.product_id,
                     item.title,
-                    json.dumps(dict(item.attributes), ensure_ascii=False, default=str),
+                    _as_json(item.attributes),
                     json.dumps(crcs),
                     item.digest,
                 )
                 for i, (item, crcs) in enumerate(zip(items, checksums, strict=True))
             ]
             connection.executemany(
-                "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
+                "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL) "
                 "ON CONFLICT (id) DO UPDATE SET slot = excluded.slot, sequence = excluded.sequence, "
                 "product_id = excluded.product_id, title = excluded.title, attributes = excluded.attributes, "
-                "checksums = excluded.checksums, digest = excluded.digest",
+                "checksums = excluded.checksums, digest = excluded.digest, updated = NULL",
                 rows,
             )
             connection.executemany(
                 "INSERT INTO pictures VALUES (?, ?)",
                 [(first + i, item.picture) for i, item in enumerate(items) if item.picture is not None],
             )
-            connection.execute("UPDATE state SET next_slot = ?, sequence = ?", (first + len(items), sequence))
+            _advance(connection, replace(state, next_slot=first + len(items)))
+
+    def update_attributes(self, changes: Mapping[str, Mapping[str, Any]]) -> int:
+        """Change attributes of rows, of all or of none; vectors, picture, title and what is not named stay.
+
+        A row keeps its slot, so that no index grows old by it. Pages of a search that began before show and filter by
+        the new attributes.
+
+        Args:
+            changes: Id -> attribute -> new value; None takes a value away.
+
+        Returns:
+            How many rows were not so already.
+
+        Raises:
+            UnknownRow: There is no row of such an id.
+            DataError: There is no such attribute, a value does not fit it, or vectors are made from it.
+            CatalogueError: The file system refused, or another writer held the lock too long.
+        """
+        check_changes(self.info, changes)
+        with self._writing() as (connection, state):
+            held: dict[str, dict[str, Any]] = {}
+            for some in _batches(list(changes)):
+                found = connection.execute(f"SELECT id, attributes FROM rows WHERE id IN ({_marks(some)})", some)
+                held |= {row_id: json.loads(attributes) for row_id, attributes in found}
+            if unknown := [row_id for row_id in changes if row_id not in held]:
+                raise UnknownRow(unknown)
+            new = {row_id: held[row_id] | dict(given) for row_id, given in changes.items()}
+            # Without its digest a row is embedded anew when its source is indexed again: the source decides then.
+            rows = [
+                (_as_json(attributes), state.sequence + 1, row_id)
+                for row_id, attributes in new.items()
+                if attributes != held[row_id]
+            ]
+            connection.executemany("UPDATE rows SET attributes = ?, updated = ?, digest = '' WHERE id = ?", rows)
+            if rows:
+                _advance(connection, state)
+        return len(rows)
 
     def delete(self, ids: Iterable[str]) -> int:
         """Remove rows; returns how many there were. When it returns, they are gone for good."""
@@ -162,7 +215,7 @@ class Catalogue:
             connection.executemany("DELETE FROM pictures WHERE slot IN (SELECT slot FROM rows WHERE id = ?)", wanted)
             connection.executemany("DELETE FROM rows WHERE id = ?", wanted)
             if removed:
-                connection.execute("UPDATE state SET sequence = ?", (sequence,))
+                _advance(connection, state)
         return removed
 
     def get(self, ids: Sequence[str]) -> list[StoredRow]:
@@ -190,22 +243,26 @@ class Catalogue:
         return {str(row_id): str(digest) for row_id, digest in self._database.read("SELECT id, digest FROM rows")}
 
     def changes(self, since: State | None) -> Changes:
-        """What happened since a state of the same generation; everything without one."""
-        sequence = since.sequence if since else -1
+        """What happened since a state; everything without one, or since a state that the catalogue never was in."""
         with self._database.lent() as connection:
             connection.execute("BEGIN")  # one snapshot for all three
             try:
                 state = State(*connection.execute(_STATE).fetchone())
-                if since is not None and since.generation != state.generation:
-                    sequence = -1
+                complete = since is None or not _went_through(connection, state, since)
+                sequence = -1 if since is None or complete else since.sequence
                 # The plus keeps SQLite from walking through all slots for the order's sake where few rows are new.
-                order = "slot" if sequence < 0 else "+slot"
-                found = f"SELECT {_STORED} FROM rows WHERE sequence > ? ORDER BY {order}"
-                rows = connection.execute(found, (sequence,)).fetchall()
+                newer = "" if complete else "WHERE sequence > ?1 OR updated > ?1 ORDER BY +slot"
+                found = f"SELECT {_STORED} FROM rows {newer or 'ORDER BY slot'}"
+                rows = connection.execute(found, () if complete else (sequence,)).fetchall()
                 gone = connection.execute("SELECT slot, sequence FROM gone WHERE sequence > ?", (sequence,)).fetchall()
             finally:
                 connection.execute("ROLLBACK")
-        return Changes(state, list(self._rows(rows)), gone)
+        return Changes(state, complete, list(self._rows(rows)), gone)
+
+    def went_through(self, state: State) -> bool:
+        """Whether the catalogue stands where a state says, or came from there by appending to the same files."""
+        with self._database.lent() as connection:
+            return _went_through(connection, State(*connection.execute(_STATE).fetchone()), state)
 
     def vectors(self, kind: str, generation: int | None = None) -> VectorFile:
         """The file of one kind of vectors.
@@ -240,11 +297,9 @@ class Catalogue:
                 connection.execute(f"UPDATE {table} SET slot = -1 - slot")
             connection.execute("DELETE FROM gone")
             # A search that began before pages on as of then: a row that was replaced since must not vanish from it.
-            connection.execute("UPDATE rows SET sequence = created")
-            connection.execute(
-                "UPDATE state SET generation = ?, next_slot = ?, sequence = ?",
-                (following, len(live), state.sequence + 1),
-            )
+            connection.execute("UPDATE rows SET sequence = created, updated = NULL")
+            connection.execute("DELETE FROM history")
+            _advance(connection, replace(state, generation=following, next_slot=len(live)))
             connection.execute("DROP TABLE moved")
         self._remove_old_files()
         return freed
@@ -308,6 +363,28 @@ class Catalogue:
                 path.unlink(missing_ok=True)
 
 
+def _advance(connection: sqlite3.Connection, state: State) -> None:
+    """Number a change, from the state before it in all but its files and slots."""
+    sequence = state.sequence + 1
+    connection.execute(
+        "UPDATE state SET generation = ?, next_slot = ?, sequence = ?", (state.generation, state.next_slot, sequence)
+    )
+    connection.execute("INSERT INTO history VALUES (?, ?)", (sequence, _new_token()))
+
+
+def _new_token() -> int:
+    return secrets.randbits(63)
+
+
+def _went_through(connection: sqlite3.Connection, now: State, before: State) -> bool:
+    found = connection.execute("SELECT token FROM history WHERE sequence = ?", (before.sequence,)).fetchone()
+    return now.generation == before.generation and found == (before.token,)
+
+
+def _as_json(attributes: Mapping[str, Any]) -> str:
+    return json.dumps(dict(attributes), ensure_ascii=False, default=str)
+
+
 def _batches(keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
     """As many keys at a time as one statement may bind."""
     for start in range(0, len(keys), 500):
@@ -327,5 +404,5 @@ def _read_info(folder: Path) -> CatalogueInfo:
     except (ValueError, ConfigError) as error:
         raise CatalogueError(f"{path} is broken: {error}") from error
     if info.format != FORMAT:
-        raise CatalogueError(f"{path} is of format {info.format}, this version reads {FORMAT}; index it again")
+        raise CatalogueError(f"{path} is of format {info.format}, this version reads {FORMAT}; index into a new folder")
     return info

@@ -49,11 +49,12 @@ class TextColumn:
 
     def extend(self, values: Sequence[Any]) -> None:
         """Append rows."""
-        added = [
-            -1 if value is None or value == "" else self.code_of.setdefault(str(value), len(self.code_of))
-            for value in values
-        ]
-        self.codes = np.concatenate([self.codes, np.array(added, np.int32)])
+        self.codes = np.concatenate([self.codes, self._codes(values)])
+
+    def replace(self, rows: Sequence[int], values: Sequence[Any]) -> None:
+        """Give some rows other values, in arrays of this column alone."""
+        self.codes = self.codes.copy()
+        self.codes[rows] = self._codes(values)
 
     def satisfies(self, comparison: Comparison) -> np.ndarray:
         """bool ``[N]``."""
@@ -61,6 +62,13 @@ class TextColumn:
         if comparison.operator == "!=":
             return (self.codes >= 0) & ~np.isin(self.codes, wanted)
         return self.codes == wanted[0] if len(wanted) == 1 else np.isin(self.codes, wanted)
+
+    def _codes(self, values: Sequence[Any]) -> np.ndarray:
+        codes = [
+            -1 if value is None or value == "" else self.code_of.setdefault(str(value), len(self.code_of))
+            for value in values
+        ]
+        return np.array(codes, np.int32)
 
     def counts(self, rows: np.ndarray, *, most: int) -> Counts:
         """The most frequent values of some rows."""
@@ -78,8 +86,12 @@ class NumberColumn:
 
     def extend(self, values: Sequence[Any]) -> None:
         """Append rows."""
-        added = [np.nan if value is None or value == "" else float(value) for value in values]
-        self.values = np.concatenate([self.values, np.array(added, np.float64)])
+        self.values = np.concatenate([self.values, _numbers(values)])
+
+    def replace(self, rows: Sequence[int], values: Sequence[Any]) -> None:
+        """Give some rows other values, in an array of this column alone."""
+        self.values = self.values.copy()
+        self.values[rows] = _numbers(values)
 
     def satisfies(self, comparison: Comparison) -> np.ndarray:
         """bool ``[N]``; missing numbers satisfy nothing."""
@@ -93,6 +105,10 @@ class NumberColumn:
         held = self.values[rows]
         held = held[~np.isnan(held)]
         return Counts("number", low=float(held.min()), high=float(held.max())) if len(held) else Counts("number")
+
+
+def _numbers(values: Sequence[Any]) -> np.ndarray:
+    return np.array([np.nan if value is None or value == "" else float(value) for value in values], np.float64)
 
 
 class Columns:
@@ -118,6 +134,12 @@ class Columns:
         """Append rows, attribute -> value."""
         for name, column in self.of.items():
             column.extend([row.get(name) for row in rows])
+
+    def replace(self, rows: Mapping[int, Mapping[str, Any]]) -> None:
+        """Give some rows, by number, other attributes; copies of these columns keep theirs."""
+        if rows:
+            for name, column in self.of.items():
+                column.replace(list(rows), [row.get(name) for row in rows.values()])
 
     def counts(self, rows: np.ndarray, *, most: int) -> dict[str, Counts]:
         """Attribute -> what stands in it, of some rows; of texts the `most` frequent."""

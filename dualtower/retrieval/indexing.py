@@ -81,6 +81,7 @@ def open_or_create(
         check_model(store.info, model)
         return store
     kinds = ("image", "text", "product") if model.fusion is not None else ("image", "text")
+    read = model.config.fusion.attributes if model.config.fusion else None
     info = CatalogueInfo(
         model=str(Path(name).resolve()) if Path(name).exists() else name,
         fingerprint=model.fingerprint,
@@ -88,6 +89,7 @@ def open_or_create(
         kinds=kinds,
         attributes=dict(attributes),
         card=card,
+        embedded_attributes=tuple(attribute for attribute in attributes if read and attribute in read.names),
     )
     return create_store(where, info)
 

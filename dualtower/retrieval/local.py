@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -88,6 +89,10 @@ class LocalStore:
     def upsert(self, items: Sequence[Item]) -> None:
         """See `Catalogue.upsert`."""
         self.catalogue.upsert(items)
+
+    def update_attributes(self, changes: Mapping[str, Mapping[str, Any]]) -> int:
+        """See `Catalogue.update_attributes`."""
+        return self.catalogue.update_attributes(changes)
 
     def delete(self, ids: Iterable[str]) -> int:
         """See `Catalogue.delete`."""

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from dualtower.config import from_dict, to_dict
-from dualtower.errors import CatalogueError, ConfigError, DualTowerError, MissingExtra
+from dualtower.errors import CatalogueError, ConfigError, DualTowerError, MissingExtra, UnknownRow
 from dualtower.retrieval.columns import Columns, Counts
 from dualtower.retrieval.filters import parse_filter
 from dualtower.retrieval.milvus_filters import MISSING_NUMBER, expression
 from dualtower.retrieval.queries import Page, Place, Query, begin, write_cursor
-from dualtower.retrieval.records import CatalogueInfo, Item, StoredRow, check_items, kinds_of
+from dualtower.retrieval.records import CatalogueInfo, Item, StoredRow, check_changes, check_items, kinds_of
 from dualtower.retrieval.search import exact_scores
 from dualtower.retrieval.shown import shown_picture
 from dualtower.types import Hit
@@ -126,6 +126,24 @@ class MilvusStore:
             blocks = check_items(self._info, items)
             rows = [self._row(item, {kind: block[i] for kind, block in blocks.items()}) for i, item in enumerate(items)]
             self._client.upsert(self._name, rows)
+
+    def update_attributes(self, changes: Mapping[str, Mapping[str, Any]]) -> int:
+        """Change attributes of rows, see `Catalogue.update_attributes`; vectors are read and written back as they are.
+
+        Milvus knows no transactions: a row that somebody else writes meanwhile may lose that write.
+        """
+        check_changes(self._info, changes)
+        held = {row["id"]: row for row in self._query(list(changes), ["*"])}
+        if unknown := [row_id for row_id in changes if row_id not in held]:
+            raise UnknownRow(unknown)
+        rows = []
+        for row_id, given in changes.items():
+            old = json.loads(held[row_id]["attributes"])
+            if (new := old | dict(given)) != old:
+                rows.append({**held[row_id], **self._fields(new), "digest": ""})
+        if rows:
+            self._client.upsert(self._name, rows)
+        return len(rows)
 
     def delete(self, ids: Iterable[str]) -> int:
         """Remove rows; returns how many there were."""
@@ -247,23 +265,30 @@ class MilvusStore:
         return found
 
     def _row(self, item: Item, vectors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        attributes = {name: value for name, value in item.attributes.items() if value is not None and value != ""}
         row: dict[str, Any] = {
             "id": item.id,
             "product_id": item.product_id,
             "title": item.title,
-            "attributes": json.dumps(dict(item.attributes), ensure_ascii=False, default=str),
             "picture": _small(item.picture),
             "digest": item.digest,
+            **self._fields(item.attributes),
         }
-        for attribute, column in self._columns.items():
-            number = self._info.attributes[attribute] == "number"
-            value = attributes.get(attribute)
-            row[column] = (MISSING_NUMBER if value is None else float(value)) if number else str(value or "")
         for kind, vector in vectors.items():
             row[f"has_{kind}"] = kind in item.vectors
             row[kind] = vector.astype(np.float32).tolist()  # of float16 numbers, as on disk
         return row
+
+    def _fields(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        """Attributes as they are shown, and as fields that filters compare."""
+        fields: dict[str, Any] = {"attributes": json.dumps(dict(attributes), ensure_ascii=False, default=str)}
+        for attribute, column in self._columns.items():
+            number = self._info.attributes[attribute] == "number"
+            value = attributes.get(attribute)
+            if value is None or value == "":
+                fields[column] = MISSING_NUMBER if number else ""
+            else:
+                fields[column] = float(value) if number else str(value)
+        return fields
 
     def _stored(self, row: Mapping[str, Any]) -> StoredRow:
         kinds = tuple(kind for kind in self._info.kinds if row[f"has_{kind}"])

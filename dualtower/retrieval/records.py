@@ -11,9 +11,9 @@ import numpy as np
 from dualtower.errors import DataError
 from dualtower.retrieval.filters import Kind
 
-__all__ = ["CatalogueInfo", "Changes", "Item", "State", "StoredRow", "check_items", "kinds_of"]
+__all__ = ["CatalogueInfo", "Changes", "Item", "State", "StoredRow", "check_changes", "check_items", "kinds_of"]
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class CatalogueInfo:
         kinds: Vectors of each row, such as ``image``, ``text``, ``product``.
         attributes: Attribute -> ``text`` or ``number``.
         card: Name of the data card, for people.
+        embedded_attributes: Attributes that fused vectors are made from; they change only with the whole row.
         format: Of the folder.
     """
 
@@ -36,6 +37,7 @@ class CatalogueInfo:
     kinds: tuple[str, ...] = ("image", "text")
     attributes: Mapping[str, str] = field(default_factory=dict)
     card: str = ""
+    embedded_attributes: tuple[str, ...] = ()
     format: int = FORMAT
 
 
@@ -77,18 +79,35 @@ class StoredRow:
 
 @dataclass(frozen=True)
 class State:
-    """Where the catalogue stands: generation of the files, slots used in them, number of the last change."""
+    """Where the catalogue stands.
+
+    Attributes:
+        generation: Of the files.
+        next_slot: Slots that are used in them.
+        sequence: Number of the last change.
+        token: A random number that the last change was given. A catalogue that was restored from a backup and went on
+            from there reaches the same numbers with other rows, but never the same token.
+    """
 
     generation: int
     next_slot: int
     sequence: int
+    token: int
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What happened since some state: rows that are live and newer, and slots that have gone, with when."""
+    """What happened since some state.
+
+    Attributes:
+        state: The new one.
+        complete: Whether this is all that the catalogue holds, since the old state is none that it went through.
+        rows: Rows that are live and newer, by slot, and older ones whose attributes have changed.
+        gone: Slots that have gone, with the number of the change.
+    """
 
     state: State
+    complete: bool
     rows: list[StoredRow]
     gone: list[tuple[int, int]]
 
@@ -120,10 +139,26 @@ def check_items(info: CatalogueInfo, items: Sequence[Item]) -> dict[str, np.ndar
     return blocks
 
 
+def check_changes(info: CatalogueInfo, changes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse changes of attributes, by row, that do not fit a catalogue.
+
+    Raises:
+        DataError: There is no such attribute, a value does not fit it, or vectors are made from it.
+    """
+    for row_id, attributes in changes.items():
+        for name, value in attributes.items():
+            _check_attribute(info, row_id, name, value)
+            if name in info.embedded_attributes:
+                raise DataError(
+                    f"item {row_id!r}: the product vectors of this catalogue are made from {name!r}, among others; "
+                    "upsert the whole row, so that it is embedded anew"
+                )
+
+
 def _check_attribute(info: CatalogueInfo, row_id: str, name: str, value: Any) -> None:
     kind = info.attributes.get(name)
     if kind is None:
-        raise DataError(f"item {row_id!r}: no attribute {name!r}; known: {', '.join(info.attributes)}")
+        raise DataError(f"item {row_id!r}: no attribute {name!r}; known: {', '.join(info.attributes) or '(none)'}")
     if kind == "number" and value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise DataError(f"item {row_id!r}: attribute {name!r} is a number, {value!r} is not")
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -50,6 +50,9 @@ class Store(Protocol):
 
     def upsert(self, items: Sequence[Item]) -> None:
         """Add rows, replacing those with the same ids."""
+
+    def update_attributes(self, changes: Mapping[str, Mapping[str, Any]]) -> int:
+        """Change attributes of rows without a change to their vectors; returns how many were not so already."""
 
     def delete(self, ids: Iterable[str]) -> int:
         """Remove rows; returns how many there were."""

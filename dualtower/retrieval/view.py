@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 import zipfile
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -110,8 +110,8 @@ class ViewKeeper:
 def _newest(catalogue: Catalogue, before: View | None) -> View:
     """A new view with the changes; the old one stays as it was for those who use it."""
     changes = catalogue.changes(before.state if before else None)
-    if before is not None and before.state.generation != changes.state.generation:
-        before, changes = None, catalogue.changes(None)
+    if changes.complete:
+        before = None
     if before is not None and before.state == changes.state:
         return before
     return _extended(catalogue, before or _empty(catalogue), changes)
@@ -124,7 +124,10 @@ def _extended(catalogue: Catalogue, before: View, changes: Changes) -> View:
     died = np.concatenate([before.died, np.full(size - known, NEVER)])
     has = {kind: np.concatenate([flags, np.zeros(size - known, bool)]) for kind, flags in before.has.items()}
     attributes: list[dict] = [{} for _ in range(size - known)]
+    updated = {row.slot: row.attributes for row in changes.rows if row.slot < known}
     for row in changes.rows:
+        if row.slot < known:
+            continue
         products[row.slot], born[row.slot] = product_code(row.product_id), row.sequence
         attributes[row.slot - known] = row.attributes
         for kind in row.kinds:
@@ -132,6 +135,7 @@ def _extended(catalogue: Catalogue, before: View, changes: Changes) -> View:
     for slot, sequence in changes.gone:
         died[slot] = sequence
     columns = before.columns.copy()
+    columns.replace(updated)
     columns.extend(attributes)
     return View(changes.state, _readers(catalogue, changes.state), has, products, born, died, columns)
 
@@ -139,7 +143,7 @@ def _extended(catalogue: Catalogue, before: View, changes: Changes) -> View:
 def _empty(catalogue: Catalogue) -> View:
     none, columns = np.empty(0, np.int64), Columns(kinds_of(catalogue.info))
     has = {kind: np.empty(0, bool) for kind in catalogue.info.kinds}
-    return View(State(-1, 0, -1), {}, has, none, none, none, columns)
+    return View(State(-1, 0, -1, 0), {}, has, none, none, none, columns)
 
 
 def _readers(catalogue: Catalogue, state: State) -> dict[str, VectorReader]:
@@ -147,7 +151,7 @@ def _readers(catalogue: Catalogue, state: State) -> dict[str, VectorReader]:
 
 
 def _save(view: View, path: Path) -> None:
-    about = {"state": [view.state.generation, view.state.next_slot, view.state.sequence], "kinds": list(view.has)}
+    about: dict[str, Any] = {"state": list(astuple(view.state)), "kinds": list(view.has)}
     arrays: dict[str, Any] = {"products": view.products, "born": view.born, "died": view.died}
     arrays |= {f"has/{kind}": flags for kind, flags in view.has.items()}
     arrays |= {f"column/{name}": array for name, array in view.columns.arrays().items()}
@@ -166,7 +170,7 @@ def _load(catalogue: Catalogue) -> View | None:
         with np.load(catalogue.folder / "cache" / "view.npz", allow_pickle=False) as kept:  # zip checks its checksums
             about = json.loads(kept["about"].tobytes())
             state = State(*about["state"])
-            if state.generation != catalogue.state.generation:
+            if not catalogue.went_through(state):
                 return None
             columns = Columns(kinds_of(catalogue.info))
             columns.restore(
