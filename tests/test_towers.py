@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -371,8 +372,40 @@ def test_only_what_nobody_else_reads_is_folded(network: Any, folded: int) -> Non
     given = with_statistics(network().eval())
     x = torch.randn(2, 3, 4, 4)
     expected = given(x)
-    assert fold_batch_norms(given) == folded
+    assert fold_batch_norms(given, torch.zeros(1, 3, 4, 4)) == folded
     torch.testing.assert_close(given(x), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "folded"), [("densenet121", 59), ("regnetx_002", 44), ("mobilenetv3_small_050", 34)])
+def test_real_networks_are_folded_as_far_as_they_can_be(name: str, folded: int) -> None:
+    torch.manual_seed(4)
+    network = with_statistics(timm.create_model(name, num_classes=0).eval())
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = network(x)
+        assert fold_batch_norms(network, torch.zeros(1, 3, 64, 64)) == folded
+        torch.testing.assert_close(network(x), expected, atol=1e-4, rtol=1e-3)
+    assert not [m for m in network.modules() if m._forward_hooks or m._forward_pre_hooks]
+
+
+def test_folding_leaves_the_forward_passes_of_other_threads_alone() -> None:
+    tower, errors, stop = image_tower(IMAGE["resnet"]), list[Exception](), threading.Event()
+    expected = tower(pixels()).pooled
+
+    def infer() -> None:
+        while not stop.is_set():
+            try:
+                torch.testing.assert_close(tower(pixels()).pooled, expected)
+            except Exception as error:
+                errors.append(error)
+
+    thread = threading.Thread(target=infer)
+    thread.start()
+    for _ in range(20):
+        tower.for_inference()
+    stop.set()
+    thread.join()
+    assert errors == []
 
 
 # ---- pretrained image weights

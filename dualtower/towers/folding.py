@@ -7,25 +7,33 @@ as well (Jacob et al., 2018, arXiv:1712.05877, section 3.2).
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, TypeGuard
+from functools import partial
+from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 __all__ = ["fold_batch_norms"]
 
 
-def fold_batch_norms(network: nn.Module) -> int:
+def fold_batch_norms(network: nn.Module, example: Tensor) -> int:
     """Fold in place what can be folded; the network is for inference from then on.
 
+    One forward pass is watched: a normalisation is folded where its convolution's output goes nowhere else. Other
+    threads may compute meanwhile, with other networks. (`torch.fx` would patch `nn.Module` for all of them.)
+
     Args:
-        network: In evaluation mode. One that `torch.fx` cannot follow, because its path depends on values, stays as it
+        network: In evaluation mode. One whose path depends on values, of which a single pass says nothing, stays as it
             is.
+        example: What the network is given, of any values.
 
     Returns:
         How many batch normalisations are gone.
     """
-    pairs = _pairs(network)
+    pairs = _pairs(network, example)
     for convolution, norm in pairs:
         conv, bn = network.get_submodule(convolution), network.get_submodule(norm)
         assert isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d)
@@ -34,26 +42,72 @@ def fold_batch_norms(network: nn.Module) -> int:
     return len(pairs)
 
 
-def _pairs(network: nn.Module) -> list[tuple[str, str]]:
+def _pairs(network: nn.Module, example: Tensor) -> list[tuple[str, str]]:
     """Names of convolutions that nobody but a batch normalisation reads, and of these."""
+    watch = _Watch()
+    handles = []
+    for name, module in network.named_modules():
+        if type(module) is nn.Conv2d:
+            handles.append(module.register_forward_hook(partial(watch.convolved, name)))
+        elif _is_norm(module):
+            handles.append(module.register_forward_pre_hook(partial(watch.normalises, name)))
+            handles.append(module.register_forward_hook(watch.normalised))
     try:
-        graph = _Tracer().trace(network)
-    except Exception:  # networks may do anything with the proxies that a tracer sends through them
-        return []
-    modules = dict(network.named_modules())
-    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+        with torch.no_grad(), watch:
+            result = network(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [] if watch.decided else watch.pairs(result)
 
-    def once(node: Any) -> TypeGuard[fx.Node]:
-        return isinstance(node, fx.Node) and node.op == "call_module" and calls[node.target] == 1
 
-    pairs = []
-    for node in graph.nodes:
-        source = node.args[0] if node.args else None
-        if once(node) and once(source) and len(source.users) == 1:
-            convolution, norm = modules[str(source.target)], modules[str(node.target)]
-            if type(convolution) is nn.Conv2d and _is_norm(norm):
-                pairs.append((str(source.target), str(node.target)))
-    return pairs
+class _Watch(TorchDispatchMode):
+    """Sees every operation of one forward pass, in this thread alone: who reads the output of which convolution?"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decided = False  # a value was looked at, and may have chosen the path
+        self._calls: Counter[str] = Counter()
+        self._made: dict[int, tuple[str, Tensor]] = {}  # by identity; what is held here keeps its identity
+        self._read: dict[str, list[str]] = {}  # convolution -> normalisations that were given its output
+        self._elsewhere: set[str] = set()
+        self._inside: str | None = None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.decided = True
+        for value in tree_leaves((args, kwargs)):
+            if isinstance(value, Tensor) and id(value) in self._made and self._inside is None:
+                self._elsewhere.add(self._made[id(value)][0])
+        return func(*args, **(kwargs or {}))
+
+    def convolved(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        """A convolution has made something."""
+        self._calls[name] += 1
+        self._made[id(output)] = (name, output)
+
+    def normalises(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """A normalisation begins; what it reads is its own affair."""
+        self._calls[name] += 1
+        self._inside = name
+        if args and id(args[0]) in self._made:
+            self._read.setdefault(self._made[id(args[0])][0], []).append(name)
+
+    def normalised(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        """A normalisation has ended."""
+        self._inside = None
+
+    def pairs(self, result: Any) -> list[tuple[str, str]]:
+        """Convolutions and normalisations that ran once, one for the other alone."""
+        shown = {self._made[id(value)][0] for value in tree_leaves(result) if id(value) in self._made}
+        return [
+            (convolution, norms[0])
+            for convolution, norms in self._read.items()
+            if len(norms) == self._calls[convolution] == self._calls[norms[0]] == 1
+            and convolution not in self._elsewhere | shown
+        ]
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -61,10 +115,3 @@ def _is_norm(module: nn.Module) -> bool:
     from timm.layers import BatchNormAct2d
 
     return type(module) in (nn.BatchNorm2d, BatchNormAct2d) and module.running_mean is not None
-
-
-class _Tracer(fx.Tracer):
-    """Looks into no batch normalisation; timm's are not torch's own."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)

@@ -73,6 +73,7 @@ class TimmTower(Tower):
         self.multiple = _multiple(self.backbone, config)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.backbone.to(memory_format=self.memory_format)
+        self.size = _rounded((settings.height, settings.width), self.multiple)
         self.is_small = settings.height * settings.width <= SMALL
         # (pixel / 255 - mean) / std as one multiplication and one addition
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (settings.mean, settings.std))
@@ -94,7 +95,7 @@ class TimmTower(Tower):
     def for_inference(self) -> TimmTower:
         """See `Tower.for_inference`: without batch normalisations, and in the memory order that is faster then."""
         tower = copy.deepcopy(self).eval().requires_grad_(False)
-        fold_batch_norms(tower.backbone)
+        fold_batch_norms(tower.backbone, tower.shift.new_zeros(1, 3, *tower.size))
         convolutions = [module for module in tower.modules() if isinstance(module, nn.Conv2d)]
         if self.is_small and all(convolution.groups == 1 for convolution in convolutions):
             tower.memory_format = torch.contiguous_format
