@@ -34,6 +34,8 @@ class Product:
         texts: One or more captions of the row (never empty strings).
         image: Encoded bytes or a path, or None for a text-only row.
         attributes: The card's attribute columns.
+        more_images: Further pictures of the row, best first.
+        image_number: Which of the row's pictures `image` is, from 0: training draws one of them for each visit.
     """
 
     id: str
@@ -41,6 +43,13 @@ class Product:
     texts: tuple[str, ...]
     image: bytes | Path | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    more_images: tuple[bytes | Path, ...] = ()
+    image_number: int = 0
+
+    @property
+    def images(self) -> tuple[bytes | Path, ...]:
+        """All pictures of the row; empty for a text-only row."""
+        return () if self.image is None else (self.image, *self.more_images)
 
 
 class AttributeValues(NamedTuple):

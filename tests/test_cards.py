@@ -110,7 +110,7 @@ def test_unknown_key_names_the_nearest(tmp_path: Path, wrong: str, right: str, k
         ("---\n- a list\n---\n", "must be a mapping"),
         ("---\n---\n", "must be a mapping|between two lines"),
         ("---\nname: s\n---\n", "title|columns"),
-        (CARD.replace("image: photo", "image: [photo]"), "image"),
+        (CARD.replace("image: photo", "image: 3"), "image"),
         (CARD.replace("{path: ../shop,", "{path: ../shop, hub: user/shop,"), "not hub and path"),
         (CARD.replace("test: 0.2", "test: 0.95"), "leave nothing to train on"),
     ],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -47,7 +47,7 @@ class Collator:
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __call__(self, products: Sequence[Product]) -> Batch:
-        """Collate; of a product with several captions the first one is taken.
+        """Collate; of a product with several captions or pictures the first one is taken.
 
         Raises:
             BrokenImage: A picture cannot be decoded; names the row.
@@ -95,23 +95,36 @@ class PixelCache:
     def __init__(self, products: Products, settings: ImageSettings) -> None:
         self.settings = settings
         self.row_of = {row_id: i for i, row_id in enumerate(products.ids)}
-        shape = (len(products), 3, settings.height, settings.width)
+        self.further = {row: len(products) + first for row, first in _first_places(products.further.rows)}
+        count = len(products) + len(products.further)
+        shape = (count, 3, settings.height, settings.width)
         self.stored = torch.empty(shape, dtype=torch.uint8).share_memory_()
-        self.filled = torch.zeros(len(products), dtype=torch.bool).share_memory_()
+        self.filled = torch.zeros(count, dtype=torch.bool).share_memory_()
 
     @staticmethod
     def megabytes(products: Products, settings: ImageSettings) -> float:
         """Memory that a cache of these products would take, in MB."""
-        return len(products) * 3 * settings.height * settings.width / 1e6
+        return (len(products) + len(products.further)) * 3 * settings.height * settings.width / 1e6
 
     def read(self, products: Sequence[Product]) -> torch.Tensor:
         """Pictures of these products, uint8 ``[B, 3, H, W]``; decodes those that nobody has asked for yet."""
-        rows = [self.row_of[p.id] for p in products]
-        for row, product in zip(rows, products, strict=True):
-            if not self.filled[row]:
-                self.stored[row] = torch.from_numpy(decode(product, self.settings))
-                self.filled[row] = True  # after the pixels: another worker must never see half a picture
-        return self.stored[rows]
+        places = [self._place(product) for product in products]
+        for place, product in zip(places, products, strict=True):
+            if not self.filled[place]:
+                self.stored[place] = torch.from_numpy(decode(product, self.settings))
+                self.filled[place] = True  # after the pixels: another worker must never see half a picture
+        return self.stored[places]
+
+    def _place(self, product: Product) -> int:
+        """First pictures stand at their rows, further ones behind all of them."""
+        row = self.row_of[product.id]
+        return row if product.image_number == 0 else self.further[row] + product.image_number - 1
+
+
+def _first_places(rows: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Each row that has further pictures, and where they begin."""
+    found, first = np.unique(rows, return_index=True)
+    return zip(found.tolist(), first.tolist(), strict=True)
 
 
 class BatchPlan(Sampler[list[tuple[int, int]]]):
@@ -131,7 +144,8 @@ class BatchPlan(Sampler[list[tuple[int, int]]]):
         rank: This process.
         world_size: Number of processes; together they see ``batch_size * world_size`` rows per step.
 
-    Iterating gives lists of ``(row, draw)``, the draw being a random integer that chooses among several captions.
+    Iterating gives lists of ``(row, draw)``, the draw being a random integer that chooses among several
+    captions and pictures.
 
     Raises:
         ConfigError: The split does not fill one batch.
@@ -212,18 +226,14 @@ def _balanced(products: Products, attribute: str, sampling: Sampling) -> np.ndar
     return np.where(labels >= 0, 1 / (len(counts) * counts[labels]), 0.0)
 
 
-class _CaptionedRows(Dataset[Product]):
-    """Rows addressed by (row, draw): the draw picks one caption, so that workers keep no state of their own."""
+class _DrawnRows(Dataset[Product]):
+    """Rows addressed by (row, draw): the draw picks caption and picture, so that workers keep no state of their own."""
 
     def __init__(self, products: Products) -> None:
         self.products = products
 
     def __getitem__(self, address: tuple[int, int]) -> Product:
-        row, draw = address
-        product = self.products[row]
-        if len(product.texts) < 2:
-            return product
-        return replace(product, texts=(product.texts[draw % len(product.texts)],))
+        return self.products.visit(*address)
 
 
 def training_loader(products: Products, plan: BatchPlan, collator: Collator, *, workers: int = 0) -> DataLoader:
@@ -232,7 +242,7 @@ def training_loader(products: Products, plan: BatchPlan, collator: Collator, *, 
     Workers only decode and tokenise. They draw nothing at random, so their number never changes a result.
     """
     return DataLoader(
-        _CaptionedRows(products),
+        _DrawnRows(products),
         batch_sampler=plan,
         collate_fn=collator,
         num_workers=workers,

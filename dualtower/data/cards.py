@@ -87,8 +87,9 @@ class Columns:
 
     Attributes:
         text: A column, a template such as ``"{brand} {title}"``, or several of them, each one caption.
-        image: Column with encoded bytes, a path relative to the source's folder, or a `datasets` Image.
-            None for a catalogue without pictures.
+        image: Column with encoded bytes, a path relative to the source's folder, or a `datasets` Image; or with
+            lists of them; or several such columns, in the order in which a row's pictures count. None for a catalogue
+            without pictures.
         id: Column with a unique id. None: rows are numbered (``train-0``, ``train-1`` ...).
         product_id: Column that is equal for rows of one product, or ``normalised_text``: equal (first) texts
             are one product. None: every row is a product of its own.
@@ -97,7 +98,7 @@ class Columns:
     """
 
     text: str | list[str]
-    image: str | None = None
+    image: str | list[str] | None = None
     id: str | None = None
     product_id: str | None = None
     attributes: list[str] = field(default_factory=list)
@@ -112,11 +113,18 @@ class Columns:
         """The text columns and templates, as a tuple also where there is one."""
         return (self.text,) if isinstance(self.text, str) else tuple(self.text)
 
+    @property
+    def image_columns(self) -> tuple[str, ...]:
+        """The columns with pictures, as a tuple also where there is one or none."""
+        if self.image is None:
+            return ()
+        return (self.image,) if isinstance(self.image, str) else tuple(self.image)
+
     def named(self) -> dict[str, list[str]]:
         """Role -> the source columns that it needs."""
         roles: dict[str, list[str | None]] = {
             "text": [name for caption in self.captions for name in template_columns(caption)],
-            "image": [self.image],
+            "image": [*self.image_columns],
             "id": [self.id],
             "product_id": [self.product_id] if self.product_id != NORMALISED_TEXT else [],
             "attributes": [*self.attributes],

@@ -152,13 +152,14 @@ def check_card(card: DataCard, *, source: str | Path | None = None) -> CheckRepo
     splits = split_names(card, source=source)
     parts = [read_split(card, split, source=source, on_error="skip") for split in splits]
     ids = [row_id for part in parts for row_id in part.ids]
-    pictures = [digest for part in parts for digest in part.picture_digests]
+    pictures = [digest for part in parts for digest in part.picture_digests + part.further_digests]
+    of_pictures = [part.ids[row] for part in parts for row in (*range(len(part)), *part.further.rows)]
     return CheckReport(
         card=card.name,
         splits=[_check_split(part) for part in parts],
         products=_repeated([p for part in parts for p in part.product_ids], ids),
         titles=_repeated([texts[0] for part in parts for texts in part.texts], ids),
-        pictures=_repeated(pictures, ids),
+        pictures=_repeated(pictures, of_pictures),
         duplicate_ids=_ids_in_several(parts),
         leaks=_leaks(parts),
         attributes=[_attribute(name, parts) for name in parts[0].attributes],
@@ -198,7 +199,7 @@ def _ids_in_several(parts: Sequence[Products]) -> int:
 
 def _leaks(parts: Sequence[Products]) -> list[Leak]:
     products = [set(p.product_ids) for p in parts]
-    pictures = [set(p.picture_digests) - {b""} for p in parts]
+    pictures = [{*p.picture_digests, *p.further_digests} - {b""} for p in parts]
     titles = [{normalise_title(text) for texts in p.texts for text in texts} for p in parts]
     return [
         Leak(

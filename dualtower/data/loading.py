@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
@@ -84,7 +85,7 @@ def read_split(
 def find_broken_images(products: Products) -> list[BrokenImage]:
     """Decode every picture; return those that are missing or cannot be decoded, in the order of the rows."""
     where = f"{products.card} ({products.split})"
-    return [error for _, error in broken_pictures(products.pictures, products.ids, where=where)]
+    return [error for _, error in _broken(products, where)]
 
 
 def _draw(card: DataCard, split: str) -> Products:
@@ -116,6 +117,7 @@ def _load_part(
         [rows.product_ids[i] for i in good],
         texts=[rows.texts[i] for i in good],
         pictures=rows.pictures.select(np.array(good, dtype=np.int64)),
+        further=rows.further.select(np.array(good, dtype=np.int64)),
         attributes={name: [values[i] for i in good] for name, values in rows.attributes.items()},
         card=card.name,
         split=name,
@@ -123,13 +125,23 @@ def _load_part(
     )
 
 
+def _broken(products: Products, where: str) -> Generator[tuple[int, BrokenImage], None, None]:
+    """Row number and error of each picture that is missing or cannot be decoded; first pictures first."""
+    yield from broken_pictures(products.pictures, products.ids, where=where)
+    further = products.further
+    numbers = np.arange(len(further)) - np.searchsorted(further.rows, further.rows) + 2
+    names = [f"{products.ids[row]}, picture {n}" for row, n in zip(further.rows, numbers, strict=True)]
+    for i, error in broken_pictures(further.pictures, names, where=where):
+        yield int(further.rows[i]), error
+
+
 def _without_broken_images(products: Products, where: str, on_error: OnError) -> Products:
     broken: dict[int, RowError] = {}
-    with closing(broken_pictures(products.pictures, products.ids, where=where)) as found:
+    with closing(_broken(products, where)) as found:
         for i, error in found:
             if on_error == "raise":
                 raise _with_advice(error)
-            broken[i] = error
+            broken.setdefault(i, error)
     if not broken:
         return products
     kept = products.select(i for i in range(len(products)) if i not in broken)

@@ -28,17 +28,33 @@ class ArrowPictures:
         dataset: The dataset; only this object is pickled, and it pickles as the name of its file.
         column: The raw Arrow column: encoded bytes, paths, or records of both (`datasets` Image).
         folder: Relative paths start here; None where the source has no folder.
+
+    Attributes:
+        rows: For a column of lists, the row of each picture, int64 ``[N]``; else None.
     """
 
     def __init__(self, dataset: Any, name: str, folder: Path | None) -> None:
         self.dataset, self.name, self.folder = dataset, name, folder
-        self.bytes, self.paths = _bytes_and_paths(arrow_column(dataset, name), name)
+        self.rows, column = _flattened(arrow_column(dataset, name))
+        self.length = len(column)
+        self.bytes, self.paths = _bytes_and_paths(column, name)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.dataset, self.name, self.folder)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return self.length
+
+    def present(self) -> np.ndarray:
+        """Which of them there are, bool ``[N]``; a path counts whether or not there is a file."""
+        import pyarrow.compute as pc
+
+        there = np.zeros(self.length, bool)
+        if self.bytes is not None:
+            there |= np.asarray(pc.is_valid(self.bytes))
+        if self.paths is not None:
+            there |= np.asarray(pc.fill_null(pc.not_equal(self.paths, ""), False))
+        return there
 
     def __getitem__(self, row: int) -> Picture:
         if self.bytes is not None and (encoded := self.bytes[row].as_py()) is not None:
@@ -133,6 +149,17 @@ def _check_some(
         except BrokenImage as error:
             found.append((i, error))
     return found
+
+
+def _flattened(column: Any) -> tuple[np.ndarray | None, Any]:
+    """Of a column of lists: the row of each member, and all members as one column."""
+    import pyarrow.compute as pc
+
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if not any(is_kind(column.type) for is_kind in kinds):
+        return None, column
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(column), 0))
+    return np.repeat(np.arange(len(column)), lengths), pc.list_flatten(column)
 
 
 def _bytes_and_paths(column: Any, name: str) -> tuple[Any, Any]:

@@ -11,6 +11,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from dualtower.data.albums import FurtherPictures
 from dualtower.data.pictures import Pictures, digest
 from dualtower.errors import DataError, RowError
 from dualtower.types import Product, product_code
@@ -28,6 +29,8 @@ class Products(Sequence[Product]):
         product_ids: Identity of each row; rows of one product are positives of each other.
         codes: `product_code` of each row, int64 ``[N]``.
         texts: Captions of each row, at least one.
+        pictures: The first picture of each row, or None.
+        further: Further pictures of the rows that have several.
         attributes: Attribute -> values, one per row.
         skipped: The rows that ``on_error="skip"`` left out, each with its reason.
     """
@@ -39,6 +42,7 @@ class Products(Sequence[Product]):
         *,
         texts: list[tuple[str, ...]],
         pictures: Pictures,
+        further: FurtherPictures | None = None,
         attributes: Mapping[str, list[Any]],
         card: str,
         split: str,
@@ -47,6 +51,7 @@ class Products(Sequence[Product]):
         self.card, self.split = card, split
         self.ids, self.product_ids, self.texts = ids, product_ids, texts
         self.pictures, self.attributes = pictures, attributes
+        self.further = further or FurtherPictures.none()
         self.skipped = list(skipped)
         if len(set(ids)) < len(ids):
             raise DataError(f"{card}: id {Counter(ids).most_common(1)[0][0]!r} stands for more than one row")
@@ -69,10 +74,39 @@ class Products(Sequence[Product]):
             texts=self.texts[index],
             image=self.pictures[index],
             attributes={name: values[index] for name, values in self.attributes.items()},
+            more_images=self.further.of(index % len(self)),
         )
 
     def __repr__(self) -> str:
         return f"Products(card={self.card!r}, split={self.split!r}, rows={len(self)})"
+
+    def visit(self, row: int, draw: int) -> Product:
+        """A row with one of its captions and one of its pictures, both chosen by `draw`, a number from 0 to 2^31."""
+        first, last = self.further.span(row)
+        captions, images = self.texts[row], 1 + last - first
+        caption, number = draw % len(captions), draw // len(captions) % images
+        return Product(
+            id=self.ids[row],
+            product_id=self.product_ids[row],
+            texts=(captions[caption],),
+            image=self.pictures[row] if number == 0 else self.further.pictures[first + number - 1],
+            attributes={name: values[row] for name, values in self.attributes.items()},
+            image_number=number,
+        )
+
+    def gallery(self) -> tuple[Pictures, np.ndarray, np.ndarray]:
+        """Every picture of every row.
+
+        Returns:
+            The pictures, row after row; the row of each, int64 ``[M]``; and which picture of its row it is, from 0.
+        """
+        pictured = np.array([i for i, picture in enumerate(self.pictures) if picture is not None], np.int64)
+        rows = np.concatenate([pictured, self.further.rows])
+        order = np.argsort(rows, kind="stable")
+        places = np.concatenate([pictured, len(self) + np.arange(len(self.further))])[order]
+        rows = rows[order]
+        numbers = np.arange(len(rows)) - np.searchsorted(rows, rows)
+        return Pictures.concatenate([self.pictures, self.further.pictures]).select(places), rows, numbers
 
     def select(self, indices: Iterable[int]) -> Products:
         """The rows of these numbers, in their order."""
@@ -82,6 +116,7 @@ class Products(Sequence[Product]):
             [self.product_ids[i] for i in chosen],
             texts=[self.texts[i] for i in chosen],
             pictures=self.pictures.select(chosen),
+            further=self.further.select(chosen),
             attributes={name: [values[i] for i in chosen] for name, values in self.attributes.items()},
             card=self.card,
             split=self.split,
@@ -101,6 +136,7 @@ class Products(Sequence[Product]):
             [row.product_id for row in rows],
             texts=[row.texts for row in rows],
             pictures=Pictures([[row.image for row in rows]]),
+            further=FurtherPictures.of_albums([row.more_images for row in rows]),
             attributes={name: [row.attributes.get(name) for row in rows] for name in names},
             card=card,
             split=split,
@@ -125,6 +161,7 @@ class Products(Sequence[Product]):
             [product_id for part in parts for product_id in part.product_ids],
             texts=[texts for part in parts for texts in part.texts],
             pictures=Pictures.concatenate([part.pictures for part in parts]),
+            further=FurtherPictures.concatenate([(len(part), part.further) for part in parts]),
             attributes={
                 name: [value for part in parts for value in part.attributes.get(name, [None] * len(part))]
                 for name in names
@@ -136,15 +173,21 @@ class Products(Sequence[Product]):
 
     @cached_property
     def picture_digests(self) -> list[bytes]:
-        """A hash of each picture's bytes; empty where there is no picture. Reads them all."""
+        """A hash of the bytes of each row's first picture; empty where there is none. Reads them all."""
         return [digest(picture) for picture in self.pictures]
+
+    @cached_property
+    def further_digests(self) -> list[bytes]:
+        """A hash of the bytes of each further picture. Reads them all."""
+        return [digest(picture) for picture in self.further.pictures]
 
     @cached_property
     def fingerprint(self) -> str:
         """Twelve hex digits over ids, product ids, texts and picture bytes; the same on every machine."""
         state = hashlib.blake2b(digest_size=6)
-        for row_id, product_id, texts, picture in zip(
-            self.ids, self.product_ids, self.texts, self.picture_digests, strict=True
+        for row, (row_id, product_id, texts, picture) in enumerate(
+            zip(self.ids, self.product_ids, self.texts, self.picture_digests, strict=True)
         ):
-            state.update(json.dumps([row_id, product_id, texts, picture.hex()]).encode())
+            further = self.further_digests[slice(*self.further.span(row))]
+            state.update(json.dumps([row_id, product_id, texts, picture.hex(), *(d.hex() for d in further)]).encode())
         return state.hexdigest()

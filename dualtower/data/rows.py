@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dualtower.data.albums import FurtherPictures, read_albums
 from dualtower.data.cards import NORMALISED_TEXT, PLACEHOLDER, Columns
-from dualtower.data.pictures import ArrowPictures, Pictures, arrow_column
+from dualtower.data.pictures import Pictures, arrow_column
 from dualtower.data.text import normalise_title
 from dualtower.errors import CardError, RowError
 
@@ -26,7 +27,8 @@ class Rows:
         product_ids: Identities.
         texts: Captions without the empty ones; an empty tuple where there is none.
         attributes: Attribute -> values.
-        pictures: Undecoded pictures; all None for a card without an image column.
+        pictures: Undecoded first picture of each row; all None for a card without an image column.
+        further: The pictures beyond the first.
     """
 
     where: str
@@ -35,6 +37,7 @@ class Rows:
     texts: list[tuple[str, ...]]
     attributes: Mapping[str, list[Any]]
     pictures: Pictures
+    further: FurtherPictures
 
 
 def read_rows(dataset: Any, columns: Columns, *, where: str, split: str, folder: Path | None) -> Rows:
@@ -64,9 +67,9 @@ def read_rows(dataset: Any, columns: Columns, *, where: str, split: str, folder:
         product_ids = [_as_text(v) for v in values(columns.product_id)]
     else:
         product_ids = ids
-    pictures = [ArrowPictures(dataset, columns.image, folder)] if columns.image else [[None] * count]
+    pictures, further = read_albums(dataset, columns.image_columns, folder, count=count)
     attributes = {name: values(name) for name in columns.attributes}
-    return Rows(where, ids, product_ids, texts, attributes, Pictures(pictures))
+    return Rows(where, ids, product_ids, texts, attributes, pictures, further)
 
 
 def bad_rows(rows: Rows, chosen: Iterable[int], taken: set[str]) -> dict[int, RowError]:
