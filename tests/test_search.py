@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from dualtower.retrieval.catalogue import Catalogue
 from dualtower.retrieval.filters import matches, parse_filter
 from dualtower.retrieval.local import LocalStore
 from dualtower.retrieval.nearest import METHODS, Chosen, build_index
-from dualtower.retrieval.queries import Page, Query
+from dualtower.retrieval.queries import _TOLD, Page, Query
 from dualtower.retrieval.records import Item
 from dualtower.retrieval.store import Store
 
@@ -244,6 +246,7 @@ def test_bad_questions_are_named(large: LocalStore) -> None:
         ({"limit": 0}, "limit is 0"),
         ({"vector": None}, "needs a vector"),
         ({"vector": np.full(32, np.nan)}, "not finite"),
+        ({"vector": np.full(32, 3e38, np.float32)}, "beyond 1,000,000"),
     ]:
         with pytest.raises(ConfigError, match=message):
             replace(query, **given)
@@ -251,3 +254,76 @@ def test_bad_questions_are_named(large: LocalStore) -> None:
     with pytest.raises(CursorError, match="another search"):
         large.search(replace(query, cursor=cursor, where="price < 3"))
     assert large.search(replace(query, vector=None, cursor=cursor)).hits
+
+
+def forged(cursor: str, **changed: Any) -> str:
+    """A cursor that says something else."""
+    told = base64.urlsafe_b64decode(cursor)
+    names = ("search", "sequence", "hits", "score", "length")
+    fields = dict(zip(names, _TOLD.unpack_from(told), strict=True))
+    rest = told[_TOLD.size :]
+    if "vector" in changed:
+        rest = rest[: fields["length"]] + np.asarray(changed.pop("vector"), "<f4").tobytes()
+    return base64.urlsafe_b64encode(_TOLD.pack(*{**fields, **changed}.values()) + rest).decode()
+
+
+def test_cursors_that_somebody_made_up_are_refused(large: LocalStore) -> None:
+    query = Query(np.ones(32, np.float32), limit=3)
+    cursor = large.search(query).cursor
+    assert cursor is not None and large.search(replace(query, cursor=forged(cursor))).hits
+    for changed in [
+        {"vector": np.full(32, 3e38)},  # finite, but no product with it is
+        {"vector": np.full(32, np.nan)},
+        {"vector": np.ones(7)},
+        {"score": np.nan},
+        {"score": np.inf},
+        {"sequence": 2**62},
+        {"sequence": -1},
+        {"hits": -1},
+        {"hits": 2**40},
+        {"length": 2**32 - 1},
+        {"length": 10_000},
+        {"search": b"12345678"},
+    ]:
+        with pytest.raises((CursorError, ConfigError)):
+            large.search(replace(query, cursor=forged(cursor, **changed)))
+    nested = base64.urlsafe_b64encode(b"[" * 14_000).decode()
+    for broken in ["", "A", "é", "a b", nested, cursor[:-8], cursor[: len(cursor) // 2], cursor * 100]:
+        with pytest.raises((CursorError, ConfigError)):
+            large.search(replace(query, cursor=broken))
+
+
+def test_no_change_of_a_cursor_is_more_than_a_refusal(large: LocalStore) -> None:
+    query, dice = Query(np.ones(32, np.float32), limit=3), random.Random(7)
+    told = base64.urlsafe_b64decode(str(large.search(query).cursor))
+    for _ in range(500):
+        changed = bytearray(told)
+        for _ in range(dice.randrange(1, 4)):
+            changed[dice.randrange(len(changed))] = dice.randrange(256)
+        answers = large.search_many([replace(query, cursor=base64.urlsafe_b64encode(changed).decode()), query])
+        assert isinstance(answers[0], Page | CursorError | ConfigError) and isinstance(answers[1], Page)
+        if isinstance(answers[0], Page):
+            assert all(np.isfinite(hit.score) for hit in answers[0].hits)
+
+
+@pytest.mark.parametrize(
+    ("where", "ids"),
+    [
+        ("title = 'not'", {"a"}),
+        (f"title != '{'not ' * 500}'", {"a", "b"}),
+        (f"title != '{'(' * 100}'", {"a", "b"}),
+        (f'title != "{"not(" * 500}"', {"a", "b"}),
+        ("`not (` = 'x' or title = 'a not b'", {"b"}),
+        ("not title = 'not' and not not title = 'a not b'", {"b"}),
+    ],
+)
+def test_words_of_the_filter_mean_nothing_in_quotes(where: str, ids: set[str]) -> None:
+    rows = {"a": {"title": "not", "not (": "y"}, "b": {"title": "a not b", "not (": "z"}}
+    part = parse_filter(where, {"title": "text", "not (": "text"})
+    assert {row_id for row_id, row in rows.items() if matches(part, row)} == ids
+
+
+@pytest.mark.parametrize("where", ["(" * 41 + "a = 1" + ")" * 41, "not " * 401 + "a = 1", "not('" + "(" * 50])
+def test_filters_that_nest_too_deep_are_refused(where: str) -> None:
+    with pytest.raises(FilterError, match=r"at most \d+ are read|cannot be read"):
+        parse_filter(where, {"a": "number"})

@@ -382,23 +382,53 @@ def test_questions_that_come_while_the_thread_is_busy_go_together() -> None:
     assert batches == [[0], [1, 2, 3, 4]]
 
 
-def test_closing_delivers_the_batch_under_way_and_a_failure_reaches_all_who_asked() -> None:
-    def answer(questions: list[int]) -> list[int]:
-        time.sleep(0.05)
-        if len(questions) > 1:
-            raise RuntimeError("broken")
-        return questions
-
+def test_closing_delivers_the_batch_under_way_and_one_that_waits() -> None:
     async def scenario() -> None:
-        batcher = Batcher(answer)
+        batcher = Batcher(slow_square)
         first = asyncio.ensure_future(batcher.ask(1))
         await asyncio.sleep(0.02)
         together = [asyncio.ensure_future(batcher.ask(2)), asyncio.ensure_future(batcher.ask(3))]
         assert await first == 1
         await asyncio.sleep(0.02)  # the other two are under way
         await batcher.close()
-        for asked in together:
-            with pytest.raises(RuntimeError, match="broken"):
-                await asked
+        assert await asyncio.gather(*together) == [4, 9]
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("error", [RuntimeError, RecursionError, MemoryError, AssertionError])
+def test_a_question_that_fails_fails_alone(error: type[Exception]) -> None:
+    sizes = []
+
+    def answer(questions: list[int]) -> list[int]:
+        sizes.append(len(questions))
+        slow_square([])
+        if 13 in questions:
+            raise error("broken")
+        return slow_square(questions)
+
+    async def scenario() -> None:
+        batcher = Batcher(answer)
+        answers = await asyncio.gather(*(batcher.ask(number) for number in range(32)), return_exceptions=True)
+        assert isinstance(answers[13], error)
+        assert [a for i, a in enumerate(answers) if i != 13] == [i * i for i in range(32) if i != 13]
+        assert await batcher.ask(5) == 25  # and it goes on
+        await batcher.close()
+
+    asyncio.run(scenario())
+    assert len(sizes) < 32  # found by halving
+
+
+def test_answers_that_do_not_match_the_questions_are_an_error_and_no_standstill() -> None:
+    async def scenario() -> None:
+        batcher: Batcher[int, int] = Batcher(lambda questions: [])
+        with pytest.raises(RuntimeError, match="0 answers to 1 questions"):
+            await asyncio.wait_for(batcher.ask(1), 10)
+        await batcher.close()
+
+    asyncio.run(scenario())
+
+
+def slow_square(questions: list[int]) -> list[int]:
+    time.sleep(0.05)
+    return [question**2 for question in questions]

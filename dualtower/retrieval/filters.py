@@ -13,6 +13,7 @@ comparison with it, and so every ``not`` of one.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +27,7 @@ Kind = Literal["text", "number"]
 Operator = Literal["=", "!=", "<", "<=", ">", ">=", "in"]
 LONGEST = 4000  # characters of a filter
 DEEPEST = 40  # nested brackets
+MOST_NOTS = 400
 
 GRAMMAR = r"""
 ?start: either
@@ -48,6 +50,9 @@ STRING: /'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"/
 NUMBER: /[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?/
 %ignore /\s+/
 """
+
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|`[^`]+`""", re.DOTALL)
+_NOT = re.compile(r"\bnot\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -98,12 +103,7 @@ def parse_filter(text: str, attributes: Mapping[str, Kind]) -> Filter:
 
     if len(text) > LONGEST:
         raise FilterError(f"the filter has {len(text):,} characters; at most {LONGEST:,} are read")
-    depth = deepest = 0
-    for character in text:
-        depth += (character == "(") - (character == ")")
-        deepest = max(deepest, depth)
-    if deepest > DEEPEST or text.lower().count("not") > 10 * DEEPEST:
-        raise FilterError(f"the filter nests {deepest} brackets deep; at most {DEEPEST} are read")
+    _check_depth(_QUOTED.sub("", text))
     try:
         tree = _parser().parse(text)
     except lark.exceptions.UnexpectedInput as error:
@@ -144,6 +144,18 @@ def matches(part: Filter, row: Mapping[str, Any]) -> bool:
         ">=": lambda: given >= first,
         "in": lambda: given in part.values,
     }[part.operator]()
+
+
+def _check_depth(text: str) -> None:
+    """Refuse what would exhaust the stack; in the text no names and strings in quotes are left."""
+    depth = deepest = 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        deepest = max(deepest, depth)
+    if deepest > DEEPEST:
+        raise FilterError(f"the filter nests {deepest} brackets deep; at most {DEEPEST} are read")
+    if (nots := len(_NOT.findall(text))) > MOST_NOTS:
+        raise FilterError(f"the filter says `not` {nots} times; at most {MOST_NOTS} are read")
 
 
 @cache

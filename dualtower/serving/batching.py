@@ -131,7 +131,17 @@ class Batcher(Generic[Asked, Answer]):
         futures = [future for _, future in asked]
         if not asked:
             return [], []
+        return futures, self._answers([question for question, _ in asked])
+
+    def _answers(self, questions: list[Asked]) -> list[Answer | _Failed]:
+        """One question's error is one question's answer: what fails is halved until it stands alone."""
         try:
-            return futures, self._answer([question for question, _ in asked])
-        except Exception as error:  # the fault of the server, not of one question: everybody learns of it
-            return futures, [_Failed(error)] * len(asked)
+            answers = list(self._answer(questions))
+            if len(answers) != len(questions):
+                raise RuntimeError(f"{len(answers)} answers to {len(questions)} questions")
+            return list(answers)
+        except Exception as error:
+            if len(questions) == 1:
+                return [_Failed(error)]
+            middle = len(questions) // 2
+            return self._answers(questions[:middle]) + self._answers(questions[middle:])
