@@ -127,7 +127,7 @@ def milliseconds(model: DualTower, result: Evaluation, tops: list[int], queries:
     of_tokens = []
     with evaluation_mode(model):
         for query, positions in zip(chosen, hits, strict=True):
-            pictures = [(int(i), result.products.pictures[int(direction.gallery.rows[i])]) for i in positions]
+            pictures = [(int(i), direction.gallery.pictures[int(i)]) for i in positions]
             began = time.perf_counter()
             candidates = image_states(model, pictures)
             of_tokens.append((time.perf_counter() - began) / len(pictures))

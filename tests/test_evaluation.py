@@ -51,7 +51,7 @@ def catalogue(views: int = 3, **changes) -> Products:
         Product(
             id=f"{name}-{view}",
             product_id=name,
-            texts=(f"{name} mug", "another caption"),
+            texts=(f"{name} mug",),
             image=changes.get("image", picture(colour, 7 * view)),
             attributes={"colour": name, "view": view},
         )

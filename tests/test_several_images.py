@@ -6,9 +6,11 @@ import hashlib
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import shops
 from shops import own_cache  # noqa: F401
@@ -19,7 +21,8 @@ from dualtower.data.check import check_card
 from dualtower.data.images import ImageSettings
 from dualtower.data.loading import find_broken_images, load_products
 from dualtower.data.products import Products
-from dualtower.errors import BrokenImage
+from dualtower.errors import BrokenImage, DataError, QrelsError
+from dualtower.evaluation import Qrels, evaluate
 from dualtower.types import Product
 
 FRONT, BACK, SIDE = shops.jpeg("red"), shops.jpeg("green"), shops.jpeg("blue")
@@ -133,3 +136,91 @@ def test_training_draws_one_picture_and_one_caption_per_visit(cache: bool) -> No
     assert seen[0] == {(colour, length) for colour in (0, 1) for length in (1, 2, 3)}
     assert seen[1] == {(2, 1)}
     assert seen[2] == {(1, 1), (2, 1), (0, 1)}
+
+
+CAPTIONS = {"a front": 5, "a back": 35, "b": 22, "b too": 60, "c": 80}
+PICTURES = {b"A1": 0, b"A2": 40, b"B": 20, b"C": 90}
+
+
+class Angles:
+    """Embeds everything at an angle in the plane, so that the nearest angle is the best hit."""
+
+    config = SimpleNamespace(similarity="cosine")
+    fingerprint = "angles"
+
+    def encode_text(self, texts: list[str], **options: Any) -> np.ndarray:
+        return self._vectors([CAPTIONS[text] for text in texts])
+
+    def encode_image(self, images: Any, **options: Any) -> np.ndarray:
+        return self._vectors([PICTURES[image] for image in images])
+
+    def _vectors(self, degrees: list[int]) -> np.ndarray:
+        angles = np.deg2rad(np.array(degrees, np.float64))
+        return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def three_rows() -> Products:
+    return Products.from_rows(
+        [
+            Product("a", "A", ("a front", "a back"), b"A1", more_images=(b"A2",)),
+            Product("b", "B", ("b", "b too"), b"B"),
+            Product("c", "C", ("c",), b"C"),
+        ]
+    )
+
+
+def test_every_caption_is_a_query_and_every_picture_is_searched() -> None:
+    """By hand: text -> image orders are a b a#2 c; a#2 b a c; b ..; a#2 c b a; c .. (distances of the angles)."""
+    result = evaluate(Angles(), three_rows(), ks=(1, 2), bootstrap=0)
+    forward, backward, among = result.directions.values()
+    assert forward.queries.keys == ["a", "a#2", "b", "b#2", "c"]
+    assert forward.gallery.keys == ["a", "a#2", "b", "c"]
+    assert forward.per_query["recall@1"].tolist() == [0.5, 0.5, 1, 0, 1]
+    assert forward.per_query["recall@2"].tolist() == [0.5, 0.5, 1, 0, 1]
+    assert forward.per_query["hit@1"].tolist() == [1, 1, 1, 0, 1]
+    assert forward.per_query["median_rank"].tolist() == [1, 1, 1, 3, 1]
+    assert backward.per_query["recall@1"].tolist() == [0.5, 0.5, 0.5, 1]
+    assert backward.per_query["hit@1"].tolist() == [1, 1, 1, 1]
+    assert backward.per_query["recall@2"].tolist() == [0.5, 0.5, 0.5, 1]
+    assert among.queries.keys == ["a", "a#2", "b", "c"] and among.ranks.judged.tolist() == [0, 1]
+    assert among.per_query["hit@1"].tolist() == [0, 0] and among.per_query["hit@2"].tolist() == [1, 1]
+    protocol = result.report.protocol
+    assert {key: protocol[key] for key in ("captions", "captions_per_row", "images", "images_per_row")} == {
+        "captions": 5, "captions_per_row": 5 / 3, "images": 4, "images_per_row": 4 / 3,
+    }  # fmt: skip
+    note = result.report.table().splitlines()[-1]
+    assert note == "Every caption is a query and every picture is searched: 3 rows have 5 captions and 4 pictures."
+    once = Products.from_rows([Product("c", "C", ("c",), b"C"), Product("b", "B", ("b",), b"B")])
+    assert "Every" not in evaluate(Angles(), once, ks=(1,), bootstrap=0).report.table()
+
+
+def test_a_relevance_file_names_rows_and_means_every_picture_of_them() -> None:
+    queries = Qrels(("1", "2"), ("a front", "b too"), ({"a": 2}, {"b": 1, "c": 1}), name="mine")
+    result = evaluate(Angles(), three_rows(), queries=queries, ks=(1, 2, 3), bootstrap=0)
+    forward, backward = result.directions.values()
+    assert [forward.relevant_to(q).tolist() for q in (0, 1)] == [[0, 1], [2, 3]]
+    assert forward.per_query["recall@1"].tolist() == [0.5, 0]
+    assert forward.per_query["recall@2"].tolist() == [0.5, 0.5]
+    assert forward.per_query["recall@3"].tolist() == [1, 1]
+    assert forward.per_query["hit@1"].tolist() == [1, 0]
+    assert [backward.queries.keys[i] for i in backward.ranks.judged] == ["a", "a#2", "b", "c"]
+    assert "captions" not in result.report.protocol and result.report.protocol["images"] == 4
+    with pytest.raises(QrelsError, match="1 document ids of mine are not among the 3 ids"):
+        evaluate(Angles(), three_rows(), queries=Qrels(("1",), ("b",), ({"a#2": 1, "b": 1},), name="mine"))
+
+
+def test_equal_captions_of_one_product_stay_one_query() -> None:
+    rows = [
+        Product("a", "A", ("a front", "b"), b"A1"),
+        Product("x", "A", ("b", "a back"), b"A2"),
+        Product("b", "B", ("b",), b"B"),
+    ]
+    result = evaluate(Angles(), Products.from_rows(rows), ks=(1,), bootstrap=0)
+    assert result.directions["text_to_image"].queries.keys == ["a", "a#2", "x#2", "b"]
+    assert result.directions["text_to_image"].queries.texts == ["a front", "b", "a back", "b"]
+
+
+def test_ids_that_look_like_a_second_picture_are_refused() -> None:
+    rows = [Product("a", "A", ("a front",), b"A1", more_images=(b"A2",)), Product("a#2", "B", ("b",), b"B")]
+    with pytest.raises(DataError, match=r"id 'a#2'.*second picture"):
+        evaluate(Angles(), Products.from_rows(rows), ks=(1,), bootstrap=0)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from dualtower.data.pictures import Pictures
 from dualtower.data.products import Products
 from dualtower.errors import DataError, UnknownName
 from dualtower.evaluation.bootstrap import intervals
@@ -43,14 +44,17 @@ class Side:
         embeddings: float32 ``[N, D]``.
         rows: Row of the catalogue that each came from, int64 ``[N]``. A query of a relevance file stands for its
             most relevant row, or -1 if it has none.
-        keys: Tells queries apart across models: row id, or id of the query.
+        keys: Tells queries apart across models: id of the query; or row id, with ``#2``, ``#3`` ... behind it for
+            further captions or pictures of the row.
         texts: The texts, or None for pictures.
+        pictures: The undecoded pictures, or None for texts.
     """
 
     embeddings: np.ndarray
     rows: np.ndarray
     keys: list[str]
     texts: list[str] | None = None
+    pictures: Pictures | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,12 +127,14 @@ def evaluate(
 ) -> Evaluation:
     """Measure text -> image and image -> text retrieval, and image -> image where products have several pictures.
 
-    Without `queries`, the texts are the first captions of all rows, equal captions of one product merged into one;
-    the pictures are those of all rows; relevant is what belongs to the same product. Image -> image leaves out each
-    query's own row.
+    Without `queries`, the texts are all captions of all rows, equal captions of one product merged into one; the
+    pictures are all pictures of all rows; relevant is what belongs to the same product. With five captions for each
+    picture that is the protocol of COCO retrieval (X. Chen et al., arXiv:1504.00325; A. Karpathy and L. Fei-Fei, CVPR
+    2015), whose "R@K" is `hit@K` here. Image -> image leaves out each query's own picture.
 
     With `queries`, their texts search the pictures of all `products` (so pass the whole card), and backwards
-    each relevant picture searches the texts of the queries.
+    each relevant picture searches the texts of the queries. A document id names a row and stands for every picture of
+    it: each is an item of the gallery, with the grade of the row.
 
     Args:
         model: Encodes texts and pictures.
@@ -153,8 +159,8 @@ def evaluate(
     images, texts, relevance = _sides(products, queries, missing)
     if not relevance.counts.any():
         raise DataError(f"{products.card}, split {products.split}: no text belongs to any of the pictures")
-    images = _embedded(images, model, products, batch_size=batch_size, progress=progress)
-    texts = _embedded(texts, model, products, batch_size=batch_size, progress=progress)
+    images = _embedded(images, model, batch_size=batch_size, progress=progress)
+    texts = _embedded(texts, model, batch_size=batch_size, progress=progress)
     directions = _directions(
         texts, images, relevance, products, model.config.similarity, ks, image_to_image=queries is None
     )
@@ -174,21 +180,34 @@ def _sides(
     products: Products, queries: Qrels | None, missing: Literal["raise", "drop"]
 ) -> tuple[Side, Side, Relevance]:
     """Pictures and texts, without embeddings yet, and which pictures are relevant to which text."""
-    pictured = np.array([i for i, picture in enumerate(products.pictures) if picture is not None], np.int64)
+    pictures, pictured, numbers = products.gallery()
     if not len(pictured):
         raise DataError(f"{products.card}, split {products.split}: there are no pictures to search")
     nothing = np.empty((0, 0), np.float32)
-    images = Side(nothing, pictured, [products.ids[i] for i in pictured])
+    images = Side(nothing, pictured, _keys(products, pictured, numbers, "picture"), pictures=pictures)
     if queries is not None:
-        relevance = Relevance.from_qrels(queries, images.keys, missing=missing)
+        relevance = Relevance.from_qrels(queries, [products.ids[i] for i in pictured], missing=missing)
         texts = Side(nothing, _best_rows(relevance, pictured), list(queries.ids), list(queries.texts))
         return images, texts, relevance
-    first_row: dict[tuple[str, str], int] = {}
+    first: dict[tuple[str, str], tuple[int, int]] = {}  # (caption, product) -> row, number of the caption in it
     for row, (product, captions) in enumerate(zip(products.product_ids, products.texts, strict=True)):
-        first_row.setdefault((captions[0], product), row)
-    rows = np.array(list(first_row.values()), np.int64)
-    texts = Side(nothing, rows, [products.ids[i] for i in rows], [text for text, _ in first_row])
+        for number, caption in enumerate(captions):
+            first.setdefault((caption, product), (row, number))
+    rows, numbers = np.array(list(first.values()), np.int64).T
+    texts = Side(nothing, rows, _keys(products, rows, numbers, "caption"), [text for text, _ in first])
     return images, texts, Relevance.from_products(products.codes[rows], products.codes[pictured])
+
+
+def _keys(products: Products, rows: np.ndarray, numbers: np.ndarray, what: str) -> list[str]:
+    """The row's id for its first caption or picture, ``id#2`` for its second."""
+    pairs = zip(rows, numbers, strict=True)
+    keys = [products.ids[row] + (f"#{number + 1}" if number else "") for row, number in pairs]
+    taken: set[str] = set()
+    for key in keys if numbers.any() else ():
+        if key in taken:
+            raise DataError(f"{products.card}: id {key!r} of a row also means the second {what} of another; rename it")
+        taken.add(key)
+    return keys
 
 
 def _best_rows(relevance: Relevance, gallery_rows: np.ndarray) -> np.ndarray:
@@ -199,13 +218,12 @@ def _best_rows(relevance: Relevance, gallery_rows: np.ndarray) -> np.ndarray:
     return rows
 
 
-def _embedded(side: Side, model: Encoder, products: Products, *, batch_size: int, progress: bool) -> Side:
+def _embedded(side: Side, model: Encoder, *, batch_size: int, progress: bool) -> Side:
     if side.texts is not None:
         embeddings = model.encode_text(side.texts, batch_size=batch_size, progress=progress)
     else:
-        pictures = products.pictures.select(side.rows)
-        embeddings = model.encode_image(pictures, batch_size=batch_size, progress=progress)
-    return Side(np.asarray(embeddings, np.float32), side.rows, side.keys, side.texts)
+        embeddings = model.encode_image(side.pictures, batch_size=batch_size, progress=progress)
+    return replace(side, embeddings=np.asarray(embeddings, np.float32))
 
 
 def _directions(
@@ -277,6 +295,7 @@ def _protocol(
         "data_fingerprint": products.fingerprint,
         "rows": len(products),
         "rows_left_out": len(products.skipped),
+        **_sizes_of_rows(products, directions["text_to_image"], captions=queries is None),
         "relevance": f"qrels {queries.name}" if queries else "same product",
         "model_fingerprint": model.fingerprint,
         "similarity": model.config.similarity,
@@ -290,6 +309,16 @@ def _protocol(
             "torch": torch.__version__,
         },
     }
+
+
+def _sizes_of_rows(products: Products, forward: Direction, *, captions: bool) -> dict[str, Any]:
+    """How many captions and pictures the rows have."""
+    sizes: dict[str, Any] = {}
+    if captions:
+        total = sum(map(len, products.texts))
+        sizes |= {"captions": total, "captions_per_row": total / len(products)}
+    images = len(forward.gallery.keys)
+    return sizes | {"images": images, "images_per_row": images / len(products)}
 
 
 def _sizes(direction: Direction, ks: Sequence[int]) -> dict[str, Any]:

@@ -135,15 +135,15 @@ def _choose(direction: Direction, examples: int, seed: int) -> dict[str, np.ndar
 
 def _examples(folder: Path, result: Evaluation, name: str, stem: str, chosen: np.ndarray, hits: int) -> str:
     """A table of queries and hits; pictures become one PNG strip per query."""
-    direction, pictures = result.directions[name], result.products.pictures
+    direction = result.directions[name]
     queries, gallery, ranks = direction.queries, direction.gallery, direction.ranks
     rows = []
     for number, (query, found) in enumerate(zip(chosen, direction.top_hits(chosen, k=hits), strict=True), 1):
         found = found[found >= 0]
         good = np.isin(found, direction.relevant_to(query))
-        own = None if queries.texts is not None else pictures[int(queries.rows[query])]
-        pictured = gallery.texts is None
-        shown = [(pictures[int(gallery.rows[i])], bool(g)) for i, g in zip(found, good, strict=True) if pictured]
+        own = None if queries.pictures is None else queries.pictures[query]
+        pictures = gallery.pictures
+        shown = [] if pictures is None else [(pictures[i], bool(g)) for i, g in zip(found, good, strict=True)]
         cells = []
         if queries.texts is not None:
             cells.append(_cell(queries.texts[query]))

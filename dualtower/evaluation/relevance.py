@@ -104,20 +104,23 @@ class Relevance:
 
         Args:
             qrels: Q queries.
-            gallery_ids: Row ids, length G.
+            gallery_ids: Row ids, length G. Where several items have one id (pictures of one row), a document of that
+                id stands for each of them.
             missing: ``drop`` leaves out documents that the gallery lacks.
 
         Raises:
             QrelsError: Documents are not in the gallery (with ``raise``), or none of them is.
         """
-        position = {row: i for i, row in enumerate(gallery_ids)}
+        positions: dict[str, list[int]] = {}
+        for i, row in enumerate(gallery_ids):
+            positions.setdefault(row, []).append(i)
         judged = [(q, doc, grade) for q, docs in enumerate(qrels.relevant) for doc, grade in docs.items()]
-        found = [(q, position[doc], grade) for q, doc, grade in judged if doc in position]
-        lost = sorted({doc for _, doc, _ in judged if doc not in position})
+        found = [(q, item, grade) for q, doc, grade in judged for item in positions.get(doc, ())]
+        lost = sorted({doc for _, doc, _ in judged if doc not in positions})
         if lost and (missing == "raise" or not found):
             shown = ", ".join(lost[:5]) + (", ..." if len(lost) > 5 else "")
             raise QrelsError(
-                f"{len(lost)} document ids of {qrels.name} are not among the {len(gallery_ids)} ids of the gallery: "
+                f"{len(lost)} document ids of {qrels.name} are not among the {len(positions)} ids of the gallery: "
                 f"{shown}. Measure on the whole card, or drop them with missing='drop'"
             )
         queries, items, grades = np.array(found, np.float64).reshape(-1, 3).T

@@ -59,7 +59,18 @@ class Report:
             for direction, metrics in self.metrics.items():
                 row += [format_interval(name, metrics[name]), format_number(name, self.chance[direction][name])]
             rows.append(row)
-        return markdown_table(header, rows)
+        several = self._several()
+        return markdown_table(header, rows) + (f"\n\n{several}" if several else "")
+
+    def _several(self) -> str:
+        """A sentence where rows have several captions or pictures."""
+        rows, captions, images = (self.protocol.get(key) for key in ("rows", "captions", "images"))
+        if captions is not None and max(captions, images or 0) > rows:
+            said = "Every caption is a query and every picture is searched"
+            return f"{said}: {rows:,} rows have {captions:,} captions and {images:,} pictures."
+        if images is not None and images > rows:
+            return f"Every picture is searched: {rows:,} rows have {images:,} pictures."
+        return ""
 
     def save(self, folder: str | Path) -> Path:
         """Write ``metrics.json`` into `folder`, atomically; returns its path."""

@@ -184,14 +184,14 @@ def _best(
         queries.embeddings[judged], gallery.embeddings, k=top, similarity=direction.similarity
     )
     rows, columns = np.repeat(judged, top), positions.flatten()
-    pictures = result.products.pictures
     if queries.texts is not None:
+        assert gallery.pictures is not None
         pairs = np.stack([rows, columns], axis=1)
-        corrections = score_pairs(model, queries.texts, pictures.select(gallery.rows), pairs, progress=progress)
+        corrections = score_pairs(model, queries.texts, gallery.pictures, pairs, progress=progress)
     else:
-        assert gallery.texts is not None
+        assert gallery.texts is not None and queries.pictures is not None
         pairs = np.stack([columns, rows], axis=1)
-        corrections = score_pairs(model, gallery.texts, pictures.select(queries.rows), pairs, progress=progress)
+        corrections = score_pairs(model, gallery.texts, queries.pictures, pairs, progress=progress)
     return positions, model.scale * similarity, corrections.reshape(positions.shape)
 
 
