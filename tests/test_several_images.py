@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,9 @@ import datasets
 import numpy as np
 import pytest
 import shops
+import tiny
 from shops import own_cache  # noqa: F401
+from test_cli import command
 
 from dualtower.data.batches import BatchPlan, Collator, PixelCache, training_loader
 from dualtower.data.cards import DataCard
@@ -23,6 +26,8 @@ from dualtower.data.loading import find_broken_images, load_products
 from dualtower.data.products import Products
 from dualtower.errors import BrokenImage, DataError, QrelsError
 from dualtower.evaluation import Qrels, evaluate
+from dualtower.retrieval.catalogue import Catalogue
+from dualtower.retrieval.indexing import digest_of, embed
 from dualtower.types import Product
 
 FRONT, BACK, SIDE = shops.jpeg("red"), shops.jpeg("green"), shops.jpeg("blue")
@@ -224,3 +229,28 @@ def test_ids_that_look_like_a_second_picture_are_refused() -> None:
     rows = [Product("a", "A", ("a front",), b"A1", more_images=(b"A2",)), Product("a#2", "B", ("b",), b"B")]
     with pytest.raises(DataError, match=r"id 'a#2'.*second picture"):
         evaluate(Angles(), Products.from_rows(rows), ks=(1,), bootstrap=0)
+
+
+def test_a_catalogue_holds_the_mean_of_a_rows_pictures(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    model = tiny.spread_model()
+    model.save_pretrained(tmp_path / "model")
+    albums = [(FRONT, BACK), (SIDE,), (BACK, SIDE, FRONT)]
+    source = saved(tmp_path / "data", table(albums))
+    card = "---\nname: shop\ncolumns: {id: sku, text: [title, colour], image: album}\nsplits: {by_hash: null}\n---\n"
+    (tmp_path / "card.md").write_text(card)
+    words = ("index", tmp_path / "model", "--data.card", tmp_path / "card.md", "--data.source", source)
+    assert command(*words, "--out", tmp_path / "shop") == 0
+    printed = capsys.readouterr().out
+    assert "2 rows have several pictures: their picture vector is the mean of all" in printed
+    assert "3 rows have several captions: their text vector is that of the first" in printed
+    catalogue = Catalogue(tmp_path / "shop")
+    slots = np.array([row.slot for row in catalogue.get([f"sku-{i}" for i in range(3)])])
+    held = catalogue.vectors("image").open(3).gather(slots).astype(np.float32)
+    for vector, album in zip(held, albums, strict=True):
+        mean = model.encode_image(list(album)).mean(0)
+        np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=2e-3)
+    products = load(source)
+    assert digest_of(products[0]) != digest_of(replace(products[0], more_images=(SIDE,)))
+    broken = replace(products[0], more_images=(BACK, b"no picture"))
+    with pytest.raises(BrokenImage, match="sku-0, picture 3"):
+        list(embed(model, [products[1], broken], catalogue.info))

@@ -63,7 +63,7 @@ class Index:
         from dualtower.data.cards import load_card
         from dualtower.folder import write_text_atomically
         from dualtower.model import DualTower
-        from dualtower.retrieval.indexing import attribute_kinds, index_products, open_or_create
+        from dualtower.retrieval.indexing import attribute_kinds, index_products, open_or_create, said_of_several
         from dualtower.retrieval.local import LocalStore
 
         card, model, products = load_card(self.data.card), DualTower.from_pretrained(self.model), self._products()
@@ -84,6 +84,8 @@ class Index:
                 store.rebuild(recall=self.recall)
         if products.skipped:
             print(f"left out {len(products.skipped)} rows; the first: {products.skipped[0]}")
+        for sentence in said_of_several(products):
+            print(sentence)
         print(f"{done.written:,} rows embedded, {done.unchanged:,} unchanged; {len(store):,} rows in {self.out}")
 
     def _products(self) -> Products:
@@ -194,7 +196,7 @@ class Upsert:
 
     def run(self) -> None:
         from dualtower.model import DualTower
-        from dualtower.retrieval.indexing import index_products
+        from dualtower.retrieval.indexing import index_products, said_of_several
 
         store = open_local(self.catalogue)
         model = DualTower.from_pretrained(self.model or store.info.model)
@@ -204,6 +206,8 @@ class Upsert:
             store.rebuild()
         if products.skipped:
             print(f"left out {len(products.skipped)} rows; the first: {products.skipped[0]}")
+        for sentence in said_of_several(products):
+            print(sentence)
         print(f"{done.written:,} rows written, {done.unchanged:,} unchanged; {len(store):,} rows in {self.catalogue}")
 
 

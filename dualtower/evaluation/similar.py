@@ -61,7 +61,8 @@ class Similar:
             ]
             for name in names
         ]
-        return markdown_table(header, rows)
+        first = self.protocol.get("of_each_row")
+        return markdown_table(header, rows) + (f"\n\nOf each row counts its {first}." if first else "")
 
     def section(self) -> Section:
         """For the report of a run."""
@@ -129,11 +130,18 @@ def similar_products(
             "queries": len(ranks.judged),
             "relevance": _named(relevance),
             "own_row_excluded": True,
+            **_left_out(products),
             "relevant_per_query": len(ranks.items) / len(ranks.judged),
             "model_fingerprint": model.fingerprint,
             "ties": "expected",
         },
     )
+
+
+def _left_out(products: Products) -> dict[str, Any]:
+    """What a row's vectors are made of where it has several captions or pictures."""
+    several = len(products.further) or any(len(captions) > 1 for captions in products.texts)
+    return {"of_each_row": "first caption and first picture"} if several else {}
 
 
 def _named(relevance: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from tqdm import tqdm
 
 from dualtower.data.products import Products
@@ -28,6 +29,7 @@ __all__ = [
     "embed",
     "index_products",
     "open_or_create",
+    "said_of_several",
 ]
 
 BLOCK = 512
@@ -157,7 +159,11 @@ def embed(
     *,
     batch_size: int = 256,
 ) -> Iterator[Item]:
-    """Make items of products: vectors of every kind that a product has."""
+    """Make items of products: vectors of every kind that a product has.
+
+    A row has one vector of each kind: that of its first caption; the mean of those of its pictures, of which the first
+    is shown; and the fused one of the first caption and the first picture (`said_of_several`).
+    """
     if not products:
         return
     numbers = {name for name, kind in info.attributes.items() if kind == "number"}
@@ -165,8 +171,7 @@ def embed(
     pictured = [i for i, product in enumerate(products) if product.image is not None]
     titled = [i for i, product in enumerate(products) if product.texts]
     if pictured:
-        pictures = _named(model.encode_image, products, pictured, batch_size)
-        for i, vector in zip(pictured, pictures, strict=True):
+        for i, vector in zip(pictured, _image_vectors(model, [products[i] for i in pictured], batch_size), strict=True):
             vectors[i]["image"] = vector
     if titled:
         texts = model.encode_text([products[i].texts[0] for i in titled], batch_size=batch_size)
@@ -198,17 +203,44 @@ def digest_of(product: Product) -> str:
     digest = hashlib.blake2b(digest_size=12)
     plain = [product.product_id, list(product.texts), dict(product.attributes)]
     digest.update(json.dumps(plain, ensure_ascii=False, default=str).encode())
-    if product.image is not None:
-        digest.update(picture_bytes(product.image))
+    for image in product.images:
+        digest.update(picture_bytes(image))
     return digest.hexdigest()
 
 
-def _named(encode: Any, products: Sequence[Product], rows: Sequence[int], batch_size: int) -> Any:
-    """Embed pictures; an error names the row."""
+def said_of_several(products: Products) -> list[str]:
+    """Sentences about what a catalogue makes of rows with several pictures or captions; none where there are none."""
+    said = []
+    if pictured := len(np.unique(products.further.rows)):
+        said.append(
+            f"{pictured:,} rows have several pictures: their picture vector is the mean of all, the first is shown"
+        )
+    if titled := sum(len(captions) > 1 for captions in products.texts):
+        said.append(f"{titled:,} rows have several captions: their text vector is that of the first, their title")
+    return said
+
+
+def _image_vectors(model: DualTower, products: Sequence[Product], batch_size: int) -> np.ndarray:
+    """A vector per row: the mean over its pictures, of unit length under cosine; an error names the picture."""
+    images = [
+        (row, number, image) for row, product in enumerate(products) for number, image in enumerate(product.images)
+    ]
     try:
-        return encode([products[i].image for i in rows], batch_size=batch_size)
+        vectors = model.encode_image([image for _, _, image in images], batch_size=batch_size)
     except BrokenImage as error:
-        raise BrokenImage("index", products[rows[int(str(error.row))]].id, error.reason) from error
+        row, number, _ = images[int(str(error.row))]
+        name = products[row].id + (f", picture {number + 1}" if number else "")
+        raise BrokenImage("index", name, error.reason) from error
+    if len(images) == len(products):
+        return vectors
+    counts = np.array([len(product.images) for product in products])
+    means = np.add.reduceat(vectors, np.cumsum(counts) - counts) / counts[:, None]
+    if model.config.similarity == "cosine":
+        means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    several = counts > 1
+    vectors = vectors[np.cumsum(counts) - counts]
+    vectors[several] = means[several]
+    return vectors
 
 
 def _plain(value: Any, number: bool) -> Any:
