@@ -54,7 +54,14 @@ __all__ = [
     "UnknownRow",
     "UnknownSplit",
     "UnknownTower",
+    "brief",
 ]
+
+
+def brief(value: object, most: int = 120) -> str:
+    """The text of a value or of another library's error on one line of at most `most` characters, for messages."""
+    line = " ".join(str(value).split())
+    return line if len(line) <= most else f"{line[: most - 4]} ..."
 
 
 class DualTowerError(Exception):
@@ -124,7 +131,7 @@ class RowError(DataError):
 
     def __init__(self, where: str, row: object, reason: str) -> None:
         self.where, self.row, self.reason = where, row, reason
-        super().__init__(f"{where}, row {row}: {reason}")
+        super().__init__(f"{where}, row {brief(row, 80)}: {reason}")
 
     def __reduce__(self) -> tuple[type, tuple[str, object, str]]:  # data-loader workers pickle their errors
         return type(self), (self.where, self.row, self.reason)

@@ -187,7 +187,10 @@ def test_an_id_in_two_splits(tmp_path: Path) -> None:
 def test_splits_that_the_source_lacks(tmp_path: Path) -> None:
     folder = three_splits(tmp_path / "shop")
     card = shops.card(splits=Splits(named={"train": "training"}, by_hash=None))
-    with pytest.raises(CardError, match="names the splits training, but the source has train, validation, test"):
+    with pytest.raises(
+        CardError,
+        match=r"no split 'training', .* the source has train, validation, .* Did you mean 'train'",
+    ):
         load_products(card, "train", source=folder)
 
 

@@ -106,10 +106,10 @@ def test_web_dataset(tmp_path: Path) -> None:
         ("val.parquet", "validation"),
         ("shop_dev.parquet", "validation"),
         ("test/part-0.parquet", "test"),
-        ("products.parquet", "products"),
-        ("products-0007.parquet", "products"),
-        ("my shop.parquet", "my_shop"),
-        ("contest.parquet", "contest"),
+        ("products.parquet", "train"),
+        ("products-0007.parquet", "train"),
+        ("my shop.parquet", "train"),
+        ("contest.parquet", "train"),
         ("0000.parquet", "train"),
     ],
 )
@@ -182,7 +182,7 @@ def test_urls_are_not_pictures(tmp_path: Path) -> None:
 
 
 def test_column_that_holds_no_pictures(tmp_path: Path) -> None:
-    (tmp_path / "train.csv").write_text("sku,item,title,colour,photo\n1,1,mug,red,17\n")
+    (tmp_path / "train.jsonl").write_text('{"sku": 1, "item": 1, "title": "mug", "colour": "red", "photo": 17}\n')
     with pytest.raises(CardError, match="'photo' holds int64, not pictures"):
         load_products(shops.card(), "train", source=tmp_path)
 

@@ -158,17 +158,21 @@ class HashSplit:
 class Splits:
     """How the rows are divided.
 
-    `named` is used where the source itself has held-out splits. A source that has none of them, such as a Hub
-    dataset with nothing but ``train``, is divided by `by_hash`.
+    `named` is used where the source itself has held-out splits, and it must have all of them. A source that is one
+    whole, such as a Hub dataset with nothing but ``train``, is divided by `by_hash`.
 
     Attributes:
-        named: Split -> split of the source, or a file pattern there (``"holdout-*.parquet"``).
-            Empty: the source's splits under their own names.
+        named: Split -> split of the source, the name of files without a running number, or a pattern of files
+            (``"holdout-*.parquet"``). Empty: the source's splits under their own names.
         by_hash: The rule for a source without held-out splits; None: it stays as it is.
     """
 
     named: Mapping[str, str] = field(default_factory=dict)
     by_hash: HashSplit | None = field(default_factory=HashSplit)
+
+    def __post_init__(self) -> None:
+        if "all" in self.named:
+            raise ConfigError("splits.named cannot name a split 'all', which means every row; give it another name")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 from collections.abc import Generator, Sequence
@@ -13,12 +14,14 @@ import numpy as np
 import pyarrow as pa
 
 from dualtower.data.images import open_image
-from dualtower.errors import BrokenImage, CardError
+from dualtower.data.reading import undecoded_column
+from dualtower.errors import BrokenImage, CardError, brief
 
-__all__ = ["ArrowPictures", "Picture", "Pictures", "arrow_column", "broken_pictures", "digest"]
+__all__ = ["ArrowPictures", "Picture", "Pictures", "broken_pictures", "digest"]
 
 Picture = bytes | Path | None
 CHECKED_AT_ONCE = 256  # pictures per task of the thread pool
+LONGEST_PATH = 1_024  # characters; the smallest JPEG is some 500 characters of base64
 
 
 class ArrowPictures:
@@ -26,18 +29,22 @@ class ArrowPictures:
 
     Args:
         dataset: The dataset; only this object is pickled, and it pickles as the name of its file.
-        column: The raw Arrow column: encoded bytes, paths, or records of both (`datasets` Image).
+        name: A column of encoded bytes, of paths, of base64, or `datasets` Image.
         folder: Relative paths start here; None where the source has no folder.
 
     Attributes:
         rows: For a column of lists, the row of each picture, int64 ``[N]``; else None.
+
+    Raises:
+        CardError: The column holds something else.
     """
 
     def __init__(self, dataset: Any, name: str, folder: Path | None) -> None:
         self.dataset, self.name, self.folder = dataset, name, folder
-        self.rows, column = _flattened(arrow_column(dataset, name))
+        self.rows, column = _flattened(undecoded_column(dataset, name))
         self.length = len(column)
         self.bytes, self.paths = _bytes_and_paths(column, name)
+        self.is_base64 = self.paths is not None and _is_base64(_first(self.paths), name)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.dataset, self.name, self.folder)
@@ -61,6 +68,8 @@ class ArrowPictures:
             return encoded
         if self.paths is None or not (path := self.paths[row].as_py()):
             return None
+        if self.is_base64:
+            return _from_base64(path)
         if self.folder is None:  # a path from the machine that made the dataset, unless it is in our own cache
             return Path(path) if Path(path).is_absolute() else None
         return self.folder / path
@@ -99,16 +108,6 @@ class Pictures(Sequence[Picture]):
         offsets = np.cumsum([0, *(part.starts[-1] for part in parts)])
         addresses = [part.addresses + offset for part, offset in zip(parts, offsets, strict=False)]
         return Pictures([store for part in parts for store in part.stores], np.concatenate(addresses))
-
-
-def arrow_column(dataset: Any, name: str) -> Any:
-    """The raw Arrow column ``name`` of a `datasets.Dataset`; ``a.b`` is field b of a column of records a."""
-    import pyarrow.compute as pc
-
-    if name in dataset.column_names:
-        return dataset.data.column(name)
-    outer, _, path = name.partition(".")
-    return pc.struct_field(dataset.data.column(outer), path.split("."))
 
 
 def broken_pictures(
@@ -171,10 +170,34 @@ def _bytes_and_paths(column: Any, name: str) -> tuple[Any, Any]:
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return column, None
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        first = next((value.as_py() for value in column if value.is_valid), "")
-        if first.startswith(("http://", "https://")):
+        if _first(column).startswith(("http://", "https://")):
             raise CardError(f"image column {name!r} holds URLs; download the pictures and give their paths instead")
         return None, column
     if pa.types.is_null(kind):
         return None, None
-    raise CardError(f"image column {name!r} holds {kind}, not pictures: encoded bytes, paths, or datasets Image")
+    raise CardError(f"image column {name!r} holds {brief(kind)}, not pictures: encoded bytes, paths, or datasets Image")
+
+
+def _first(column: Any) -> str:
+    """The first text that is not empty."""
+    return next((text for value in column if (text := value.as_py())), "")
+
+
+def _is_base64(text: str, name: str) -> bool:
+    """Whether a column that begins with this text holds pictures in base64, not paths."""
+    if text.startswith("data:"):
+        return True
+    if len(text) < LONGEST_PATH:
+        return False
+    if _from_base64(text):
+        return True
+    raise CardError(f"image column {name!r} holds texts of {len(text):,} characters, neither paths nor base64")
+
+
+def _from_base64(text: str) -> bytes:
+    """Encoded bytes; none where it is no base64, which the decoder of pictures then reports."""
+    encoded = text.partition(",")[2] if text.startswith("data:") else text
+    try:
+        return base64.b64decode("".join(encoded.split()), validate=True)
+    except ValueError:
+        return b""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from dualtower.data.albums import FurtherPictures, read_albums
 from dualtower.data.cards import NORMALISED_TEXT, PLACEHOLDER, Columns
-from dualtower.data.pictures import Pictures, arrow_column
+from dualtower.data.pictures import Pictures
+from dualtower.data.reading import column_paths, column_values, has_column
 from dualtower.data.text import normalise_title
-from dualtower.errors import CardError, RowError
+from dualtower.errors import CardError, RowError, brief
 
 __all__ = ["Rows", "bad_rows", "hash_values", "read_rows"]
 
@@ -56,7 +59,7 @@ def read_rows(dataset: Any, columns: Columns, *, where: str, split: str, folder:
     _require(columns.named(), dataset, where)
 
     def values(name: str) -> list[Any]:
-        return arrow_column(dataset, name).to_pylist()
+        return column_values(dataset, name)
 
     count = len(dataset)
     texts = _read_texts(columns.captions, values, count)
@@ -68,7 +71,7 @@ def read_rows(dataset: Any, columns: Columns, *, where: str, split: str, folder:
     else:
         product_ids = ids
     pictures, further = read_albums(dataset, columns.image_columns, folder, count=count)
-    attributes = {name: values(name) for name in columns.attributes}
+    attributes = {name: [_as_attribute(value) for value in values(name)] for name in columns.attributes}
     return Rows(where, ids, product_ids, texts, attributes, pictures, further)
 
 
@@ -111,7 +114,7 @@ def hash_values(rows: Rows, dataset: Any, column: str) -> list[str]:
     if column == "id":
         return rows.ids
     _require({"splits.by_hash": [column]}, dataset, rows.where)
-    return [_as_text(value) for value in arrow_column(dataset, column).to_pylist()]
+    return [_as_text(value) for value in column_values(dataset, column)]
 
 
 def _read_texts(captions: tuple[str, ...], values: Callable[[str], list[Any]], count: int) -> list[tuple[str, ...]]:
@@ -133,28 +136,31 @@ def _read_texts(captions: tuple[str, ...], values: Callable[[str], list[Any]], c
 def _as_text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(filter(None, map(_as_text, value)))
-    return "" if value is None or value != value else str(value).strip()  # a NaN is not equal to itself
+    if value is None or value != value:  # a NaN is not equal to itself
+        return ""
+    if isinstance(value, bytes):  # some writers of Parquet do not mark texts as such
+        return value.decode("utf-8", errors="replace").strip()
+    if isinstance(value, float) and value.is_integer():  # a column of whole numbers with gaps is one of floats
+        return str(int(value))
+    return str(value).strip()
+
+
+def _as_attribute(value: Any) -> Any:
+    """A text, a number, a truth value or None."""
+    if isinstance(value, bytes | list | date):
+        return _as_text(value)
+    return float(value) if isinstance(value, Decimal) else value
 
 
 def _require(wanted: Mapping[str, list[str]], dataset: Any, where: str) -> None:
-    known = set(_column_paths(dataset.features))
     for role, names in wanted.items():
         for name in names:
-            if name in known:
+            if has_column(dataset, name):
                 continue
+            known = sorted(column_paths(dataset.features))
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            hint = f" Did you mean {brief(nearest[0], 40)!r}?" if nearest else ""
             raise CardError(
-                f"{where}: no column {name!r}, which the card names as {role}; "
-                f"the source has: {', '.join(sorted(known))}.{hint}"
+                f"{where}: no column {brief(name, 40)!r}, which the card names as {role}; "
+                f"the source has: {brief(', '.join(known), 80)}.{hint}"
             )
-
-
-def _column_paths(features: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """All columns, and the fields of columns of records as ``a.b``."""
-    paths: list[str] = []
-    for name, kind in features.items():
-        paths.append(f"{prefix}{name}")
-        if isinstance(kind, Mapping):
-            paths += _column_paths(kind, f"{prefix}{name}.")
-    return paths

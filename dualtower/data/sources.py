@@ -1,49 +1,37 @@
 """Open what a data card names as a source: a Hub dataset, a folder or a file.
 
-Reading is left to the `datasets` library, which turns every format into a memory-mapped Arrow file in its
-cache (``HF_HOME``), so that a catalogue may be larger than the memory. A local source is one of
+Everything becomes a memory-mapped Arrow file in the cache of the `datasets` library (``HF_HOME``), so that a catalogue
+may be larger than the memory. A local source is one of
 
-- Parquet, CSV, TSV, JSON or JSON Lines, with pictures as bytes, as `datasets` Image, or as paths relative to
-  the folder,
+- Parquet, CSV, TSV, JSON or JSON Lines, with pictures as bytes (also in base64), as `datasets` Image, or as paths
+  relative to the folder,
 - an image folder: pictures and a ``metadata.{csv,jsonl,parquet}`` with a column ``file_name``,
 - WebDataset: tar shards with ``key.jpg``, ``key.txt``, ``key.json`` ...
+- what `datasets` wrote with ``save_to_disk``.
 
-A file's split is the split word in its path (``train-00000-of-00004.parquet``, ``test/shop.csv``), else its
-own name without a running number.
+`dualtower.data.layout` says which file belongs to which split.
 """
 
 from __future__ import annotations
 
 import glob
 import logging
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dualtower.data.cards import CardSource, DataCard, is_pattern
-from dualtower.errors import SourceError, UnknownName
+from dualtower.data.layout import SPLIT_WORDS, Layout, find_layout
+from dualtower.data.tables import TABLE_SUFFIXES, open_table
+from dualtower.errors import CardError, DualTowerError, SourceError, brief
 
 __all__ = ["OpenSource", "open_source"]
 
 logger = logging.getLogger(__name__)
 
-# Which builder reads which files; where a folder has several kinds, the first one here.
-SUFFIXES: dict[str, tuple[str, ...]] = {
-    "webdataset": (".tar",),
-    "parquet": (".parquet",),
-    "csv": (".csv", ".tsv"),
-    "json": (".jsonl", ".json"),
-}
 HUB_PREFIX = "hub:"
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-SPLIT_WORDS = {
-    "train": "train", "training": "train",
-    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
-    "test": "test", "testing": "test",
-}  # fmt: skip
+SAVED = ("state.json", "dataset_info.json")  # what `save_to_disk` writes beside the Arrow files of one dataset
 
 
 @dataclass(frozen=True)
@@ -52,7 +40,7 @@ class OpenSource:
 
     Attributes:
         where: The Hub id or path, for messages.
-        splits: Split of the source -> `datasets.Dataset`, whose Arrow columns hold undecoded pictures.
+        splits: Split of the source -> `datasets.Dataset` with undecoded pictures. All have the same columns.
         folder: Where relative picture paths start; None for a Hub dataset.
     """
 
@@ -70,6 +58,7 @@ def open_source(card: DataCard, *, source: str | Path | None = None) -> OpenSour
 
     Raises:
         SourceError: It is missing, empty or unreadable.
+        CardError: A pattern of the card matches no file.
     """
     if source is not None and str(source).startswith(HUB_PREFIX):
         return _open_hub(card, CardSource(hub=str(source).removeprefix(HUB_PREFIX)))
@@ -83,104 +72,152 @@ def open_source(card: DataCard, *, source: str | Path | None = None) -> OpenSour
 
 
 def _open_hub(card: DataCard, hub: CardSource) -> OpenSource:
-    files = _patterns(card) or None
+    import datasets
+
+    files = {split: value for split, value in card.splits.named.items() if is_pattern(value)} or None
     try:
-        splits = _load(hub.hub, name=hub.config, revision=hub.revision, data_files=files, **hub.options)
+        splits = datasets.load_dataset(hub.hub, name=hub.config, revision=hub.revision, data_files=files, **hub.options)
     except Exception as error:  # the network, the Hub and the dataset's own files have no common error
         raise SourceError(
-            f"cannot load {hub.hub!r} from the Hub: {error}; check the name and the network, type "
+            f"cannot load {hub.hub!r} from the Hub: {brief(error)}; check the name and the network, type "
             "`hf auth login` if the dataset is gated, or give a local copy with --data.source FOLDER"
         ) from error
-    return OpenSource(f"{hub.hub} on the Hub", splits, None)
+    return OpenSource(f"{hub.hub} on the Hub", _aligned(splits, f"{hub.hub} on the Hub", card), None)
 
 
 def _open_local(card: DataCard, path: Path) -> OpenSource:
-    if not path.exists():
-        raise SourceError(f"no source at {path}; give a folder or file that exists, or hub:user/name")
-    folder = path if path.is_dir() else path.parent
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    builder = card.source.builder or _builder(path, files)
-    options = _csv_options(card, files) if builder == "csv" else {}
-    data_files: dict[str, Any]
-    if patterns := _patterns(card):
-        data_files = {split: f"{glob.escape(str(folder))}/{pattern}" for split, pattern in patterns.items()}
-    elif builder == "imagefolder":
-        data_files = _image_folders(folder, files)
-    else:
-        data_files = _data_files(builder, folder, files)
-    logger.info("reading %s as %s: %s", path, builder, ", ".join(data_files))
+    if (path / "dataset_dict.json").exists() or all((path / name).exists() for name in SAVED):
+        return OpenSource(str(path), _aligned(_saved_to_disk(path), str(path), card), path)
+    layout = find_layout(card, path)
+    logger.info("reading %s as %s: %s", path, layout.builder, ", ".join(layout.splits))
     try:
-        splits = _load(builder, data_files=data_files, **{**options, **card.source.options})
-    except Exception as error:  # pyarrow, csv, json and tar readers have no common error
-        raise SourceError(f"cannot read {path} as {builder}: {_innermost(error)}") from error
-    return OpenSource(str(path), splits, folder)
+        splits = {split: _read(card, layout, files) for split, files in layout.splits.items()}
+    except DualTowerError:
+        raise
+    except Exception as error:  # pyarrow and tar readers have no common error
+        raise SourceError(f"cannot read {path} as {layout.builder}: {brief(_innermost(error))}") from error
+    return OpenSource(str(path), _aligned(splits, str(path), card), layout.folder)
 
 
-def _load(*args: Any, **options: Any) -> dict[str, Any]:
+def _saved_to_disk(path: Path) -> dict[str, Any]:
     import datasets
 
-    splits = dict(datasets.load_dataset(*args, **options))
-    usual = list(dict.fromkeys(SPLIT_WORDS.values()))
-    return dict(sorted(splits.items(), key=lambda item: usual.index(item[0]) if item[0] in usual else len(usual)))
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except Exception as error:
+        raise SourceError(f"cannot read what save_to_disk wrote in {path}: {brief(_innermost(error))}") from error
+    return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
 
 
-def _csv_options(card: DataCard, files: list[Path]) -> dict[str, Any]:
-    """Keep what the file says: "007" is an id, not the number 7, and "None" is a word, not a missing value."""
-    names = card.columns.named()
-    as_text = [name for role in ("id", "product_id", "text") for name in names[role]]
-    tabs = {"sep": "\t"} if any(p.suffix == ".tsv" for p in files) else {}
-    return {"keep_default_na": False, "converters": dict.fromkeys(as_text, str), **tabs}
+def _read(card: DataCard, layout: Layout, files: Sequence[Path]) -> Any:
+    """The rows of one split."""
+    columns = card.columns.named()
+    if all(file.suffix.lower() in TABLE_SUFFIXES for file in files):
+        as_text = {name for role in ("id", "product_id", "text", "image") for name in columns[role]}
+        as_text |= {card.splits.by_hash.column} if card.splits.by_hash else set()
+        return open_table(
+            files,
+            known=sorted({name for names in columns.values() for name in names}),
+            as_text=sorted(as_text),
+            options=card.source.options,
+            pictures=layout.folder if layout.builder == "imagefolder" else None,
+        )
+    if layout.builder == "parquet":
+        return _read_parquet(files, card)
+    if layout.builder == "imagefolder":  # `datasets` wants to be told of the pictures as well
+        files = sorted({p for file in files for p in file.parent.rglob("*") if p.is_file()})
+    return _load(layout.builder, files, card)
 
 
-def _patterns(card: DataCard) -> dict[str, str]:
-    """The named splits that are file patterns."""
-    return {split: value for split, value in card.splits.named.items() if is_pattern(value)}
+def _load(builder: str, files: Sequence[Path], card: DataCard) -> Any:
+    import datasets
+
+    names = [glob.escape(str(file)) for file in files]
+    chatty = logging.getLogger("datasets")
+    level = chatty.level
+    chatty.setLevel(logging.CRITICAL)  # it would print each error before it raises it
+    try:
+        return datasets.load_dataset(builder, data_files={"rows": names}, **card.source.options)["rows"]
+    finally:
+        chatty.setLevel(level)
 
 
-def _builder(path: Path, files: list[Path]) -> str:
-    """The `datasets` builder that reads these files."""
-    if not files:
-        raise SourceError(f"{path} is empty; known sources are {_known()}")
-    has_pictures = any(p.suffix.lower() in PICTURES for p in files)
-    if has_pictures and any(p.name in METADATA for p in files):
-        return "imagefolder"
-    for builder, suffixes in SUFFIXES.items():
-        if any(p.suffix.lower() in suffixes for p in files):
-            return builder
-    hint = "; pictures alone have no titles: add a metadata.csv with file_name and title" if has_pictures else ""
-    raise SourceError(f"{path} holds no file of a known kind; known are {_known()}{hint}")
+def _read_parquet(files: Sequence[Path], card: DataCard) -> Any:
+    """Files of any schemas; `datasets` reads only files of one."""
+    import datasets
+    import pyarrow.parquet as parquet
 
-
-def _known() -> str:
-    return ", ".join(f"*{s}" for suffixes in SUFFIXES.values() for s in suffixes) + ", pictures with metadata.csv"
-
-
-def _data_files(builder: str, folder: Path, files: list[Path]) -> dict[str, list[str]]:
-    """Split -> files."""
-    if builder not in SUFFIXES:
-        raise UnknownName("builder", builder, [*SUFFIXES, "imagefolder"])
-    chosen: dict[str, list[str]] = {}
+    groups: dict[Any, tuple[Any, list[Path]]] = {}  # by what the files hold, not by what their writer noted about them
     for file in files:
-        if file.suffix.lower() in SUFFIXES[builder]:
-            chosen.setdefault(_split_of(file.relative_to(folder)), []).append(glob.escape(str(file)))
-    return chosen
+        with parquet.ParquetFile(file) as opened:
+            _, group = groups.setdefault(opened.schema_arrow.remove_metadata(), (opened.schema_arrow, []))
+            if opened.metadata.num_rows:  # a file without rows is an error to `datasets`
+                group.append(file)
+    tables = [
+        _load("parquet", group, card)
+        if group
+        else datasets.Dataset.from_dict(
+            {name: [] for name in schema.names}, features=datasets.Features.from_arrow_schema(schema)
+        )
+        for schema, group in groups.values()
+    ]
+    return tables[0] if len(tables) == 1 else _joined(tables)
 
 
-def _split_of(file: Path) -> str:
-    for part in (*file.parts[:-1], file.stem):
-        for word in re.split(r"[^a-z]+", part.lower()):
-            if word in SPLIT_WORDS:
-                return SPLIT_WORDS[word]
-    stem = re.sub(r"[-_.]?\d+([-_]of[-_]\d+)?$", "", file.stem)
-    return re.sub(r"\W", "_", stem) or "train"  # `datasets` takes only words as names of splits
+def _joined(tables: Sequence[Any]) -> Any:
+    """One table of several; what a part lacks is missing there, numbers beside texts become texts."""
+    import datasets
+
+    kinds: dict[str, list[Any]] = {}
+    for table in tables:
+        for name, kind in table.features.items():
+            if kind not in kinds.setdefault(name, []):
+                kinds[name].append(kind)
+    wanted = {name: _common_kind(found) for name, found in kinds.items() if len(found) > 1}
+    cast = []
+    for table in tables:
+        for name, kind in wanted.items():
+            if kind is not None and name in table.features and table.features[name] != kind:
+                table = table.cast_column(name, kind)
+        cast.append(table)
+    return datasets.concatenate_datasets(cast)
 
 
-def _image_folders(folder: Path, files: list[Path]) -> dict[str, list[str]]:
-    """Split -> pattern of everything below the folder that holds the split's metadata file."""
-    parents = {p.parent for p in files if p.name in METADATA}
-    if folder in parents:
-        return {"train": [f"{glob.escape(str(folder))}/**"]}
-    return {_split_of(p.relative_to(folder)): [f"{glob.escape(str(p))}/**"] for p in sorted(parents)}
+def _common_kind(kinds: Iterable[Any]) -> Any:
+    """The feature for plain values of several kinds; None where some are no plain values."""
+    import datasets
+
+    if not all(isinstance(kind, datasets.Value) for kind in kinds):
+        return None
+    names = {kind.dtype for kind in kinds} - {"null"}
+    if all(name.startswith(("int", "uint", "float")) for name in names):
+        return datasets.Value("float64" if any(name.startswith("float") for name in names) else "int64")
+    return datasets.Value(next(iter(names)) if len(names) == 1 else "string")
+
+
+def _aligned(splits: Mapping[str, Any], where: str, card: DataCard) -> dict[str, Any]:
+    """The usual splits first, each with the columns of all."""
+    import datasets
+
+    if "all" in splits:
+        others = {name: dataset for name, dataset in splits.items() if name != "all"}
+        if others and not card.splits.named:
+            raise CardError(
+                f"{where}: 'all' means every row here; say in splits.named which to use of {brief([*others])}"
+            )
+        splits = others or {"train": splits["all"]}
+    usual = list(dict.fromkeys(SPLIT_WORDS.values()))
+    order = sorted(splits, key=lambda name: usual.index(name) if name in usual else len(usual))
+    names = dict.fromkeys(name for split in order for name in splits[split].column_names)
+    aligned = {}
+    for split in order:
+        dataset = splits[split]
+        if lacking := [name for name in names if name not in dataset.column_names]:
+            logger.warning("%s: split %s has no column %s; it is missing in its rows", where, split, ", ".join(lacking))
+            nothing = datasets.Dataset.from_dict({name: [None] * len(dataset) for name in lacking})
+            dataset = datasets.concatenate_datasets([dataset, nothing], axis=1)
+        aligned[split] = dataset
+    return aligned
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
 from pathlib import Path
 
 import numpy as np
 
 from dualtower.data.cards import DataCard, is_pattern
+from dualtower.data.layout import SPLIT_WORDS
 from dualtower.data.sources import OpenSource, open_source
-from dualtower.errors import CardError, UnknownSplit
+from dualtower.errors import CardError, UnknownSplit, brief
 from dualtower.types import product_code
 
 __all__ = ["EVERYTHING", "Share", "hashed", "split_names", "split_parts"]
 
 Share = tuple[float, float]  # rows whose hash lies in [low, high)
 EVERYTHING: Share = (0.0, 1.0)
+HELD_OUT = {"validation", "test"}
+
+logger = logging.getLogger(__name__)
 
 
 def split_names(card: DataCard, *, source: str | Path | None = None) -> list[str]:
@@ -37,7 +43,7 @@ def split_parts(card: DataCard, opened: OpenSource, split: str) -> list[tuple[st
 
     Raises:
         UnknownSplit: There is no such split.
-        CardError: The card's splits do not fit its source.
+        CardError: The card names a split that the source lacks.
     """
     if named := _named(card, opened):
         if split == "all":
@@ -48,7 +54,8 @@ def split_parts(card: DataCard, opened: OpenSource, split: str) -> list[tuple[st
     ranges = {**_hash_ranges(card), "all": EVERYTHING}
     if split not in ranges:
         raise UnknownSplit(f"split of {card.name}", split, ranges)
-    return [(name, ranges[split]) for name in opened.splits]
+    (whole,) = opened.splits
+    return [(whole, ranges[split])]
 
 
 def hashed(values: list[str]) -> np.ndarray:
@@ -60,16 +67,21 @@ def _named(card: DataCard, opened: OpenSource) -> dict[str, str]:
     """Split -> split of the source; empty where the source is to be divided by hash."""
     wanted = card.splits.named or {name: name for name in opened.splits}
     named = {split: split if is_pattern(name) else name for split, name in wanted.items()}
-    present = {split: name for split, name in named.items() if name in opened.splits}
-    is_divided = any(split != "train" for split in present) if card.splits.named else len(opened.splits) > 1
-    if card.splits.by_hash is not None and not is_divided:
+    lacking = {split: name for split, name in named.items() if name not in opened.splits}
+    # A single split may be all that there is of a source, as long as the card names no more than the usual splits.
+    is_alone = len(opened.splits) == 1 and all(split == name for split, name in lacking.items())
+    if is_alone and card.splits.by_hash is not None and not opened.splits.keys() & HELD_OUT:
         return {}
-    if not present:
+    if lacking and not (is_alone and len(lacking) < len(named)):
+        split, name = next(iter(lacking.items()))
+        nearest = difflib.get_close_matches(SPLIT_WORDS.get(name, name), opened.splits, n=1, cutoff=0.5)
         raise CardError(
-            f"{opened.where}: the card names the splits {', '.join(named.values())}, "
-            f"but the source has {', '.join(opened.splits)}"
+            f"{opened.where}: no split {brief(name, 40)!r}, which the card names as {brief(split, 40)}; the source has "
+            f"{brief(', '.join(opened.splits))}." + (f" Did you mean {nearest[0]!r}?" if nearest else "")
         )
-    return present
+    if lacking:
+        logger.warning("%s has no split %s, only %s", opened.where, ", ".join(lacking), ", ".join(opened.splits))
+    return {split: name for split, name in named.items() if split not in lacking}
 
 
 def _hash_ranges(card: DataCard) -> dict[str, Share]:

@@ -1,0 +1,60 @@
+"""Arrow types for JSON values: one that every value of a column fits into without a change of its meaning."""
+
+from __future__ import annotations
+
+import json
+from functools import reduce
+from typing import Any
+
+import pyarrow as pa
+
+__all__ = ["as_type", "common_type", "plain_text", "type_of"]
+
+SCALARS = {type(None): pa.null(), bool: pa.bool_(), float: pa.float64(), str: pa.string()}
+
+
+def type_of(value: Any) -> pa.DataType:
+    """The Arrow type of one value, as `json.loads` returns it."""
+    if isinstance(value, dict):
+        return pa.struct([(name, type_of(member)) for name, member in value.items()])
+    if isinstance(value, list):
+        return pa.list_(reduce(common_type, map(type_of, value), pa.null()))
+    if type(value) is int:
+        return pa.int64() if -(2**63) <= value < 2**63 else pa.string()
+    return SCALARS[type(value)]
+
+
+def common_type(a: pa.DataType, b: pa.DataType) -> pa.DataType:
+    """The type for values of both: fields of both records, a list where one of them is a list, else text."""
+    if a == b or pa.types.is_null(b):
+        return a
+    if pa.types.is_null(a):
+        return b
+    if {a, b} == {pa.int64(), pa.float64()}:
+        return pa.float64()
+    if pa.types.is_struct(a) and pa.types.is_struct(b):
+        fields = {field.name: field.type for field in a}
+        for field in b:
+            fields[field.name] = common_type(fields.get(field.name, pa.null()), field.type)
+        return pa.struct(list(fields.items()))
+    if pa.types.is_list(a) or pa.types.is_list(b):
+        return pa.list_(common_type(*(kind.value_type if pa.types.is_list(kind) else kind for kind in (a, b))))
+    return pa.string()
+
+
+def as_type(value: Any, kind: pa.DataType) -> Any:
+    """The value as a column of this type holds it."""
+    if value is None:
+        return None
+    if pa.types.is_string(kind):
+        return plain_text(value)
+    if pa.types.is_list(kind):
+        return [as_type(member, kind.value_type) for member in (value if isinstance(value, list) else [value])]
+    if pa.types.is_struct(kind):
+        return {field.name: as_type(value.get(field.name), field.type) for field in kind}
+    return float(value) if pa.types.is_floating(kind) else value
+
+
+def plain_text(value: Any) -> str:
+    """A JSON value as a text without quotes: 7 is "7", not "7.0", and true is "true"."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
