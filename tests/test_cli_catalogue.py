@@ -85,6 +85,36 @@ def test_rows_come_and_go(shop: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "has changed on the disk" in capsys.readouterr().out
 
 
+def test_attributes_change_without_embedding(shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    first, second, *_ = draw_catalogue(split="test")
+    stamp = {path: path.stat().st_mtime_ns for path in (shop / "vectors").iterdir()}
+    table = tmp_path / "colours.csv"
+    table.write_text(f"id,colour,material\n{first.id},007,\n{second.id},,tin\n")
+    assert command("update", shop, table) == 0
+    assert "2 rows changed, 0 unchanged" in capsys.readouterr().out
+    (hit,) = hits(capsys, shop, "--text", "mug", "--where", "colour = '007'")
+    assert hit["id"] == first.id and hit["row"]["title"] == first.texts[0]
+    assert hit["row"]["attributes"] == {**first.attributes, "colour": "007"}
+    (hit,) = hits(capsys, shop, "--text", "mug", "--where", "material = 'tin'")
+    assert hit["row"]["attributes"] == {**second.attributes, "material": "tin"}
+    assert {path: path.stat().st_mtime_ns for path in (shop / "vectors").iterdir()} == stamp
+    assert command("update", shop, table) == 0
+    assert "0 rows changed, 2 unchanged" in capsys.readouterr().out
+    table.write_text(f"id,colour\nnobody,red\n{first.id},red\n")
+    assert command("update", shop, table) == 1
+    printed = capsys.readouterr().out
+    assert "row 0: no row 'nobody'" in printed and "--on-error skip" in printed
+    assert command("update", shop, table, "--on-error", "skip") == 0
+    printed = capsys.readouterr().out
+    assert "left out 1 rows" in printed and "1 rows changed" in printed
+    table.write_text(f"id,title\n{first.id},new\n")
+    assert command("update", shop, table) == 1
+    assert "column 'title' is no attribute of this catalogue" in capsys.readouterr().out
+    table.write_text("sku,colour\n1,red\n")
+    assert command("update", shop, table) == 1
+    assert "no column 'id' with the ids; it has: sku, colour" in capsys.readouterr().out
+
+
 def test_tune_keeps_the_best(shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "queries.txt").write_text("blue mug\nred lamp\n\nstriped cushion\n")
     assert command("tune", shop, "--methods", "flat", "hnsw", "--queries", tmp_path / "queries.txt") == 0

@@ -176,6 +176,64 @@ def test_writes_need_the_token_and_are_found_at_once(client: httpx.Client) -> No
     assert client.get("/items/new/1").status_code == 404
 
 
+def test_half_a_row_replaces_no_whole_one(client: httpx.Client) -> None:
+    before, picture = client.get("/items/r5").json(), client.get("/items/r5/image").content
+    image = base64.b64encode(picture).decode()
+    for given, missing in [
+        ({"attributes": {"price": 9.99}}, "title and image are missing"),
+        ({"title": "new", "product_id": "p2"}, "image is missing"),
+        ({"image": image, "product_id": "p2"}, "title is missing"),
+        ({"title": "new", "image": image}, "product_id is missing, the row's is 'p2'"),
+    ]:
+        answer = client.put("/items", json=[{"id": "other", "title": "x"}, {"id": "r5", **given}], headers=WRITER)
+        assert answer.status_code == 422 and f"item 'r5': {missing}" in answer.json()["detail"], answer.text
+        assert "PATCH /items/r5" in answer.json()["detail"]
+    assert client.get("/items/r5").json() == before and client.get("/items/r5/image").content == picture
+    assert client.get("/items/other").status_code == 404
+
+
+def test_attributes_change_alone(client: httpx.Client, shop: Path) -> None:
+    picture = client.get("/items/r8/image").content
+    question = {"image": base64.b64encode(picture).decode(), "where": "price = 1234.5"}
+    assert client.post("/search", json=question).json()["hits"] == []
+    for headers in ({}, {"authorization": "Bearer wrong"}):
+        assert client.patch("/items/r8", json={"attributes": {"price": 1}}, headers=headers).status_code == 401
+    before = client.get("/items/r8").json()
+    changed = client.patch("/items/r8", json={"attributes": {"price": 1234.5}}, headers=WRITER)
+    before["row"]["attributes"]["price"] = 1234.5
+    assert changed.status_code == 200 and changed.json() == before == client.get("/items/r8").json()
+    (hit,) = client.post("/search", json=question).json()["hits"]
+    assert hit["id"] == "r8" and hit["score"] == pytest.approx(1, abs=2e-3)
+    assert client.get("/items/r8/image").content == picture
+    assert client.patch("/items/r8", json={"attributes": {"price": None}}, headers=WRITER).status_code == 200
+    assert client.get("/items/r8").json()["row"]["attributes"]["price"] is None
+    typed = client.patch("/items/r8", json={"attributes": {"price": "8", "colour": 5}}, headers=WRITER).json()
+    assert typed["row"]["attributes"] == {"price": 8.0, "colour": "5.0"}  # as PUT takes them
+    for path, given, status, message in [
+        ("/items/nobody", {"attributes": {"price": 1}}, 404, "no such row"),
+        ("/items/r8", {"attributes": {"prize": 1}}, 422, "Did you mean 'price'?"),
+        ("/items/r8", {"attributes": {"price": "cheap"}}, 422, "'price' is a number"),
+        ("/items/r8", {"attributes": {}}, 422, "attributes"),
+        ("/items/r8", {"title": "new"}, 422, "title cannot change alone; send the whole row with PUT /items"),
+    ]:
+        answer = client.patch(path, json=given, headers=WRITER)
+        assert answer.status_code == status and message in answer.json()["detail"], answer.text
+    assert LocalStore(shop).catalogue.verify() == []
+    assert "patch" in client.get("/openapi.json").json()["paths"]["/items/{row_id}"]
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity", "1" * 400])
+def test_numbers_that_are_none_are_refused(client: httpx.Client, number: str) -> None:
+    headers = {**WRITER, "content-type": "application/json"}
+    for name in ("price", "colour"):
+        item = f'[{{"id": "r4", "title": "x", "attributes": {{"{name}": {number}}}}}]'
+        change = f'{{"attributes": {{"{name}": {number}}}}}'
+        for method, path, body in (("PUT", "/items", item), ("PATCH", "/items/r4", change)):
+            answer = client.request(method, path, content=body, headers=headers)
+            assert answer.status_code == 422 and name in answer.json()["detail"], answer.text
+    assert client.get("/items/r4").json()["row"]["attributes"]["price"] == 4.0
+
+
 def test_without_a_token_nobody_writes(shop: Path) -> None:
     running = start(shop)
     try:

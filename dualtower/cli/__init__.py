@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitSubcommandPrefixes, subcommand
 
-from dualtower.cli.catalogue import Compact, Delete, Index, Search, Tune, Upsert, Verify
+from dualtower.cli.catalogue import Compact, Delete, Index, Search, Tune, Update, Upsert, Verify
 from dualtower.cli.data import Data
 from dualtower.cli.measure import Compare, Evaluate, Explain
 from dualtower.cli.shop import Classify, Outliers, Serve
@@ -30,6 +30,7 @@ Command = (
     | Annotated[Index, subcommand("index")]
     | Annotated[Search, subcommand("search")]
     | Annotated[Upsert, subcommand("upsert")]
+    | Annotated[Update, subcommand("update")]
     | Annotated[Delete, subcommand("delete")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Compact, subcommand("compact")]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dualtower.retrieval.store import Store
     from dualtower.retrieval.tune import Measured
 
-__all__ = ["Compact", "Delete", "Index", "Search", "Tune", "Upsert", "Verify", "open_local"]
+__all__ = ["Compact", "Delete", "Index", "Search", "Tune", "Update", "Upsert", "Verify", "open_local"]
 
 CARD = "card.md"
 
@@ -209,6 +209,36 @@ class Upsert:
         for sentence in said_of_several(products):
             print(sentence)
         print(f"{done.written:,} rows written, {done.unchanged:,} unchanged; {len(store):,} rows in {self.catalogue}")
+
+
+@dataclass(frozen=True)
+class Update:
+    """Change attributes of rows, such as prices, from a table of ids and new values; nothing is embedded."""
+
+    catalogue: Positional[str]
+    """Folder of the catalogue, or milvus://host:port/name."""
+    rows: Positional[Path]
+    """File or folder: a column of ids, and columns named as attributes. An empty cell changes nothing."""
+    id_column: str | None = None
+    """Column of the ids; default that of the catalogue's card, or `id`."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """Stop at the first row that is unknown or bad, or leave such rows out and count them."""
+
+    def run(self) -> None:
+        from dualtower.retrieval.store import open_store
+        from dualtower.retrieval.updates import update_rows
+
+        store = open_store(self.catalogue)
+        done = update_rows(store, self.rows, id_column=self.id_column or self._id_of_card(), on_error=self.on_error)
+        if done.skipped:
+            print(f"left out {len(done.skipped)} rows; the first: {done.skipped[0]}")
+        print(f"{done.changed:,} rows changed, {done.unchanged:,} unchanged; {len(store):,} rows in {self.catalogue}")
+
+    def _id_of_card(self) -> str:
+        from dualtower.data.cards import load_card
+
+        card = Path(self.catalogue) / CARD
+        return (load_card(card).columns.id if card.exists() else None) or "id"
 
 
 @dataclass(frozen=True)

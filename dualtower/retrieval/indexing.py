@@ -13,9 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from dualtower.data.products import Products
-from dualtower.errors import BrokenImage, CatalogueError, ConfigError
+from dualtower.errors import BrokenImage, CatalogueError
 from dualtower.model import DualTower
-from dualtower.retrieval.records import CatalogueInfo, Item
+from dualtower.retrieval.records import CatalogueInfo, Item, stored_attributes
 from dualtower.retrieval.shown import picture_bytes, shown_picture
 from dualtower.retrieval.store import Store, create_store, open_store, store_exists
 from dualtower.types import Product
@@ -166,7 +166,6 @@ def embed(
     """
     if not products:
         return
-    numbers = {name for name, kind in info.attributes.items() if kind == "number"}
     vectors: list[dict[str, Any]] = [{} for _ in products]
     pictured = [i for i, product in enumerate(products) if product.image is not None]
     titled = [i for i, product in enumerate(products) if product.texts]
@@ -191,7 +190,7 @@ def embed(
             id=product.id,
             product_id=product.product_id,
             title=product.texts[0] if product.texts else "",
-            attributes={name: _plain(value, name in numbers) for name, value in product.attributes.items()},
+            attributes=stored_attributes(info, product.id, product.attributes),
             vectors=made,
             picture=None if product.image is None else shown_picture(product.image),
             digest=digest_of(product),
@@ -241,15 +240,3 @@ def _image_vectors(model: DualTower, products: Sequence[Product], batch_size: in
     vectors = vectors[np.cumsum(counts) - counts]
     vectors[several] = means[several]
     return vectors
-
-
-def _plain(value: Any, number: bool) -> Any:
-    """As the catalogue stores it."""
-    if value is None or value == "":
-        return None
-    if not number:
-        return str(value)
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise ConfigError(f"attribute value {value!r} is no number, though the catalogue says so") from None

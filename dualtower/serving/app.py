@@ -19,14 +19,16 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 
-from dualtower.errors import BrokenImage, ConfigError, CursorError, DataError, DualTowerError, FilterError
+from dualtower.errors import BrokenImage, ConfigError, CursorError, DataError, DualTowerError, FilterError, UnknownRow
 from dualtower.explain import Explanation, draw_explanation, explain
 from dualtower.retrieval.finder import Finder
+from dualtower.retrieval.records import StoredRow, stored_attributes
 from dualtower.retrieval.shown import media_type
 from dualtower.serving.batching import QueueFull
 from dualtower.serving.guards import Guard, TooLarge, may_write
-from dualtower.serving.schemas import About, Answer, ItemIn, ItemOut, SearchIn, Why
+from dualtower.serving.schemas import About, Answer, ItemChange, ItemIn, ItemOut, SearchIn, Why
 from dualtower.serving.shop import Shop
+from dualtower.serving.writes import check_whole
 
 __all__ = ["create_app"]
 
@@ -169,6 +171,9 @@ def _add_items(app: FastAPI, shop: Shop, token: str | None) -> None:
             raise HTTPException(404, "there is no such row")
         return rows[0]
 
+    def shown(row: StoredRow) -> dict[str, Any]:
+        return {"id": row.id, "product_id": row.product_id, "row": {"title": row.title, "attributes": row.attributes}}
+
     @app.get("/items/{row_id:path}/image", response_class=Response)
     def image(row_id: RowId) -> Response:
         """The picture of a row."""
@@ -180,14 +185,31 @@ def _add_items(app: FastAPI, shop: Shop, token: str | None) -> None:
 
     @app.put("/items", responses={401: {}, 403: {}, 413: {}})
     async def write(items: list[ItemIn], authorization: Authorization = None) -> dict[str, int]:
-        """Add rows, replacing those with the same ids; they can be found when this returns."""
+        """Add rows, replacing those with the same ids; they can be found when this returns.
+
+        A row is replaced as a whole, by one that has a title and an image where the row has them, and its product_id;
+        attributes that are not sent are gone. `PATCH /items/{id}` changes attributes alone.
+        """
         check(authorization)
         if len(items) > MOST_ITEMS:
             raise DataError(f"{len(items)} items in one request; send at most {MOST_ITEMS}")
+        await run_in_threadpool(check_whole, shop.finder.store, items)
         store, made = await shop.embed([item.product() for item in items])
         await run_in_threadpool(store.upsert, made)
         await run_in_threadpool(shop.tidy)
         return {"written": len(made)}
+
+    @app.patch("/items/{row_id:path}", response_model=ItemOut, responses={401: {}, 403: {}, 404: {}, 413: {}})
+    async def change(row_id: RowId, given: ItemChange, authorization: Authorization = None) -> Any:
+        """Change attributes of a row, such as its price; title, picture and vectors stay. Answers with the row."""
+        check(authorization)
+        store = shop.finder.store
+        try:
+            new = stored_attributes(store.info, row_id, given.attributes)
+            await run_in_threadpool(store.update_attributes, {row_id: new})
+        except UnknownRow:
+            raise HTTPException(404, "there is no such row") from None
+        return shown(await run_in_threadpool(found, row_id))
 
     @app.delete("/items/{row_id:path}", responses={401: {}, 403: {}, 404: {}})
     async def remove(row_id: RowId, authorization: Authorization = None) -> dict[str, int]:
@@ -208,8 +230,7 @@ def _add_items(app: FastAPI, shop: Shop, token: str | None) -> None:
     @app.get("/items/{row_id:path}", response_model=ItemOut, responses={404: {}})
     def item(row_id: RowId) -> Any:
         """One row."""
-        row = found(row_id)
-        return {"id": row.id, "product_id": row.product_id, "row": {"title": row.title, "attributes": row.attributes}}
+        return shown(found(row_id))
 
 
 def _add_page(app: FastAPI, shop: Shop) -> None:

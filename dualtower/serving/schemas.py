@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from dualtower.retrieval.finder import Question
 from dualtower.types import Product
 
-__all__ = ["About", "Answer", "ItemIn", "ItemOut", "SearchIn", "Why"]
+__all__ = ["About", "Answer", "ItemChange", "ItemIn", "ItemOut", "SearchIn", "Why"]
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 Title = Annotated[str, StringConstraints(max_length=2000)]
@@ -83,6 +83,21 @@ class ItemIn(BaseModel):
         """For the model."""
         texts = (self.title.strip(),) if self.title.strip() else ()
         return Product(self.id, self.product_id or self.id, texts, self.image or None, self.attributes)
+
+
+class ItemChange(BaseModel):
+    """New values of some attributes of a row; null takes one away. All else stays as it is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    attributes: Annotated[dict[str, str | float | None], Field(min_length=1, max_length=1000)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _attributes_alone(cls, values: Any) -> Any:
+        if isinstance(values, dict) and (embedded := sorted({"title", "image", "product_id"} & values.keys())):
+            raise ValueError(f"{embedded[0]} cannot change alone; send the whole row with PUT /items")
+        return values
 
 
 class ItemOut(BaseModel):
