@@ -19,6 +19,7 @@ from torch import nn
 from dualtower.data.attributes import attribute_values
 from dualtower.data.images import open_image, to_pixels
 from dualtower.errors import ConfigError, DataError
+from dualtower.sharding import combine, shard
 from dualtower.types import Batch, Embeddings
 from dualtower.workers import one_core_workers
 
@@ -254,7 +255,7 @@ class Encoding(nn.Module, ABC):
         """Embed batch by batch, and return the embeddings in the order of the rows.
 
         Every core prepares and computes batches of its own; an accelerator computes one at a time, while the cores
-        prepare the next.
+        prepare the next. Where processes share their work (`sharding`), each embeds its shard of the batches.
         """
         from tqdm import tqdm
 
@@ -264,7 +265,7 @@ class Encoding(nn.Module, ABC):
         on_cpu = device.type == "cpu"
         size = min(batch_size, CORE_BATCH) if on_cpu else batch_size
         turn: AbstractContextManager[Any] = contextlib.nullcontext() if on_cpu else threading.Lock()
-        embeddings = np.empty((len(order), self.config.embed_dim), dtype=np.float32)
+        embeddings = np.zeros((len(order), self.config.embed_dim), dtype=np.float32)
 
         @torch.inference_mode()
         def work(start: int) -> int:
@@ -281,9 +282,12 @@ class Encoding(nn.Module, ABC):
                 if len(order):
                     work(0)
                 return embeddings
-            with tqdm(total=len(order), disable=not progress, unit=unit) as bar, one_core_workers() as pool:
-                for done in pool.map(work, range(0, len(order), size)):
+            starts = shard(range(0, len(order), size))
+            total = sum(len(order[start : start + size]) for start in starts)
+            with tqdm(total=total, disable=not progress, unit=unit) as bar, one_core_workers() as pool:
+                for done in pool.map(work, starts):
                     bar.update(done)
+            combine(embeddings)
         return embeddings
 
 

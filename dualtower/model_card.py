@@ -42,14 +42,16 @@ class ModelCard:
     license: str | None = None
 
     @classmethod
-    def of_run(cls, config: Any, report: Any, *, license: str | None = None) -> ModelCard:
+    def of_run(cls, config: Any, report: Any = None, *, license: str | None = None) -> ModelCard:
         """Make the card of a finished run.
 
         Args:
             config: Its `RunConfig`.
-            report: Its evaluation `Report`.
+            report: Its evaluation `Report`, or None for a model that has not been measured yet.
             license: Of the weights.
         """
+        if report is None:
+            return cls(load_card(config.data.card), run=to_dict(config), license=license)
         figures = report.to_dict()
         protocol = figures.pop("protocol")
         return cls(load_card(config.data.card), figures, report.table(), protocol, to_dict(config), license)
@@ -67,6 +69,8 @@ class ModelCard:
         ]
         if self.table:
             sections.append(f"## Results\n\n{self.table}\n\nIn brackets: 95 % intervals.")
+        elif self.run:
+            sections.append(_unmeasured(name))
         if self.protocol:
             sections.append(f"## Protocol\n\n{_yaml_block(self.protocol)}")
         if self.data:
@@ -122,6 +126,13 @@ texts = model.encode_text(["blue striped ceramic mug", "red dress"])  # float32 
 images = model.encode_image(["mug.jpg"])  # paths, bytes or PIL images
 scores = model.similarity(images, texts)  # [1, 2], more is more alike
 ```"""
+
+
+def _unmeasured(name: str) -> str:
+    return f"""## Results
+
+None yet: the model was saved before it was measured. To measure it, type
+`dualtower evaluate {name} --data.card CARD`."""
 
 
 def _architecture(model: ModelConfig, fingerprint: str) -> str:

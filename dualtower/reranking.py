@@ -12,6 +12,7 @@ from dualtower.data.images import open_image, to_pixels
 from dualtower.encoding import evaluation_mode
 from dualtower.errors import ConfigError
 from dualtower.fusion.reranker import Reranker, TokenStates
+from dualtower.sharding import combine, shard
 from dualtower.towers.features import read_tokens
 from dualtower.types import Batch, Embeddings, Features
 
@@ -55,21 +56,30 @@ def score_pairs(
     from tqdm import tqdm
 
     reranker = reranker_of(model)
-    scores = np.empty(len(pairs), np.float32)
-    with evaluation_mode(model), tqdm(total=len(pairs), disable=not progress, unit="pair") as bar:
-        for of_texts in _blocks(pairs[:, 0], block[0]):
-            read, text_of = np.unique(pairs[of_texts, 0], return_inverse=True)
-            all_read = text_states(model, [texts[i] for i in read])
-            for of_images in _blocks(pairs[of_texts, 1], block[1]):
-                seen, image_of = np.unique(pairs[of_texts[of_images], 1], return_inverse=True)
-                all_seen = image_states(model, [(int(i), images[i]) for i in seen])
-                for start in range(0, len(of_images), at_once):
-                    some = slice(start, start + at_once)
-                    text = all_read.take(torch.from_numpy(text_of[of_images[some]]).to(model.device))
-                    image = all_seen.take(torch.from_numpy(image_of[some]).to(model.device))
-                    match = reranker.weight * reranker(text, image)
-                    scores[of_texts[of_images[some]]] = match.float().cpu().numpy()
-                bar.update(len(of_images))
+    scores = np.zeros(len(pairs), np.float32)
+    blocks = shard(
+        [
+            (number, of_texts, of_images)
+            for number, of_texts in enumerate(_blocks(pairs[:, 0], block[0]))
+            for of_images in _blocks(pairs[of_texts, 1], block[1])
+        ]
+    )
+    total, held = sum(len(of_images) for _, _, of_images in blocks), -1
+    with evaluation_mode(model), tqdm(total=total, disable=not progress, unit="pair") as bar:
+        for number, of_texts, of_images in blocks:
+            if number != held:
+                read, text_of = np.unique(pairs[of_texts, 0], return_inverse=True)
+                all_read, held = text_states(model, [texts[i] for i in read]), number
+            seen, image_of = np.unique(pairs[of_texts[of_images], 1], return_inverse=True)
+            all_seen = image_states(model, [(int(i), images[i]) for i in seen])
+            for start in range(0, len(of_images), at_once):
+                some = slice(start, start + at_once)
+                text = all_read.take(torch.from_numpy(text_of[of_images[some]]).to(model.device))
+                image = all_seen.take(torch.from_numpy(image_of[some]).to(model.device))
+                match = reranker.weight * reranker(text, image)
+                scores[of_texts[of_images[some]]] = match.float().cpu().numpy()
+            bar.update(len(of_images))
+    combine(scores)
     return scores
 
 

@@ -15,6 +15,7 @@ from dualtower.encoding import evaluation_mode
 from dualtower.errors import ConfigError
 from dualtower.evaluation.report import Section, markdown_table
 from dualtower.model import DualTower
+from dualtower.sharding import combine, shard
 
 __all__ = ["ClassFigures", "class_figures", "measure_heads", "predicted_classes"]
 
@@ -88,14 +89,16 @@ def predicted_classes(model: DualTower, products: Products, *, batch_size: int =
         ConfigError: The model has no fusion.
     """
     collator = model.collator()
-    parts: dict[str, list[np.ndarray]] = {}
+    heads = model.config.fusion.tasks if model.config.fusion else {}
+    predicted = {name: np.zeros(len(products), np.int64) for name in heads}
     with evaluation_mode(model):
-        for start in range(0, len(products), batch_size):
-            rows = [products[i] for i in range(start, min(start + batch_size, len(products)))]
-            batch = collator(rows).to(model.device)
+        for start in shard(range(0, len(products), batch_size)):
+            rows = range(start, min(start + batch_size, len(products)))
+            batch = collator([products[i] for i in rows]).to(model.device)
             for name, logits in model.fuse(model(batch), batch)[1].items():
-                parts.setdefault(name, []).append(torch.argmax(logits, dim=1).cpu().numpy())
-    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+                predicted[name][rows] = torch.argmax(logits, dim=1).cpu().numpy()
+    combine(*predicted.values())
+    return predicted
 
 
 def measure_heads(model: DualTower, products: Products, train: Mapping[str, Sequence[Any]]) -> Section:

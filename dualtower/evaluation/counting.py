@@ -20,6 +20,7 @@ import torch
 from dualtower.errors import ConfigError
 from dualtower.evaluation.relevance import Relevance
 from dualtower.evaluation.scores import Scores
+from dualtower.sharding import combine, shard
 from dualtower.workers import one_core_workers
 
 __all__ = ["BLOCK", "count_irrelevant"]
@@ -127,9 +128,11 @@ def count_irrelevant(
 
     corners = [(r, c) for r in range(0, queries, height) for c in range(0, gallery, width)]
     with _full_precision(), one_core_workers() as pool:
-        for _ in pool.map(visit, corners):
+        for _ in pool.map(visit, shard(corners)):
             pass
-    return [(side.above, side.tied) for side in (rows, columns) if side is not None]
+    counted = [(side.above, side.tied) for side in (rows, columns) if side is not None]
+    combine(*(counts for pair in counted for counts in pair))
+    return counted
 
 
 @contextmanager

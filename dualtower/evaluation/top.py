@@ -10,6 +10,7 @@ from dualtower.errors import ConfigError
 from dualtower.evaluation.counting import BLOCK
 from dualtower.evaluation.scores import Scores
 from dualtower.losses.similarity import Similarity
+from dualtower.sharding import combine, shard
 
 __all__ = ["top_k"]
 
@@ -40,15 +41,17 @@ def top_k(
     if k < 1:
         raise ConfigError(f"k is {k}; it must be at least 1")
     scores = Scores(queries, gallery, similarity)
-    positions = np.full((scores.shape[0], k), -1)
-    best = np.full((scores.shape[0], k), -np.inf, np.float32)
-    for first in range(0, scores.shape[0], block[0]):
+    positions = np.zeros((scores.shape[0], k), np.int64)
+    best = np.zeros((scores.shape[0], k), np.float32)
+    for first in shard(range(0, scores.shape[0], block[0])):
         rows = slice(first, min(first + block[0], scores.shape[0]))
+        positions[rows], best[rows] = -1, -np.inf
         for start in range(0, scores.shape[1], block[1]):
             columns = slice(start, min(start + block[1], scores.shape[1]))
             values = torch.empty(rows.stop - rows.start, columns.stop - columns.start)
             scores.block(rows, columns, values)
             _merge(scores, values.numpy(), rows, columns, exclude, positions[rows], best[rows])
+    combine(positions, best)
     return positions, best
 
 

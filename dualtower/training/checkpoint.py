@@ -99,6 +99,32 @@ def write_atomically(value: Any, path: Path) -> None:
         ) from error
 
 
+def save_best(weights: Mapping[str, torch.Tensor], folder: Path, *, score: float, step: int) -> None:
+    """Write ``best.pt``: the weights of the best validation so far.
+
+    Raises:
+        CheckpointError: The file system refused; what was there before is untouched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically({"model": weights, "score": score, "step": step}, folder / "best.pt")
+
+
+def read_best(folder: Path) -> Mapping[str, torch.Tensor]:
+    """Read the weights of the best validation.
+
+    Raises:
+        CheckpointError: The file is missing or broken.
+    """
+    path = folder / "best.pt"
+    try:
+        weights: Mapping[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)["model"]
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path}, the best weights of this run, cannot be read ({error}); the newest ones are in step_*.pt"
+        ) from error
+    return weights
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
     """Newest complete step checkpoint in a folder, or None."""
     steps = _steps(folder)

@@ -10,6 +10,7 @@ All functions are the identity where torch.distributed is not initialised, or ha
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,18 +19,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dualtower.errors import ConfigError
+from dualtower.sharding import process_group_device, rank, world_size
 
-__all__ = ["agree", "gather", "gather_codes", "rank", "share", "world_size"]
-
-
-def world_size() -> int:
-    """Number of processes that train together; 1 without torch.distributed."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def rank() -> int:
-    """Number of this process among them; 0 without torch.distributed."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+__all__ = ["agree", "broadcast_", "gather", "gather_codes", "rank", "share", "world_size"]
 
 
 def gather(embeddings: Tensor) -> Tensor:
@@ -104,6 +96,17 @@ def agree(first: float, second: float, device: torch.device | str) -> tuple[floa
     dist.all_reduce(values, op=dist.ReduceOp.MAX)
     largest = values.tolist()
     return largest[0], largest[1]
+
+
+@torch.no_grad()
+def broadcast_(tensors: Iterable[Tensor]) -> None:
+    """Give the tensors of all ranks the values of rank 0, in place, wherever they lie."""
+    if world_size() > 1:
+        device = process_group_device()
+        for tensor in tensors:
+            sent = tensor.detach().to(device).contiguous()
+            dist.broadcast(sent, 0)
+            tensor.copy_(sent)
 
 
 def _joined(values: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from dualtower.data.batches import BatchPlan, Collator, PixelCache, training_loa
 from dualtower.data.products import Products
 from dualtower.errors import ConfigError, NonFiniteLoss
 from dualtower.model import DualTower
+from dualtower.sharding import sharded
 from dualtower.training.allocator import keep_freed_memory
 from dualtower.training.budget import Budget, Clock
 from dualtower.training.checkpoint import (
@@ -31,11 +32,12 @@ from dualtower.training.checkpoint import (
     Position,
     latest_checkpoint,
     load_checkpoint,
+    read_best,
+    save_best,
     save_checkpoint,
-    write_atomically,
 )
 from dualtower.training.config import RunConfig
-from dualtower.training.distributed import agree
+from dualtower.training.distributed import agree, broadcast_
 from dualtower.training.journal import Journal
 from dualtower.training.objectives import build_objective
 from dualtower.training.optim import create_optimizer, freeze_locked, set_learning_rates, set_modes
@@ -81,7 +83,8 @@ class Trainer:
         model: Freshly built (the trainer loads a checkpoint into it when the config says resume).
         products: Training split.
         accelerator: Device, precision and processes.
-        validate: Measures a model; must hold the key ``score``, of which more is better. None never validates.
+        validate: Measures a model, in all processes at once (see `dualtower.sharding`); must hold the key ``score``, of
+            which more is better. None never validates.
 
     Raises:
         ConfigError: The budget or the batch does not fit the data.
@@ -254,7 +257,9 @@ class Trainer:
         if self.validate is None:
             return False
         model = self._averaged()
-        figures = self.validate(model) if self.accelerator.is_main_process else {"score": 0.0}
+        broadcast_(model.state_dict().values())  # batch statistics differ between the processes
+        with sharded():
+            figures = self.validate(model)
         score, _ = agree(figures["score"], 0.0, self.accelerator.device)
         self.journal.validation(self.position, figures)
         better = self.position.best is None or score > self.position.best
@@ -265,11 +270,7 @@ class Trainer:
             validated=self.position.step,
         )
         if better and self.accelerator.is_main_process:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            write_atomically(
-                {"model": model.state_dict(), "score": score, "step": self.position.step},
-                self.checkpoints / "best.pt",
-            )
+            save_best(model.state_dict(), self.checkpoints, score=score, step=self.position.step)
         patience = self.config.train.patience
         return patience is not None and self.position.stale >= patience
 
@@ -277,14 +278,15 @@ class Trainer:
         return self.ema.module if self.ema is not None else self.unwrapped
 
     def _best(self) -> DualTower:
-        """A model of its own with the best validated weights, on the CPU and in evaluation mode."""
-        best = self.checkpoints / "best.pt"
-        if self.position.best is not None:
-            weights = torch.load(best, map_location="cpu", weights_only=True)["model"]
-        else:
-            weights = self._averaged().state_dict()
+        """A model of its own with the best validated weights, on the CPU and in evaluation mode.
+
+        The main process reads them; others may have no such file.
+        """
         model = DualTower(self.unwrapped.config, self.unwrapped.tokenizer)
-        model.load_state_dict(weights)
+        if self.accelerator.is_main_process:
+            validated = self.position.best is not None
+            model.load_state_dict(read_best(self.checkpoints) if validated else self._averaged().state_dict())
+        broadcast_(model.state_dict().values())
         return model.eval()
 
     def _save(self) -> None:

@@ -7,12 +7,13 @@ import logging
 import os
 import shutil
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from dualtower.config import differences, to_dict
 from dualtower.data.attributes import fit_attributes, fit_classes
@@ -32,10 +33,11 @@ from dualtower.evaluation import (
     similar_products,
     write_report,
 )
-from dualtower.folder import write_text_atomically
+from dualtower.folder import README, write_text_atomically
 from dualtower.model import DualTower
 from dualtower.model_card import ModelCard
 from dualtower.model_config import ModelConfig
+from dualtower.sharding import sharded
 from dualtower.training.config import RunConfig, TrainConfig
 from dualtower.training.journal import read_history
 from dualtower.training.loop import Outcome, Trainer
@@ -43,6 +45,13 @@ from dualtower.training.loop import Outcome, Trainer
 __all__ = ["run"]
 
 logger = logging.getLogger(__name__)
+
+GROUP_TIMEOUT = timedelta(hours=3)
+"""How long a process waits for the others before it gives them up for dead.
+
+No process works alone for long, but for the main one's download of a source. A process that dies is noticed at once, by
+the launcher; what this limit ends is a process that hangs.
+"""
 
 
 def run(config: RunConfig) -> bool:
@@ -82,10 +91,10 @@ def run(config: RunConfig) -> bool:
     if outcome.ended == "stopped":
         logger.info("stopped at step %d, saved. To go on, type the same command with --resume", outcome.position.step)
         return False
-    if accelerator.is_main_process:
-        _measure_and_save(outcome, card, config, train=train, skipped=train.skipped + validation.skipped)
-    accelerator.wait_for_everyone()
     del trainer
+    _save_and_measure(
+        outcome, card, config, train=train, skipped=train.skipped + validation.skipped, main=accelerator.is_main_process
+    )
     accelerator.free_memory()  # DDP must let go of the process group before it ends, or the exit may abort
     accelerator.end_training()
     return True
@@ -102,6 +111,7 @@ def _accelerator(config: RunConfig) -> Accelerator:
         cpu=not torch.accelerator.is_available(),  # without this word, Accelerate overlooks torchrun's CPU ranks
         mixed_precision=_precision(config.train),
         log_with=list(config.train.trackers) or None,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=GROUP_TIMEOUT)],
         project_config=ProjectConfiguration(project_dir=str(config.out), logging_dir=str(config.out / "logs")),
     )
     launched = int(os.environ.get("WORLD_SIZE", 1))
@@ -240,38 +250,51 @@ def _validation_figures(model: DualTower, products: Products, config: RunConfig)
     return {"score": sum(figures.values()) / 2, **{f"{k}/recall@10": v for k, v in figures.items()}}
 
 
-def _measure_and_save(
-    outcome: Outcome, card: DataCard, config: RunConfig, *, train: Products, skipped: list[Any]
+def _save_and_measure(
+    outcome: Outcome, card: DataCard, config: RunConfig, *, train: Products, skipped: list[Any], main: bool
 ) -> None:
-    settings = config.evaluation
-    split = "all" if settings.qrels else settings.split
-    gallery = _load(card, split, config)
-    model = outcome.model
+    """Save first: what took hours must not hang on the minutes of the measurement, which all processes share.
+
+    Only the main process writes.
+    """
+    settings, model = config.evaluation, outcome.model
     model.seal()
-    result = evaluate(
-        model,
-        gallery,
-        queries=load_qrels(settings.qrels) if settings.qrels else None,
-        ks=settings.ks,
-        bootstrap=settings.bootstrap,
-        batch_size=settings.batch_size,
-        breakdown=settings.breakdown,
-        progress=True,
-    )
-    sections = _heads_sections(model, result, train, config)
-    model.save_pretrained(config.out / "model", card=ModelCard.of_run(config, result.report))
+    folder = config.out / "model"
+    if main:
+        model.save_pretrained(folder, card=ModelCard.of_run(config))
+        logger.info("saved %s; measuring it", folder)
+    gallery = _load(card, "all" if settings.qrels else settings.split, config)
+    with sharded():
+        result = evaluate(
+            model,
+            gallery,
+            queries=load_qrels(settings.qrels) if settings.qrels else None,
+            ks=settings.ks,
+            bootstrap=settings.bootstrap,
+            batch_size=settings.batch_size,
+            breakdown=settings.breakdown,
+            progress=main,
+        )
+        sections = _heads_sections(model, result, train, config, progress=main)
+    if not main:
+        return
+    measured = ModelCard.of_run(config, result.report)
+    readme = measured.to_markdown(name=str(folder), model=model.config, fingerprint=model.fingerprint)
+    write_text_atomically(folder / README, readme)
     history = read_history(config.out / "history.jsonl")
     write_report(config.out, result, sections=sections, history=history, skipped=skipped + gallery.skipped)
     tables = "\n\n".join([result.report.table(), *(f"{s.title}\n\n{s.markdown}" for s in sections)])
-    logger.info("\n%s\nmodel: %s\nreport: %s", tables, config.out / "model", config.out / "report.md")
+    logger.info("\n%s\nmodel: %s\nreport: %s", tables, folder, config.out / "report.md")
 
 
-def _heads_sections(model: DualTower, result: Evaluation, train: Products, config: RunConfig) -> list[Section]:
+def _heads_sections(
+    model: DualTower, result: Evaluation, train: Products, config: RunConfig, *, progress: bool
+) -> list[Section]:
     """What the model's heads achieve on what was searched."""
     settings, sections = config.evaluation, []
     if model.reranker is not None:
         top = min(settings.rerank, *(len(d.gallery.rows) for d in result.directions.values()))
-        again = rerank(model, result, top=top, bootstrap=settings.bootstrap, progress=True)
+        again = rerank(model, result, top=top, bootstrap=settings.bootstrap, progress=progress)
         sections.append(again.section())
     if model.fusion is not None:
         similar = similar_products(
