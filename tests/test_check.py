@@ -10,6 +10,7 @@ import pytest
 import shops
 from shops import own_cache  # noqa: F401
 
+from dualtower.cli import main
 from dualtower.data.cards import load_card
 from dualtower.data.check import Leak, Repeated, check_card
 
@@ -50,6 +51,36 @@ def test_planted_faults(tmp_path: Path) -> None:
     assert "- 1 groups of byte-identical pictures: 3 rows, the largest 3 (row sku-0)" in text
     assert "duplicate id" in text and "not a picture" in text
     assert json.loads(json.dumps(report.to_dict()))["leaks"][0]["splits"] == ["train", "test"]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({}, None),
+        ({"photo": shops.jpeg("red", 12)}, "1 groups of byte-identical pictures; 1 pictures shared by train and test"),
+        ({"item": "mug-0"}, "1 products shared by train and test"),
+        ({"title": "Red MUG 0"}, "1 titles shared by train and test"),
+        ({"sku": "sku-0"}, "1 ids stand in more than one split"),
+        ({"photo": b"a text file"}, "1 rows cannot be used"),
+    ],
+)
+def test_strict_exits_with_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, object], problem: str | None
+) -> None:
+    shops.write_parquet(tmp_path / "shop" / "train.parquet", shops.rows(4))
+    shops.write_parquet(tmp_path / "shop" / "test.parquet", [{**row, **change} for row in shops.rows(1, start=4)])
+    (tmp_path / "shop.md").write_text(
+        "---\nname: shop\nsource: {path: shop}\ncolumns: {id: sku, product_id: item, text: title, image: photo}\n---\n"
+    )
+    check = ["data", "check", str(tmp_path / "shop.md"), "--json", str(tmp_path / "report.json")]
+    main(check)
+    if problem is None:
+        main([*check, "--strict"])
+        return
+    with pytest.raises(SystemExit) as exited:
+        main([*check, "--strict"])
+    assert exited.value.code == f"DataError: shop: {problem}"  # Python prints such a code and exits with 1
+    assert "# shop" in capsys.readouterr().out and (tmp_path / "report.json").exists()
 
 
 def test_a_split_without_a_usable_row_is_reported(tmp_path: Path) -> None:

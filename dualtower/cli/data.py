@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg, subcommand
 
-from dualtower.errors import SourceError
+from dualtower.errors import DataError, SourceError
 
 __all__ = ["Data"]
 
@@ -24,6 +24,8 @@ class Check:
     """Folder or Hub dataset to read instead of the card's own source."""
     json: Path | None = None
     """Write the findings to this file."""
+    strict: bool = False
+    """Exit with status 1 where rows cannot be used, pictures stand twice, or splits share something."""
 
     def run(self) -> None:
         from dualtower.data.cards import load_card
@@ -34,6 +36,8 @@ class Check:
         print(report.to_markdown())
         if self.json:
             write_text_atomically(self.json, json.dumps(report.to_dict(), indent=2))
+        if self.strict and (problems := report.problems()):
+            raise DataError(f"{report.card}: {'; '.join(problems)}")
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,19 @@ class CheckReport:
         """Values that JSON can hold."""
         return to_dict(self)
 
+    def problems(self) -> list[str]:
+        """What makes figures on this catalogue doubtful: rows left out, duplicates, and what two splits share."""
+        left_out = sum(sum(split.left_out.values()) for split in self.splits)
+        found = [
+            (left_out, "rows cannot be used"),
+            (self.duplicate_ids, "ids stand in more than one split"),
+            (self.pictures.values, "groups of byte-identical pictures"),
+        ]
+        for leak in self.leaks:
+            shared = f"shared by {leak.splits[0]} and {leak.splits[1]}"
+            found += [(getattr(leak, what), f"{what} {shared}") for what in ("products", "pictures", "titles")]
+        return [f"{count:,} {what}" for count, what in found if count]
+
     def to_markdown(self) -> str:
         """A short report for people."""
         reasons = sorted({reason for split in self.splits for reason in split.left_out})
