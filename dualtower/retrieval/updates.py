@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dualtower.data.cards import CardSource, Columns, DataCard, Splits
-from dualtower.data.pictures import arrow_column
+from dualtower.data.reading import column_values
 from dualtower.data.sources import open_source
 from dualtower.errors import DataError, RowError, UnknownRow
 from dualtower.retrieval.records import CatalogueInfo, check_changes, stored_attributes
@@ -95,8 +95,8 @@ def _read(info: CatalogueInfo, source: str | Path, id_column: str) -> Iterator[t
     number = 0
     for dataset in opened.splits.values():
         names = _attributes(info, dataset.column_names, id_column, where=opened.where)
-        ids = arrow_column(dataset, id_column).to_pylist()
-        values = [arrow_column(dataset, name).to_pylist() for name in names]
+        ids = column_values(dataset, id_column)
+        values = [column_values(dataset, name) for name in names]
         for i, row_id in enumerate(ids):
             given = {name: column[i] for name, column in zip(names, values, strict=True)}
             yield number, "" if row_id is None else str(row_id).strip(), {n: v for n, v in given.items() if _is(v)}
