@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,8 @@ from dualtower.fusion import FusionConfig, ProductFusion, Reranker, RerankerConf
 from dualtower.hub import find_folder, push_folder
 from dualtower.losses.similarity import similarities
 from dualtower.model_config import ModelConfig
-from dualtower.towers import ProjectionHead, create_image_tower, create_text_tower
-from dualtower.towers.features import read_tokens
+from dualtower.precision import TowerPrecision, computed
+from dualtower.towers import Features, ProjectionHead, Tower, create_image_tower, create_text_tower
 from dualtower.towers.image import pretrained_backbone
 from dualtower.towers.transformer import complete_encoder, pretrained_encoder
 from dualtower.types import Batch, Embeddings
@@ -88,6 +88,7 @@ class DualTower(Encoding):
                 image=(self.image_tower.width, self.image_tower.token_width),
                 embed_dim=config.embed_dim,
             )
+        self.precision: TowerPrecision | None = None  # None: that of the autocast around it
         self._readme: tuple[str, str] | None = None  # fingerprint and model card that came with the weights
 
     @classmethod
@@ -120,17 +121,32 @@ class DualTower(Encoding):
         """Embed a batch; either side may be absent."""
         image = text = seen = read = None
         if batch.pixels is not None:
-            seen = self.image_tower(batch.pixels)
+            seen = self.see(batch.pixels)
             image = self._finish(self.image_head(seen.pooled))
             if self.config.mirror and not self.image_tower.training:
-                mirrored = self.image_tower(batch.pixels.flip(-1))
+                mirrored = self.see(batch.pixels.flip(-1))
                 image = self._finish((image + self._finish(self.image_head(mirrored.pooled))) / 2)
         if batch.tokens is not None:
-            read = read_tokens(self.text_tower, batch.tokens)
+            read = self.read(batch.tokens)
             text = self._finish(self.text_head(read.pooled))
         scale = self.logit_scale.exp()
         bias = scale.new_zeros(()) if self.logit_bias is None else self.logit_bias
         return Embeddings(image, text, scale, bias, image_features=seen, text_features=read)
+
+    def read(self, tokens: Mapping[str, Tensor], tower: Tower | None = None) -> Features:
+        """What a text tower, by default the model's own, makes of ``input_ids`` and ``attention_mask`` ``[B, L]``."""
+        precision = None if self.precision is None else self.precision.text
+        return computed(tower or self.text_tower, precision, tokens["input_ids"], tokens["attention_mask"])
+
+    def see(self, pixels: Tensor, tower: Tower | None = None) -> Features:
+        """What an image tower, by default the model's own, makes of pictures ``[B, 3, H, W]``."""
+        precision = None if self.precision is None else self.precision.image
+        return computed(tower or self.image_tower, precision, pixels)
+
+    def compute_in(self, precision: TowerPrecision) -> None:
+        """Let the towers compute in this precision and memory order from now on; it is not saved with the model."""
+        self.precision = precision
+        self.image_tower.order_memory(channels_last=precision.channels_last)
 
     def _finish(self, embeddings: Tensor) -> Tensor:
         """At least float32 (autocast computes in less), and unit length under cosine similarity."""

@@ -13,7 +13,6 @@ from dualtower.encoding import evaluation_mode
 from dualtower.errors import ConfigError
 from dualtower.fusion.reranker import Reranker, TokenStates
 from dualtower.sharding import combine, shard
-from dualtower.towers.features import read_tokens
 from dualtower.types import Batch, Embeddings, Features
 
 if TYPE_CHECKING:
@@ -110,10 +109,10 @@ def features_to_rerank(
     reranker, text, image = reranker_of(model), None, None
     if batch.tokens is not None:
         known = seen.text_features if seen and reranker.text_tower is None else None
-        text = known or read_tokens(reranker.text_tower or model.text_tower, batch.tokens)
+        text = known or model.read(batch.tokens, reranker.text_tower)
     if batch.pixels is not None:
         known = seen.image_features if seen and reranker.image_tower is None else None
-        image = known or (reranker.image_tower or model.image_tower)(batch.pixels)
+        image = known or model.see(batch.pixels, reranker.image_tower)
     return text, image
 
 

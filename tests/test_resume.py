@@ -21,6 +21,8 @@ OPTIONS = [
     str(STEPS),
     "--train.checkpoint-steps",
     "3",
+    "--train.precision",
+    "fp32",  # two runs that each measure for themselves might choose differently
     "--train.ema",
     "0.9",
     "--train.trackers",

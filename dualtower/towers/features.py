@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 
 from dualtower.types import Features
 
-__all__ = ["Features", "TokenPooling", "Tower", "no_slow_autocast", "pool_tokens", "read_tokens", "token_embedding"]
+__all__ = ["Features", "TokenPooling", "Tower", "pool_tokens", "token_embedding"]
 
 TokenPooling = Literal["mean", "cls", "max"]
 
@@ -35,6 +33,9 @@ class Tower(nn.Module, ABC):
     def for_inference(self) -> Tower:
         """A copy that computes the same faster on a CPU and learns no more; itself where nothing is faster."""
         return self
+
+    def order_memory(self, *, channels_last: bool) -> None:
+        """Lay convolutions out in memory; to a tower without pictures it means nothing."""
 
 
 def token_embedding(vocab_size: int, width: int) -> nn.Embedding:
@@ -64,19 +65,3 @@ def pool_tokens(tokens: Tensor, mask: Tensor, kind: TokenPooling) -> Tensor:
     # bf16 loses digits in a sum, so the sum is taken in float32 at least.
     total = tokens.masked_fill(~real, 0).sum(1, dtype=torch.promote_types(tokens.dtype, torch.float32))
     return (total / real.sum(1).clamp(min=1)).to(tokens.dtype)
-
-
-def no_slow_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Leave autocast where it slows a text tower down: without AMX, CPUs multiply bf16 matrices slower than float32.
-
-    (149 against 250 GFLOP/s were measured with AVX-512 bf16. Convolutions, and so most image towers, do gain.)
-    """
-    slow = device.type == "cpu" and not torch.cpu._is_amx_tile_supported()
-    return torch.autocast("cpu", enabled=False) if slow else contextlib.nullcontext()
-
-
-def read_tokens(tower: nn.Module, tokens: Mapping[str, Tensor]) -> Features:
-    """What a text tower makes of ``input_ids`` and ``attention_mask``, int64 ``[B, L]``."""
-    with no_slow_autocast(tokens["input_ids"].device):
-        features: Features = tower(tokens["input_ids"], tokens["attention_mask"])
-    return features

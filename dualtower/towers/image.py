@@ -41,8 +41,8 @@ class ImageTowerConfig:
     """More arguments of timm.create_model, such as layers, channels, stem_width, depth, embed_dim."""
     pad_to: int = 1
     """Pad pictures at the right and bottom to a multiple of this; patches are always filled."""
-    channels_last: bool = True
-    """Memory order of convolutions: faster on CPUs, and on GPUs with tensor cores."""
+    channels_last: bool | None = None
+    """Memory order of convolutions. None is channels_last, unless `train.precision auto` finds the other one faster."""
 
     def __post_init__(self) -> None:
         if self.pad_to < 1:
@@ -71,8 +71,7 @@ class TimmTower(Tower):
         self.width = getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
         self.token_width = self.backbone.num_features
         self.multiple = _multiple(self.backbone, config)
-        self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.backbone.to(memory_format=self.memory_format)
+        self.order_memory(channels_last=config.channels_last is not False)
         self.size = _rounded((settings.height, settings.width), self.multiple)
         self.is_small = settings.height * settings.width <= SMALL
         # (pixel / 255 - mean) / std as one multiplication and one addition
@@ -98,9 +97,13 @@ class TimmTower(Tower):
         fold_batch_norms(tower.backbone, tower.shift.new_zeros(1, 3, *tower.size))
         convolutions = [module for module in tower.modules() if isinstance(module, nn.Conv2d)]
         if self.is_small and all(convolution.groups == 1 for convolution in convolutions):
-            tower.memory_format = torch.contiguous_format
-        tower.backbone.to(memory_format=tower.memory_format)
+            tower.order_memory(channels_last=False)
         return tower
+
+    def order_memory(self, *, channels_last: bool) -> None:
+        """See `Tower.order_memory`."""
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.backbone.to(memory_format=self.memory_format)
 
     def _tokens(self, features: Tensor, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
         """View a backbone's last features as ``[B, T, W]``, without class and register tokens, and their grid."""

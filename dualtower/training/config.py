@@ -11,6 +11,7 @@ from dualtower.data.batches import Sampling
 from dualtower.errors import ConfigError
 from dualtower.losses import LossConfig
 from dualtower.model_config import ModelConfig
+from dualtower.precision import TowerPrecision
 
 __all__ = ["DataConfig", "EvaluationConfig", "MatchingConfig", "RunConfig", "TaskConfig", "TrainConfig"]
 
@@ -97,7 +98,10 @@ class TrainConfig:
     ema: float | None = None
     """Decay of an exponential moving average of the weights, which is then what is validated and saved."""
     precision: Precision = "auto"
-    """Autocast precision; auto is bf16 where the hardware has it."""
+    """`fp32`, `bf16` or `fp16` for all of the model; `auto` is bf16 on GPUs, and on CPUs what is measured to be the
+    fastest for each tower when the run begins."""
+    tower_precision: TowerPrecision | None = None
+    """What `auto` has measured; a resumed run keeps it."""
     sync_batchnorm: bool = False
     """On several GPUs: batch statistics over all processes instead of each process's own rows."""
     threads: int | None = None

@@ -38,9 +38,10 @@ from dualtower.model import DualTower
 from dualtower.model_card import ModelCard
 from dualtower.model_config import ModelConfig
 from dualtower.sharding import sharded
-from dualtower.training.config import RunConfig, TrainConfig
+from dualtower.training.config import RunConfig
 from dualtower.training.journal import read_history
 from dualtower.training.loop import Outcome, Trainer
+from dualtower.training.precision import autocast_precision, with_tower_precision
 
 __all__ = ["run"]
 
@@ -75,7 +76,7 @@ def run(config: RunConfig) -> bool:
         train, validation = (_load(card, split, config) for split in _splits(config))
     config = replace(config, model=_with_known_values(config, card, train))
     model = _build_model(config, train)
-    config = replace(config, model=model.config)
+    config = with_tower_precision(replace(config, model=model.config), model, train, accelerator)
     if accelerator.is_main_process:
         write_text_atomically(config.out / "config.json", json.dumps(to_dict(config), indent=2))
     _log_start(config, train, model, accelerator)
@@ -109,7 +110,7 @@ def _accelerator(config: RunConfig) -> Accelerator:
                 raise MissingExtra("wandb", "wandb") from None
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # without this word, Accelerate overlooks torchrun's CPU ranks
-        mixed_precision=_precision(config.train),
+        mixed_precision=autocast_precision(config.train),
         log_with=list(config.train.trackers) or None,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=GROUP_TIMEOUT)],
         project_config=ProjectConfiguration(project_dir=str(config.out), logging_dir=str(config.out / "logs")),
@@ -125,15 +126,6 @@ def _accelerator(config: RunConfig) -> Accelerator:
         # Accelerate's launcher and torchrun leave every process one thread: half of the speed on two cores.
         torch.set_num_threads(config.train.threads or max(1, (os.cpu_count() or 1) // processes))
     return accelerator
-
-
-def _precision(train: TrainConfig) -> str:
-    """Accelerate's name of the autocast precision; `auto` takes bf16 only where the processor computes in it."""
-    if train.precision != "auto":
-        return "no" if train.precision == "fp32" else train.precision
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if torch.cpu._is_amx_tile_supported() else "no"  # with AVX-512 alone, bf16 measured no faster
 
 
 def _claim_folder(config: RunConfig, accelerator: Accelerator) -> None:
@@ -223,7 +215,7 @@ def _log_start(config: RunConfig, train: Products, model: DualTower, accelerator
             sum(p.numel() for p in model.parameters()) / 1e6,
             accelerator.num_processes,
             accelerator.device,
-            accelerator.mixed_precision,
+            config.train.tower_precision or accelerator.mixed_precision.replace("no", "fp32"),
         )
 
 
