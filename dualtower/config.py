@@ -7,6 +7,8 @@ must never drop a key in silence, so an unknown key is an error that names the n
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +18,7 @@ import dacite
 
 from dualtower.errors import ConfigError, UnknownKey
 
-__all__ = ["differences", "from_dict", "to_dict"]
+__all__ = ["differences", "from_dict", "to_dict", "to_json"]
 
 C = TypeVar("C")
 
@@ -26,6 +28,19 @@ def to_dict(config: Any) -> dict[str, Any]:
     plain = _plain(config)
     assert isinstance(plain, dict)
     return plain
+
+
+def to_json(values: Any, *, indent: int | None = None) -> str:
+    """Values as JSON that every reader takes: NaN and the infinities, which JSON cannot say, become null."""
+    return json.dumps(_finite(values), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(member) for key, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(member) for member in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: Any) -> Any:

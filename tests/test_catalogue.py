@@ -122,7 +122,12 @@ def test_a_view_follows_and_is_kept(catalogue: Catalogue) -> None:
         ({"vectors": {"sound": np.ones(DIM)}}, "does not fit"),
         ({"vectors": {"image": np.full(DIM, np.nan)}}, "finite"),
         ({"attributes": {"brand": "x"}}, "no attribute 'brand'; known: colour, price"),
-        ({"attributes": {"price": "cheap"}}, "'price' is a number"),
+        ({"attributes": {"price": "cheap"}}, "'price' is 'cheap', which is no number"),
+        ({"attributes": {"price": "7"}}, "'price' is '7', which is no number"),
+        ({"attributes": {"price": float("nan")}}, "item 'bad': attribute 'price' is nan; give a finite number"),
+        ({"attributes": {"colour": float("inf")}}, "'colour' is inf"),
+        ({"attributes": {"price": 10**400}}, "'price' is 1000"),
+        ({"vectors": {"image": np.full(DIM, 1e30)}}, "finite"),
     ],
 )
 def test_bad_items_are_refused_whole(catalogue: Catalogue, bad: dict, message: str) -> None:
@@ -249,7 +254,7 @@ def test_attributes_of_unknown_rows_change_nothing(catalogue: Catalogue) -> None
     assert caught.value.ids == ["nobody"]
     for bad, message in (
         ({"brand": "x"}, "no attribute 'brand'; known: colour, price"),
-        ({"price": "cheap"}, "'price' is a number"),
+        ({"price": "cheap"}, "'price' is 'cheap', which is no number"),
         ({"title": "x"}, "no attribute 'title'"),
     ):
         with pytest.raises(DataError, match=message):

@@ -115,6 +115,29 @@ def test_attributes_change_without_embedding(shop: Path, tmp_path: Path, capsys:
     assert "no column 'id' with the ids; it has: sku, colour" in capsys.readouterr().out
 
 
+def test_rows_with_numbers_that_are_none_stay_out(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert command("data", "draw", tmp_path / "rows", "--split", "validation") == 0
+    metadata = tmp_path / "rows" / "metadata.jsonl"
+    rows = [json.loads(line) | {"price": 5.0 + i} for i, line in enumerate(metadata.read_text().splitlines()[:40])]
+    metadata.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    card = tmp_path / "card.md"
+    card.write_text(OWN_CARD.format(folder=tmp_path / "rows").replace("[object, colour]", "[object, price]"))
+    shop = tmp_path / "shop"
+    assert command("index", model, "--data.card", card, "--out", shop) == 0
+    capsys.readouterr()
+    for bad in (float("nan"), float("inf"), "cheap"):
+        rows[3]["price"] = bad
+        metadata.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for words in (("upsert", shop, tmp_path / "rows"), ("index", model, "--data.card", card, "--out", shop)):
+            assert command(*words) == 1
+            printed = capsys.readouterr().out
+            assert "row 3" in printed and "column 'price' is" in printed, printed
+    assert command("upsert", shop, tmp_path / "rows", "--on-error", "skip") == 0
+    assert "left out 1 rows" in capsys.readouterr().out
+    found = hits(capsys, shop, "--text", "mug", "--where", "price < 20", "--limit", "40", "--every-row")
+    assert len(found) == 15 and {hit["row"]["attributes"]["price"] for hit in found} == {5.0 + i for i in range(15)}
+
+
 def test_tune_keeps_the_best(shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "queries.txt").write_text("blue mug\nred lamp\n\nstriped cushion\n")
     assert command("tune", shop, "--methods", "flat", "hnsw", "--queries", tmp_path / "queries.txt") == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from dualtower.cli.measure import CardSource
+from dualtower.config import to_json
 from dualtower.errors import CatalogueError, ConfigError, DataError, UnknownName
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
+    from dualtower.data.cards import DataCard
     from dualtower.data.products import Products
     from dualtower.model import DualTower
     from dualtower.retrieval.indexing import Indexed
@@ -91,8 +92,11 @@ class Index:
     def _products(self) -> Products:
         from dualtower.data.cards import load_card
         from dualtower.data.loading import load_products
+        from dualtower.retrieval.store import open_store, store_exists
 
         card, source = load_card(self.data.card), self.data.source
+        if store_exists(self.out):
+            card = with_numbers(card, numbers_of(open_store(self.out)))
         return load_products(card, self.split, source=source, on_error=self.data.on_error, check_images=False)
 
     def _with_workers(self, state: PartialState, store: Store, model: DualTower, products: Products) -> Indexed:
@@ -170,7 +174,7 @@ class Search:
 
     def _print(self, page: Page) -> None:
         if self.json:
-            print(json.dumps(page.to_dict(), ensure_ascii=False))
+            print(to_json(page.to_dict()))
             return
         for hit in page.hits:
             facts = ", ".join(str(v) for v in hit.row["attributes"].values() if v is not None)
@@ -200,7 +204,8 @@ class Upsert:
 
         store = open_local(self.catalogue)
         model = DualTower.from_pretrained(self.model or store.info.model)
-        products = read_rows(self.card or self.catalogue / CARD, self.rows, self.on_error)
+        numbers = numbers_of(store)
+        products = read_rows(self.card or self.catalogue / CARD, self.rows, self.on_error, numeric=numbers)
         done = index_products(store.catalogue, model, products, progress=True)
         if store.is_stale():
             store.rebuild()
@@ -345,12 +350,23 @@ def open_local(folder: Path) -> LocalStore:
     return LocalStore(folder)
 
 
-def read_rows(card: Path, source: str, on_error: Literal["raise", "skip"]) -> Products:
-    """Rows to be added to a catalogue, in the columns of its card."""
+def numbers_of(store: Store) -> list[str]:
+    """Attributes that are numbers in a catalogue, whatever a card says of them."""
+    return [name for name, kind in store.info.attributes.items() if kind == "number"]
+
+
+def with_numbers(card: DataCard, names: Sequence[str]) -> DataCard:
+    """The card, with some more of its attributes declared to be numbers."""
+    known = [name for name in card.columns.attributes if name in {*names, *card.columns.numeric}]
+    return replace(card, columns=replace(card.columns, numeric=known))
+
+
+def read_rows(card: Path, source: str, on_error: Literal["raise", "skip"], *, numeric: Sequence[str] = ()) -> Products:
+    """Rows to be added to a catalogue, in the columns of its card, of which some are numbers in the catalogue."""
     from dualtower.data.cards import Splits, load_card
     from dualtower.data.loading import load_products
 
     if not card.exists():
         raise ConfigError(f"{card} is missing; name the data card of the rows with --card")
-    whole = replace(load_card(card), splits=Splits())
+    whole = replace(with_numbers(load_card(card), numeric), splits=Splits())
     return load_products(whole, "all", source=source, on_error=on_error, check_images=False)

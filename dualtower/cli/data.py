@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg, subcommand
 
+from dualtower.config import to_json
 from dualtower.errors import DataError, SourceError
 
 __all__ = ["Data"]
@@ -35,7 +35,7 @@ class Check:
         report = check_card(load_card(self.card), source=self.source)
         print(report.to_markdown())
         if self.json:
-            write_text_atomically(self.json, json.dumps(report.to_dict(), indent=2))
+            write_text_atomically(self.json, to_json(report.to_dict(), indent=2))
         if self.strict and (problems := report.problems()):
             raise DataError(f"{report.card}: {'; '.join(problems)}")
 
@@ -64,7 +64,7 @@ class Draw:
                 (self.folder / f"{product.id}.png").write_bytes(product.image)
                 row = {"file_name": f"{product.id}.png", "id": product.id, "product_id": product.product_id}
                 row |= {"title": product.texts[0], **product.attributes}
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+                stream.write(to_json(row) + "\n")
         print(f"{len(products)} pictures with titles in {self.folder}")
 
 

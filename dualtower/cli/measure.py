@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
+from dualtower.config import to_json
 from dualtower.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Evaluate:
             print(f"left out {len(products.skipped)} rows; the first: {products.skipped[0]}")
         if self.json:
             figures = result.report.to_dict() | ({"reranked": again.to_dict()} if again else {})
-            write_text_atomically(self.json, json.dumps(figures, indent=2))
+            write_text_atomically(self.json, to_json(figures, indent=2))
         if self.report:
             sections = [again.section()] if again else []
             write_report(self.report, result, sections=sections, skipped=products.skipped)
@@ -121,7 +121,7 @@ class Evaluate:
         )
         print(similar.table())
         if self.json:
-            write_text_atomically(self.json, json.dumps(similar.to_dict(), indent=2))
+            write_text_atomically(self.json, to_json(similar.to_dict(), indent=2))
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Compare:
                 print(f"{name}: {', '.join(alone)} left out, which only one of the two has")
         print(f"\n{_READING}")
         if self.json:
-            write_text_atomically(self.json, json.dumps(figures, indent=2))
+            write_text_atomically(self.json, to_json(figures, indent=2))
 
 
 _READING = """\

@@ -48,7 +48,7 @@ def load_products(
         SourceError: The source is missing, empty or unreadable.
         CardError: The card does not fit its source.
         UnknownSplit: There is no such split.
-        RowError: A row has no id, text or product id, or the id of another row.
+        RowError: A row has no id, text or product id, or the id of another row, or a number that is none.
         BrokenImage: A picture is missing or cannot be decoded.
     """
     products = read_split(card, split, source=source, on_error=on_error, check_images=check_images)
@@ -108,7 +108,7 @@ def _load_part(
         assert card.splits.by_hash is not None
         shares = hashed(hash_values(rows, dataset, card.splits.by_hash.column))
         chosen = np.flatnonzero((share[0] <= shares) & (shares < share[1])).tolist()
-    problems = bad_rows(rows, chosen, taken)
+    problems = bad_rows(rows, chosen, taken, numeric=card.columns.numeric)
     if problems and on_error == "raise":
         raise _with_advice(next(iter(problems.values())))
     good = [i for i in chosen if i not in problems]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -15,6 +15,7 @@ from dualtower.data.cards import NORMALISED_TEXT, PLACEHOLDER, Columns
 from dualtower.data.pictures import Pictures
 from dualtower.data.reading import column_paths, column_values, has_column
 from dualtower.data.text import normalise_title
+from dualtower.data.values import value_problem
 from dualtower.errors import CardError, RowError, brief
 
 __all__ = ["Rows", "bad_rows", "hash_values", "read_rows"]
@@ -75,8 +76,10 @@ def read_rows(dataset: Any, columns: Columns, *, where: str, split: str, folder:
     return Rows(where, ids, product_ids, texts, attributes, pictures, further)
 
 
-def bad_rows(rows: Rows, chosen: Iterable[int], taken: set[str]) -> dict[int, RowError]:
-    """Row number -> what is wrong with its id, product id or text.
+def bad_rows(
+    rows: Rows, chosen: Iterable[int], taken: set[str], *, numeric: Collection[str] = ()
+) -> dict[int, RowError]:
+    """Row number -> what is wrong with its id, product id, text or attributes.
 
     Of two rows with one id the second is bad.
 
@@ -84,7 +87,9 @@ def bad_rows(rows: Rows, chosen: Iterable[int], taken: set[str]) -> dict[int, Ro
         rows: All rows of a split of the source.
         chosen: Numbers of the rows to look at.
         taken: Ids that other rows have; those of the good rows are added.
+        numeric: Attributes that must be numbers.
     """
+    unusable = _unusable_values(rows, numeric)
     problems: dict[int, RowError] = {}
     for i in chosen:
         row_id = rows.ids[i]
@@ -96,11 +101,24 @@ def bad_rows(rows: Rows, chosen: Iterable[int], taken: set[str]) -> dict[int, Ro
             reason = "empty text"
         elif not rows.product_ids[i]:
             reason = "missing product id"
+        elif i in unusable:
+            reason = unusable[i]
         else:
             taken.add(row_id)
             continue
         problems[i] = RowError(rows.where, f"{i} (id {row_id})" if row_id else i, reason)
     return problems
+
+
+def _unusable_values(rows: Rows, numeric: Collection[str]) -> dict[int, str]:
+    """Row number -> the first of its attributes that no catalogue takes, and why."""
+    found: dict[int, str] = {}
+    for name, values in rows.attributes.items():
+        number = name in numeric
+        for i, value in enumerate(values):
+            if (number or isinstance(value, int | float)) and (problem := value_problem(value, number=number)):
+                found.setdefault(i, f"column {name!r} {problem}")
+    return found
 
 
 def hash_values(rows: Rows, dataset: Any, column: str) -> list[str]:

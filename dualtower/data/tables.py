@@ -36,7 +36,8 @@ logger = logging.getLogger(__name__)
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
 ROWS_AT_ONCE = 10_000
-FORMAT = 1  # of the cached files; count up when the same file would be read differently
+FORMAT = 2  # of the cached files; count up when the same file would be read differently
+NO_NUMBER = "^[-+]?(nan|inf|infinity)$"
 INTEGER = "(0|[1-9][0-9]{0,17})"  # neither "007" nor more digits than 64 bits hold
 BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
@@ -96,7 +97,10 @@ class _Numerals:
             return pa.null()
         if pc.all(pc.match_substring_regex(texts, self.integer)).as_py():
             return pa.int64()
-        return pa.float64() if pc.all(pc.match_substring_regex(texts, self.number)).as_py() else pa.string()
+        numbers = pc.match_substring_regex(texts, self.number)
+        # One "inf" among numbers does not make texts of all of them; the check of rows names and refuses it.
+        among = pc.or_(numbers, pc.match_substring_regex(texts, NO_NUMBER, ignore_case=True))
+        return pa.float64() if pc.any(numbers).as_py() and pc.all(among).as_py() else pa.string()
 
     def parse(self, texts: Any, kind: pa.DataType) -> Any:
         """The numbers."""

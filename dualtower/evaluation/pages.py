@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dualtower.config import to_json
 from dualtower.errors import RowError
 from dualtower.evaluation.comparison import save_queries
 from dualtower.evaluation.measure import Direction, Evaluation
@@ -50,7 +50,7 @@ def write_report(
     """
     folder = Path(folder)
     figures = result.report.to_dict() | {section.key: section.figures for section in sections}
-    write_text_atomically(folder / "metrics.json", json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+    write_text_atomically(folder / "metrics.json", to_json(figures, indent=2) + "\n")
     save_queries(folder, result)
     protocol = result.report.protocol
     parts = [f"# {protocol['card']}, split {protocol['split']}", result.report.table(), _READING]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dualtower.config import to_json
 from dualtower.evaluation.bootstrap import Difference, Interval
 from dualtower.folder import write_text_atomically
 
@@ -75,7 +75,7 @@ class Report:
     def save(self, folder: str | Path) -> Path:
         """Write ``metrics.json`` into `folder`, atomically; returns its path."""
         path = Path(folder) / "metrics.json"
-        write_text_atomically(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        write_text_atomically(path, to_json(self.to_dict(), indent=2) + "\n")
         return path
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from dualtower.data.values import value_problem
 from dualtower.errors import DataError
 from dualtower.retrieval.filters import Kind
 
@@ -20,7 +20,6 @@ __all__ = [
     "State",
     "StoredRow",
     "check_changes",
-    "check_finite",
     "check_items",
     "kinds_of",
     "stored_attributes",
@@ -140,7 +139,7 @@ def check_items(info: CatalogueInfo, items: Sequence[Item]) -> dict[str, np.ndar
     for i, item in enumerate(items):
         if not item.id:
             raise DataError(f"item {i} has no id")
-        _check_attributes(info, item.id, item.attributes)
+        _check_stored(info, item.id, item.attributes)
         for kind, vector in item.vectors.items():
             if kind not in blocks or np.shape(vector) != (info.dim,) or not np.isfinite(np.float16(vector)).all():
                 raise DataError(
@@ -158,7 +157,7 @@ def check_changes(info: CatalogueInfo, changes: Mapping[str, Mapping[str, Any]])
         DataError: There is no such attribute, a value does not fit it, or vectors are made from it.
     """
     for row_id, attributes in changes.items():
-        _check_attributes(info, row_id, attributes)
+        _check_stored(info, row_id, attributes)
         if embedded := [name for name in attributes if name in info.embedded_attributes]:
             raise DataError(
                 f"item {row_id!r}: the product vectors of this catalogue are made from {embedded[0]!r}, among others; "
@@ -174,59 +173,31 @@ def stored_attributes(info: CatalogueInfo, row_id: str, attributes: Mapping[str,
     """
     stored: dict[str, str | float | None] = {}
     for name, value in attributes.items():
-        number = info.attributes.get(name) == "number"
+        _check_attribute(info, row_id, name, value)
         if value is None or value == "":
             stored[name] = None
-        elif number:
-            stored[name] = _number(value)
         else:
-            _check_attributes(info, row_id, {name: value})
-            stored[name] = str(value)
-    _check_attributes(info, row_id, stored)
+            stored[name] = float(value) if info.attributes[name] == "number" else str(value)
     return stored
 
 
-def _number(value: Any) -> Any:
-    """A float where it is one, else what was given, for the check to refuse."""
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return value
+def _check_attribute(info: CatalogueInfo, row_id: str, name: str, value: Any) -> None:
+    kind = info.attributes.get(name)
+    if kind is None:
+        nearest = difflib.get_close_matches(name, info.attributes, n=1, cutoff=0.5)
+        hint = f". Did you mean {nearest[0]!r}?" if nearest else ""
+        known = ", ".join(info.attributes) or "(none)"
+        raise DataError(f"item {row_id!r}: no attribute {name!r}; known: {known}{hint}")
+    if problem := value_problem(value, number=kind == "number"):
+        raise DataError(f"item {row_id!r}: attribute {name!r} {problem}")
 
 
-def _check_attributes(info: CatalogueInfo, row_id: str, attributes: Mapping[str, Any]) -> None:
-    """Refuse attributes of a row that do not fit a catalogue.
-
-    Raises:
-        DataError: There is no such attribute, or a value does not fit it.
-    """
+def _check_stored(info: CatalogueInfo, row_id: str, attributes: Mapping[str, Any]) -> None:
+    """Refuse attributes that are not as `stored_attributes` makes them."""
     for name, value in attributes.items():
-        kind = info.attributes.get(name)
-        if kind is None:
-            nearest = difflib.get_close_matches(name, info.attributes, n=1, cutoff=0.5)
-            hint = f". Did you mean {nearest[0]!r}?" if nearest else ""
-            known = ", ".join(info.attributes) or "(none)"
-            raise DataError(f"item {row_id!r}: no attribute {name!r}; known: {known}{hint}")
-        if kind == "number" and value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise DataError(f"item {row_id!r}: attribute {name!r} is a number, {str(value)[:40]!r} is not")
-        try:
-            check_finite(name, value)
-        except DataError as error:
-            raise DataError(f"item {row_id!r}: {error}") from None
-
-
-def check_finite(attribute: str, value: Any) -> None:
-    """Refuse what no JSON can say, and what no order and no comparison holds for.
-
-    Raises:
-        DataError: The value is NaN or infinite, or an integer beyond all floats.
-    """
-    try:
-        finite = not isinstance(value, int | float) or math.isfinite(value)
-    except OverflowError:
-        finite = False
-    if not finite:
-        raise DataError(f"attribute {attribute!r} is {str(value)[:40]}; give a finite number, or leave it empty")
+        _check_attribute(info, row_id, name, value)
+        if info.attributes[name] == "number" and (isinstance(value, bool) or not isinstance(value, int | float | None)):
+            raise DataError(f"item {row_id!r}: attribute {name!r} is {value!r}, which is no number")
 
 
 def kinds_of(info: CatalogueInfo) -> dict[str, Kind]:

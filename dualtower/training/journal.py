@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from dualtower.config import to_dict
+from dualtower.config import to_dict, to_json
 from dualtower.training.checkpoint import Position
 from dualtower.training.config import RunConfig
 
@@ -49,7 +49,7 @@ class Journal:
         if self.main:
             kept = [line for line in read_history(self.path) if line["step"] <= self.first.step]
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            self.path.write_text("".join(to_json(line) + "\n" for line in kept))
             self._since = time.monotonic()
             self._bar = tqdm(initial=self.first.step, unit="step", dynamic_ncols=True)
         if self.config.train.trackers:
@@ -83,7 +83,7 @@ class Journal:
         epoch = round(position.step / self.steps_per_epoch, 3)
         line = {"step": position.step, "epoch": epoch, "seconds": round(position.seconds, 1), **values}
         with self.path.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+            stream.write(to_json(line) + "\n")
         tracked = {f"validation/{k}": v for k, v in values.get("validation", {}).items()}
         tracked |= {f"train/{k}": v for k, v in values.items() if k != "validation"}
         self.accelerator.log(tracked, step=position.step)
