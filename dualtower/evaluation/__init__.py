@@ -16,6 +16,7 @@ from dualtower.evaluation.comparison import (
     save_queries,
 )
 from dualtower.evaluation.groups import BreakdownRow, breakdown
+from dualtower.evaluation.label_metrics import label_metrics
 from dualtower.evaluation.measure import Direction, Evaluation, evaluate
 from dualtower.evaluation.metrics import chance_levels, metric_names, per_query
 from dualtower.evaluation.pages import write_report
@@ -54,6 +55,7 @@ __all__ = [
     "comparison_table",
     "evaluate",
     "intervals",
+    "label_metrics",
     "load_qrels",
     "load_queries",
     "measure_heads",

@@ -72,7 +72,7 @@ class Scores:
         """Number of queries and of gallery items."""
         return len(self.queries), len(self.gallery)
 
-    def block(self, rows: slice, columns: slice, out: Tensor) -> None:
+    def block(self, rows: slice | np.ndarray, columns: slice, out: Tensor) -> None:
         """Write the fast scores of a block of pairs to `out`, float32."""
         torch.mm(self._left[rows], self._right[columns].T, out=out)
 

@@ -11,9 +11,7 @@ import numpy as np
 from dualtower.data.products import Products
 from dualtower.errors import ConfigError, DataError, UnknownName
 from dualtower.evaluation.bootstrap import Difference, Interval, intervals, paired_test
-from dualtower.evaluation.metrics import per_query
-from dualtower.evaluation.ranks import Ranks, retrieval_ranks
-from dualtower.evaluation.relevance import Relevance
+from dualtower.evaluation.label_metrics import label_metrics, other_rows
 from dualtower.evaluation.report import Section, format_interval, markdown_table
 from dualtower.model import DualTower
 
@@ -101,15 +99,12 @@ def similar_products(
         raise ConfigError(f"cut-offs are {tuple(ks)}; give one or more, each at least 1")
     labels = _labels(products, relevance)
     vectors = _vectors(model, products, batch_size=batch_size, progress=progress)
-    rows = np.arange(len(products))
-    relevant = Relevance.from_products(labels, labels)
-    values = {}
-    for kind, matrix in vectors.items():
-        ranks = retrieval_ranks(matrix, matrix, relevant, exclude=rows, similarity="cosine")
-        if not len(ranks.judged):
-            raise DataError(f"{products.card}, {products.split}: no two products are alike in {_named(relevance)}")
-        values[kind] = _metrics(ranks, ks)
-    groups = products.codes[ranks.judged]
+    relevant = other_rows(labels)
+    judged = np.flatnonzero(relevant)
+    if not len(judged):
+        raise DataError(f"{products.card}, {products.split}: no two products are alike in {_named(relevance)}")
+    values = {kind: label_metrics(matrix, labels, ks=ks) for kind, matrix in vectors.items()}
+    groups = products.codes[judged]
     gains = {}
     if "fused" in values:
         best = max(SINGLE, key=lambda kind: float(values[kind]["ndcg@10"].mean()))
@@ -127,11 +122,11 @@ def similar_products(
             "split": products.split,
             "data_fingerprint": products.fingerprint,
             "rows": len(products),
-            "queries": len(ranks.judged),
+            "queries": len(judged),
             "relevance": _named(relevance),
             "own_row_excluded": True,
             **_left_out(products),
-            "relevant_per_query": len(ranks.items) / len(ranks.judged),
+            "relevant_per_query": float(relevant[judged].mean()),
             "model_fingerprint": model.fingerprint,
             "ties": "expected",
         },
@@ -176,11 +171,3 @@ def _vectors(model: DualTower, products: Products, *, batch_size: int, progress:
             text=texts, image=pictures, attributes=rows, batch_size=batch_size, progress=progress
         )
     return vectors
-
-
-def _metrics(ranks: Ranks, ks: Sequence[int]) -> dict[str, np.ndarray]:
-    """Precision and recall at each cut-off, nDCG@10 and MRR, ``[N]`` each."""
-    values = per_query(ranks, ks=ks)
-    relevant = ranks.counts[ranks.judged]
-    precision = {f"precision@{k}": values[f"recall@{k}"] * relevant / k for k in ks}
-    return {**precision, **{f"recall@{k}": values[f"recall@{k}"] for k in ks}, "ndcg@10": values["ndcg@10"]}
