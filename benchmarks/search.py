@@ -84,9 +84,9 @@ def whole_searches(folder: Path, number: int) -> tuple[dict[str, Any], dict[str,
     finder = Finder(store, DualTower.from_pretrained(store.info.model))
     view = store.searcher.views.current()
     vectors = view.vectors["image"].run(0, view.state.next_slot).astype(np.float32)
-    slots = np.random.default_rng(0).permutation(view.everything["text"].slots)[:number].tolist()
-    rows = store.catalogue.at(slots)
-    titles = [rows[slot].title for slot in slots]
+    chosen = view.numbers[np.random.default_rng(0).permutation(view.everything["text"].slots)[:number]].tolist()
+    rows = store.catalogue.at(chosen)
+    titles = [rows[version].title for version in chosen]
     name, bare = quickest(vectors, finder.model.encode_text(titles))
     taken: dict[str, list[float]] = {"dualtower": [], "bare": [], "encoding": []}
     for title in titles[:20]:

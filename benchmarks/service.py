@@ -68,10 +68,11 @@ def _port(process: subprocess.Popen) -> int:
 def titles(catalogue: Path, number: int = 2000) -> list[str]:
     """Titles of a catalogue, shuffled."""
     store = LocalStore(catalogue)
-    slots = np.random.default_rng(0).permutation(store.searcher.views.current().everything["text"].slots)[:number]
-    rows = store.catalogue.at(slots.tolist())
+    view = store.searcher.views.current()
+    chosen = view.numbers[np.random.default_rng(0).permutation(view.everything["text"].slots)[:number]].tolist()
+    rows = store.catalogue.at(chosen)
     store.close()
-    return [rows[slot].title for slot in slots.tolist()]
+    return [rows[version].title for version in chosen]
 
 
 def search_request(text: str) -> bytes:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dualtower.config import to_dict
 from dualtower.errors import CatalogueError, ConfigError, DataError, UnknownRow
 from dualtower.retrieval import vectors as vectors_room
 from dualtower.retrieval.catalogue import Catalogue
 from dualtower.retrieval.filters import parse_filter
-from dualtower.retrieval.records import CatalogueInfo, Item, kinds_of
-from dualtower.retrieval.vectors import VectorFile
+from dualtower.retrieval.records import CatalogueInfo, Item, StoredRow, kinds_of
+from dualtower.retrieval.vectors import VectorFile, crc_of
 from dualtower.retrieval.view import ViewKeeper
 
 DIM = 8
@@ -41,6 +45,12 @@ def item(row_id: str, seed: int = 0, **more) -> Item:
     return Item(id=row_id, **{**given, **more})
 
 
+def stored_vectors(catalogue: Catalogue, rows: Sequence[StoredRow], kind: str) -> np.ndarray:
+    """What lies in the files, float16 ``[N, D]``."""
+    view = ViewKeeper(catalogue).current()
+    return view.vectors[kind].gather(view.slots_of(np.array([row.number for row in rows])))
+
+
 @pytest.fixture
 def catalogue(tmp_path: Path) -> Catalogue:
     return Catalogue.create(tmp_path / "shop", info())
@@ -54,8 +64,7 @@ def test_rows_come_back_as_they_went_in(catalogue: Catalogue) -> None:
     assert (row.id, row.product_id, row.title, row.kinds) == ("b", "pb", "title b", ("image", "text"))
     assert row.attributes == {"colour": "Red", "price": 2.0}
     assert again.picture("b") == b"picture b" and again.picture("nothing") is None
-    held = again.vectors("text").open(again.state.next_slot).gather(np.array([row.slot]))[0]
-    assert (held == item("b", 2).vectors["text"]).all()
+    assert (stored_vectors(again, [row], "text")[0] == item("b", 2).vectors["text"]).all()
     assert sorted(again.digests()) == ["a", "b"] and len(again) == 2 and again.verify() == []
 
 
@@ -73,14 +82,14 @@ def test_compaction_frees_what_is_gone_and_keeps_the_rest(catalogue: Catalogue) 
     catalogue.upsert([item("3", 100)])
     catalogue.delete([str(i) for i in range(0, 20, 2)])
     before = {row.id: row for row in catalogue.get(list(catalogue.digests()))}
-    reader = catalogue.vectors("image").open(catalogue.state.next_slot)  # a reader from before goes on
+    view = ViewKeeper(catalogue).current()  # a reader from before goes on
     assert catalogue.compact() == 11 and catalogue.state.next_slot == 10
     assert catalogue.verify() == [] and len(list((catalogue.folder / "vectors").iterdir())) == 2
-    after = catalogue.vectors("image").open(10)
-    for row in catalogue.get(list(before)):
-        assert row.title == before[row.id].title and catalogue.picture(row.id) is not None
-        old = reader.gather(np.array([before[row.id].slot]))
-        assert (after.gather(np.array([row.slot])) == old).all()
+    rows = catalogue.get(list(before))
+    assert rows == [replace(before[row.id], sequence=row.sequence) for row in rows]
+    assert all(catalogue.picture(row.id) is not None for row in rows)
+    old = view.vectors["image"].gather(view.slots_of(np.array([row.number for row in rows])))
+    assert (stored_vectors(catalogue, rows, "image") == old).all()
 
 
 def test_a_changed_byte_is_found(catalogue: Catalogue) -> None:
@@ -201,6 +210,53 @@ def test_a_full_disk_refuses_and_keeps_what_was_accepted(catalogue: Catalogue) -
     assert time.time() and len(catalogue) == 51
 
 
+FORMAT_1 = """
+CREATE TABLE state (generation INTEGER NOT NULL, next_slot INTEGER NOT NULL, sequence INTEGER NOT NULL);
+INSERT INTO state VALUES (2, 4, 5);
+CREATE TABLE rows (
+    id TEXT NOT NULL UNIQUE, slot INTEGER PRIMARY KEY, sequence INTEGER NOT NULL, created INTEGER NOT NULL,
+    product_id TEXT NOT NULL, title TEXT NOT NULL, attributes TEXT NOT NULL, checksums TEXT NOT NULL,
+    digest TEXT NOT NULL
+);
+CREATE INDEX rows_by_sequence ON rows (sequence);
+CREATE TABLE gone (slot INTEGER PRIMARY KEY, id TEXT NOT NULL, sequence INTEGER NOT NULL);
+CREATE INDEX gone_by_sequence ON gone (sequence);
+CREATE TABLE pictures (slot INTEGER PRIMARY KEY, bytes BLOB NOT NULL);
+INSERT INTO gone VALUES (1, 'c', 4);
+INSERT INTO gone VALUES (2, 'gone', 5);
+"""
+
+
+def test_a_catalogue_of_the_first_format_becomes_one_of_this(tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    (folder / "vectors").mkdir(parents=True)
+    (folder / "cache").mkdir()
+    (folder / "catalogue.json").write_text(json.dumps({**to_dict(info()), "format": 1}))
+    items = [item("a", 1), item("x", 9), item("y", 8), item("c", 3)]
+    for kind in ("image", "text"):
+        vectors = np.stack([made.vectors[kind] for made in items])
+        (folder / "vectors" / f"2-{kind}.f16").write_bytes(vectors.tobytes())
+    connection = sqlite3.connect(folder / "rows.sqlite")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.executescript(FORMAT_1)
+    for slot in (0, 3):
+        made = items[slot]
+        crcs = json.dumps([crc_of(vector) for vector in made.vectors.values()])
+        about = (made.product_id, made.title, json.dumps(made.attributes), crcs, "digest")
+        connection.execute("INSERT INTO rows VALUES (?, ?, 1, 1, ?, ?, ?, ?, ?)", (made.id, slot, *about))
+        connection.execute("INSERT INTO pictures VALUES (?, ?)", (slot, made.picture))
+    connection.commit()
+    connection.close()
+    catalogue = Catalogue(folder)
+    assert catalogue.verify() == [] and catalogue.digests() == {"a": "digest", "c": "digest"}
+    assert (stored_vectors(catalogue, catalogue.get(["c"]), "text")[0] == items[3].vectors["text"]).all()
+    catalogue.upsert([item("d", 4)])
+    assert catalogue.compact() == 2 and len(catalogue) == 3
+    again = Catalogue(folder)
+    assert again.verify() == [] and again.picture("c") == b"picture c" and again.info.format == 2
+    assert (stored_vectors(again, again.get(["c"]), "text")[0] == items[3].vectors["text"]).all()
+
+
 @pytest.mark.parametrize("small", [0, vectors_room.SMALL])
 def test_vectors_are_read_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: int) -> None:
     monkeypatch.setattr(vectors_room, "SMALL", small)
@@ -238,7 +294,7 @@ def test_attributes_change_and_all_else_stays(catalogue: Catalogue) -> None:
     assert catalogue.update_attributes({"a": {"price": 9.99}, "b": {"colour": None}}) == 2
     after = catalogue.get(["a"])[0]
     assert after.attributes == {"colour": "Red", "price": 9.99}
-    assert replace(after, attributes={}) == replace(before, attributes={})
+    assert replace(after, attributes={}, updated=None) == replace(before, attributes={})
     assert catalogue.picture("a") == b"picture a" and catalogue.vectors("image").path.stat().st_size == size
     assert catalogue.get(["b"])[0].attributes == {"colour": None, "price": 2.0}
     assert catalogue.verify() == [] and len(catalogue) == 2

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from test_catalogue import stored_vectors
 from test_serving import products
 
 from dualtower import Product
@@ -44,12 +45,12 @@ def catalogue(tmp_path: Path, model: DualTower) -> Catalogue:
 def test_vectors_are_the_models(catalogue: Catalogue, model: DualTower) -> None:
     rows = products(10)
     index_products(catalogue, model, rows, batch_size=4)
-    slots = np.array([row.slot for row in catalogue.get([row.id for row in rows])])
+    stored = catalogue.get([row.id for row in rows])
     for kind, wanted in [
         ("image", model.encode_image([row.image for row in rows])),
         ("text", model.encode_text([row.texts[0] for row in rows])),
     ]:
-        held = catalogue.vectors(kind).open(10).gather(slots).astype(np.float32)
+        held = stored_vectors(catalogue, stored, kind).astype(np.float32)
         np.testing.assert_allclose(held, wanted, atol=1e-3)
     assert catalogue.picture("r3") == rows[3].image
 
@@ -170,7 +171,7 @@ def test_outliers(catalogue: Catalogue, tmp_path: Path) -> None:
     )
     store = LocalStore(tmp_path / "shop")
     found = find_outliers(store, neighbours=5)
-    assert [store.catalogue.at([slot])[slot].id for slot in found.slots[:2].tolist()] == ["r17", "r41"]
+    assert [store.catalogue.at([number])[number].id for number in found.numbers[:2].tolist()] == ["r17", "r41"]
     assert found.odd[0] > 5 and found.apart[1] > 3 and abs(found.apart[0]) < 3
     table = write_outliers(found, store, tmp_path / "report", number=5)
     assert "r17" in table and "<b>" not in table and (tmp_path / "report" / "pictures" / "1.jpg").exists()

@@ -128,7 +128,7 @@ def test_pages_stay_as_they_were_while_the_catalogue_changes(tmp_path: Path) -> 
     items = {str(i): some_item(dice, str(i)) for i in range(90)}
     store.upsert(list(items.values()))
     query = Query(np.ones(DIM, np.float32), "text", limit=10, grouped=False)
-    wanted = [row_id for row_id, _ in plain_search(items, query, 30)]
+    wanted = [row_id for row_id, _ in plain_search(items, query, 31)]
     page = store.search(query)
     seen = [hit.id for hit in page.hits]
     store.upsert([replace(items[wanted[15]], title="renamed", vectors={"text": np.ones(DIM)})])  # now the very best

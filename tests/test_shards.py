@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tiny
+from test_catalogue import stored_vectors
 from test_serving import products
 
 from dualtower.errors import CatalogueError
@@ -34,8 +34,7 @@ def make(folder: Path, model: DualTower) -> Store:
 
 def vectors_of(catalogue: Catalogue) -> dict[str, list]:
     rows = catalogue.get(sorted(catalogue.digests()))
-    slots = np.array([row.slot for row in rows])
-    held = {kind: catalogue.vectors(kind).open(catalogue.state.next_slot).gather(slots) for kind in ("image", "text")}
+    held = {kind: stored_vectors(catalogue, rows, kind) for kind in ("image", "text")}
     return {
         row.id: [row.title, row.attributes, *(held[kind][i].tolist() for kind in held)] for i, row in enumerate(rows)
     }

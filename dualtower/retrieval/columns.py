@@ -56,6 +56,10 @@ class TextColumn:
         self.codes = self.codes.copy()
         self.codes[rows] = self._codes(values)
 
+    def take(self, rows: np.ndarray) -> None:
+        """Keep some rows, in the order in which they are given."""
+        self.codes = self.codes[rows]
+
     def satisfies(self, comparison: Comparison) -> np.ndarray:
         """bool ``[N]``."""
         wanted = [self.code_of[value] for value in comparison.values if value in self.code_of]
@@ -93,6 +97,10 @@ class NumberColumn:
         self.values = self.values.copy()
         self.values[rows] = _numbers(values)
 
+    def take(self, rows: np.ndarray) -> None:
+        """Keep some rows, in the order in which they are given."""
+        self.values = self.values[rows]
+
     def satisfies(self, comparison: Comparison) -> np.ndarray:
         """bool ``[N]``; missing numbers satisfy nothing."""
         if comparison.operator == "in":
@@ -128,6 +136,20 @@ class Columns:
         """The same rows, to be extended without a change to these. (Extending makes new arrays; codes only grow.)"""
         other = Columns(self.kinds)
         other.of = {name: copy.copy(column) for name, column in self.of.items()}
+        return other
+
+    def take(self, rows: np.ndarray) -> Columns:
+        """Some of these rows, in the order in which they are given."""
+        other = self.copy()
+        for column in other.of.values():
+            column.take(rows)
+        return other
+
+    def extended(self, blocks: Sequence[Sequence[Mapping[str, Any]]]) -> Columns:
+        """These rows and some more, attribute -> value."""
+        other = self.copy()
+        for block in blocks:
+            other.extend(block)
         return other
 
     def extend(self, rows: Sequence[Mapping[str, Any]]) -> None:

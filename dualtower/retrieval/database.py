@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dualtower.errors import CatalogueError
+from dualtower.retrieval.schema import register_checksums
 
 __all__ = ["Database"]
 
@@ -42,6 +43,23 @@ class Database:
             raise CatalogueError(f"cannot read {self.path}: {error}") from error
 
     @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """One state of the database, for any number of statements.
+
+        Raises:
+            CatalogueError: SQLite cannot.
+        """
+        try:
+            with self.lent() as connection:
+                connection.execute("BEGIN")
+                try:
+                    yield connection
+                finally:
+                    connection.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            raise CatalogueError(f"cannot read {self.path}: {error}") from error
+
+    @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """The write lock; all or nothing.
 
@@ -69,6 +87,7 @@ class Database:
         except IndexError:
             connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             connection.execute("PRAGMA synchronous = FULL")
+            register_checksums(connection)
         try:
             yield connection
         finally:

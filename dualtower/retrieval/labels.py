@@ -89,15 +89,16 @@ def classify(
     if len(set(labels)) < 2:
         raise ConfigError(f"there must be two labels or more to choose from, not {len(set(labels))}")
     embedded = model.encode_text([prompt.replace("{}", label) for label in labels])
-    rows = store.catalogue.at(view.everything["image"].slots.tolist())
-    slots = np.array(sorted(rows), np.int64)
+    slots = view.everything["image"].slots
+    rows = store.catalogue.at(view.numbers[slots].tolist())
+    slots = slots[np.isin(view.numbers[slots], list(rows))]  # a compaction may have dropped some meanwhile
     chosen, scores = np.empty(len(slots), np.int64), np.empty(len(slots), np.float32)
     for start in range(0, len(slots), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
         logits = model.scale * (view.vectors["image"].gather(slots[part]).astype(np.float32) @ embedded.T)
         best = torch.from_numpy(logits).softmax(1).max(1)
         chosen[part], scores[part] = best.indices.numpy(), best.values.numpy()
-    ids = [rows[slot].id for slot in slots.tolist()]
+    ids = [rows[number].id for number in view.numbers[slots].tolist()]
     given = None if column is None else column.codes[slots].astype(np.int64)
     return Labelled(tuple(labels), ids, chosen, scores, given)
 

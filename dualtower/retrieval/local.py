@@ -71,9 +71,13 @@ class LocalStore:
 
     def vector(self, row_id: str, kind: str) -> np.ndarray | None:
         """A row's vector, float32 ``[D]``; None where the row, or this kind of it, does not exist."""
-        view = self.searcher.views.current()
-        rows = [row for row in self.catalogue.get([row_id]) if kind in row.kinds and row.slot < view.state.next_slot]
-        return view.vectors[kind].gather(np.array([rows[0].slot]))[0].astype(np.float32) if rows else None
+        while rows := [row for row in self.catalogue.get([row_id]) if kind in row.kinds]:
+            view = self.searcher.views.current(rows[0].sequence)
+            (slot,) = view.slots_of(np.array([rows[0].number])).tolist()
+            if slot >= 0:  # else it was replaced meanwhile, and dropped
+                found: np.ndarray = view.vectors[kind].gather(np.array([slot]))[0].astype(np.float32)
+                return found
+        return None
 
     def counts(self, where: str = "", *, most: int = 20) -> dict[str, Counts]:
         """What stands in the attributes of the rows that satisfy a filter, see `Columns.counts`."""

@@ -33,12 +33,12 @@ class Outliers:
     """Rows with a picture, the oddest first. Arrays are ``[N]``.
 
     Attributes:
-        slots: Of the rows.
+        numbers: Of the rows, see `StoredRow.number`.
         odd: z-score of the distance to its neighbours.
         apart: z-score of the distance between title and picture; NaN where there is no title.
     """
 
-    slots: np.ndarray
+    numbers: np.ndarray
     odd: np.ndarray
     apart: np.ndarray
 
@@ -65,17 +65,18 @@ def find_outliers(store: LocalStore, *, neighbours: int = 10, seed: int = 0) -> 
         both = [view.vectors[kind].gather(slots[titled]).astype(np.float32) for kind in ("image", "text")]
         apart[titled] = _beyond(1 - np.einsum("nd,nd->n", *both))
     order = np.argsort(-np.fmax(odd, apart), kind="stable")
-    return Outliers(slots[order], odd[order], apart[order])
+    return Outliers(view.numbers[slots[order]], odd[order], apart[order])
 
 
 def write_outliers(found: Outliers, store: LocalStore, folder: Path, *, number: int = 50) -> str:
     """Write ``report.md`` and pictures of the oddest rows; returns its table."""
     pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
-    rows = store.catalogue.at(found.slots[:number].tolist())
+    shown = found.numbers[:number].tolist()
+    rows = store.catalogue.at(shown)
     lines = ["| | id | title | odd picture | title and picture apart |", "|---|---|---|---|---|"]
-    for rank, slot in enumerate(found.slots[:number].tolist()):
-        if (row := rows.get(slot)) is None:
+    for rank, version in enumerate(shown):
+        if (row := rows.get(version)) is None:
             continue
         shown = ""
         if (content := store.picture(row.id)) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +16,12 @@ from dualtower.retrieval.filters import Kind
 
 __all__ = [
     "CatalogueInfo",
-    "Changes",
     "Item",
     "State",
     "StoredRow",
     "check_changes",
     "check_items",
+    "kinds_in",
     "kinds_of",
     "stored_attributes",
 ]
@@ -78,15 +79,29 @@ class Item:
 
 @dataclass(frozen=True)
 class StoredRow:
-    """A row as it is stored; `kinds` are the vectors that it has."""
+    """One version of a row as it is stored.
+
+    Attributes:
+        id: Of the row.
+        number: Of this version; no other ever has it.
+        sequence: Number of the change with which it came.
+        product_id: Rows of one product are shown as one hit.
+        title: For people.
+        attributes: Attribute -> value.
+        kinds: Vectors that it has.
+        died: Number of the change with which it was replaced or deleted; None while it lives.
+        updated: Number of the change that gave it its present attributes; None where they are its first.
+    """
 
     id: str
-    slot: int
+    number: int
     sequence: int
     product_id: str
     title: str
     attributes: dict[str, Any]
     kinds: tuple[str, ...]
+    died: int | None = None
+    updated: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,9 +109,10 @@ class State:
     """Where the catalogue stands.
 
     Attributes:
-        generation: Of the files.
+        generation: Of the vector files.
         next_slot: Slots that are used in them.
         sequence: Number of the last change.
+        next_number: What the next version of a row will get.
         token: A random number that the last change was given. A catalogue that was restored from a backup and went on
             from there reaches the same numbers with other rows, but never the same token.
     """
@@ -104,24 +120,8 @@ class State:
     generation: int
     next_slot: int
     sequence: int
+    next_number: int
     token: int
-
-
-@dataclass(frozen=True)
-class Changes:
-    """What happened since some state.
-
-    Attributes:
-        state: The new one.
-        complete: Whether this is all that the catalogue holds, since the old state is none that it went through.
-        rows: Rows that are live and newer, by slot, and older ones whose attributes have changed.
-        gone: Slots that have gone, with the number of the change.
-    """
-
-    state: State
-    complete: bool
-    rows: list[StoredRow]
-    gone: list[tuple[int, int]]
 
 
 def check_items(info: CatalogueInfo, items: Sequence[Item]) -> dict[str, np.ndarray]:
@@ -203,3 +203,10 @@ def _check_stored(info: CatalogueInfo, row_id: str, attributes: Mapping[str, Any
 def kinds_of(info: CatalogueInfo) -> dict[str, Kind]:
     """Attribute -> kind, for filters."""
     return {name: "number" if kind == "number" else "text" for name, kind in info.attributes.items()}
+
+
+def kinds_in(checksums: str, info: CatalogueInfo) -> tuple[str, ...]:
+    """Kinds of vectors that a row has, by the JSON list of their checksums."""
+    if "null" not in checksums:
+        return info.kinds if len(checksums) > 2 else ()
+    return tuple(kind for kind, crc in zip(info.kinds, json.loads(checksums), strict=True) if crc is not None)

@@ -15,12 +15,14 @@ from dualtower.retrieval.queries import Page, Place, Query, begin, write_cursor
 from dualtower.retrieval.records import StoredRow, kinds_of
 from dualtower.retrieval.vectors import VectorReader
 from dualtower.retrieval.view import View, ViewKeeper
-from dualtower.types import Hit
+from dualtower.types import Hit, product_code
 
 __all__ = ["Searcher", "candidates", "exact_scores"]
 
 SLACK = 8
 """Candidates beyond the wanted ones, among which equal scores show."""
+TRIES = 5
+"""Views to search, if what each of them shows is changed or dropped before it is read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,15 +50,26 @@ class Searcher:
 
     def search_many(self, queries: Sequence[Query]) -> list[Page | DualTowerError]:
         """For each query what `search` returns or raises; those that are alike are looked up together."""
-        view = self.views.current()
+        at_least = 0
+        for attempt in range(TRIES):
+            view = self.views.current(at_least)
+            try:
+                return self._answer(_Shown(self.catalogue, view, may_lack=attempt == TRIES - 1), queries)
+            except _Outdated:
+                at_least = view.state.sequence + 1
+        raise AssertionError  # the last attempt lacks what was dropped
+
+    def _answer(self, shown: _Shown, queries: Sequence[Query]) -> list[Page | DualTowerError]:
+        """What `search_many` returns, of one view."""
+        view = shown.view
         together = self._together(view, queries) if len(queries) > 1 else {}
         found: list[_Found | DualTowerError] = []
         for i, query in enumerate(queries):
             try:
-                found.append(self._find(view, query, together.get(i)))
+                found.append(self._find(shown, query, together.get(i)))
             except DualTowerError as error:
                 found.append(error)
-        rows = self.catalogue.at(list({slot for f in found if isinstance(f, _Found) for slot in f.slots}))
+        rows = shown.rows([slot for f in found if isinstance(f, _Found) for slot in f.slots])
         return [
             _page(query, of_query, rows) if isinstance(of_query, _Found) else of_query
             for query, of_query in zip(queries, found, strict=True)
@@ -93,69 +106,115 @@ class Searcher:
                 found |= zip(vectors, slots, strict=True)
         return found
 
-    def _find(self, view: View, query: Query, candidates: np.ndarray | None) -> _Found:
+    def _find(self, shown: _Shown, query: Query, candidates: np.ndarray | None) -> _Found:
         """Where the hits of the next page lie; `candidates` are what the index has found already."""
+        view = shown.view
         place = begin(query, self.catalogue.info, newest=view.state.sequence)
         part = parse_filter(query.where, kinds_of(self.catalogue.info)) if query.where.strip() else None
         chosen = view.chosen(query.kind, part, place.sequence)
-        slots, scores = self._after(place, view, query, chosen, query.limit + 1, candidates)
+        slots, scores = self._after(place, shown, query, chosen, query.limit + 1, candidates)
         page = slice(0, query.limit)
         return _Found(place, slots[page].tolist(), scores[page].tolist(), len(slots) > query.limit)
 
     def _after(
-        self, place: Place, view: View, query: Query, chosen: Chosen, count: int, found: np.ndarray | None
+        self, place: Place, shown: _Shown, query: Query, chosen: Chosen, count: int, found: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The `count` best slots after a place, in their order, one per product where asked, and their scores."""
-        hidden = self._hidden(view, query.without)
+        view, hidden = shown.view, self._hidden(query.without)
         vector, index = place.vector, self._index(view, query.kind)
         wanted = place.hits + count + len(hidden)
         while True:
             slots, complete = candidates(view, query.kind, index, vector, chosen, wanted + SLACK, found)
             scores = exact_scores(view.vectors[query.kind].gather(slots), vector)
-            slots, scores = self._in_order(slots, scores)
+            slots, scores = _in_order(slots, scores, shown)
             worst = scores[-1] if len(scores) else 0.0  # rows as good as this one may not have been found
             if query.grouped:
                 first = _first_of_each(view.products[slots])
                 slots, scores = slots[first], scores[first]
             if place.hits:
-                later = self._is_later(slots, scores, place)
+                later = _is_later(slots, scores, place, shown)
                 slots, scores = slots[later], scores[later]
             if hidden:
-                shown = ~np.isin(view.products[slots], list(hidden))
-                slots, scores = slots[shown], scores[shown]
+                others = ~np.isin(view.products[slots], list(hidden))
+                slots, scores = slots[others], scores[others]
             if complete or (len(slots) >= count and scores[count - 1] > worst):
                 return slots[:count], scores[:count]
             wanted, found = 4 * wanted, None
 
-    def _hidden(self, view: View, ids: Collection[str]) -> set[int]:
+    def _hidden(self, ids: Collection[str]) -> set[int]:
         """Products of the rows that must not be found."""
-        if not ids:
-            return set()
-        return {int(view.products[row.slot]) for row in self.catalogue.get(list(ids)) if row.slot < len(view.products)}
+        return {product_code(row.product_id) for row in self.catalogue.get(list(ids))} if ids else set()
 
-    def _in_order(self, slots: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """By score, and by id among equal scores (ids are looked up for those only)."""
-        order = np.argsort(-scores, kind="stable")
-        slots, scores = slots[order], scores[order]
-        same = scores[1:] == scores[:-1]
-        if same.any():
-            places = np.flatnonzero(np.append(same, False) | np.append(False, same))
-            names = self._names(slots[places])
-            keyed = [(-scores[i], names.get(int(slots[i]), ""), int(slots[i])) for i in places.tolist()]
-            slots[places] = [slot for _, _, slot in sorted(keyed)]
-        return slots, scores
 
-    def _is_later(self, slots: np.ndarray, scores: np.ndarray, place: Place) -> np.ndarray:
-        """Which of some ordered slots come after a place, bool ``[N]``."""
-        later = scores < place.score
-        level = np.flatnonzero(scores == place.score)
-        if len(level):
-            names = self._names(slots[level])
-            later[level] = [names.get(slot, "") > place.id for slot in slots[level].tolist()]
-        return later
+class _Outdated(Exception):
+    """What a view shows has other attributes now, or has died and been dropped by a compaction."""
 
-    def _names(self, slots: np.ndarray) -> dict[int, str]:
-        return {slot: row.id for slot, row in self.catalogue.at(slots.tolist()).items()}
+
+class _Shown:
+    """The rows of a view.
+
+    Args:
+        catalogue: Whose rows.
+        view: Which of them, in which versions.
+        may_lack: Leave out what was dropped, and show new attributes, rather than to raise `_Outdated`.
+    """
+
+    def __init__(self, catalogue: Catalogue, view: View, *, may_lack: bool) -> None:
+        self.catalogue, self.view, self.may_lack = catalogue, view, may_lack
+
+    def versions(self, slots: Sequence[int]) -> dict[int, StoredRow]:
+        """Slot -> version of a row.
+
+        Raises:
+            _Outdated: One was changed or dropped, so that there is a newer view.
+        """
+        numbers = self.view.numbers[list(slots)].tolist()
+        rows = self.catalogue.at(numbers)
+        found = {slot: rows[number] for slot, number in zip(slots, numbers, strict=True) if number in rows}
+        now = self.view.state.sequence
+        same = len(rows) == len(set(numbers)) and all(
+            row.updated is None or row.updated <= now for row in rows.values()
+        )
+        if not same and not self.may_lack and self.catalogue.state != self.view.state:
+            raise _Outdated
+        return found
+
+    def rows(self, slots: Sequence[int]) -> dict[int, StoredRow]:
+        """Slot -> row; those that later pages find though they are dead in the view are shown as they are now."""
+        found = self.versions(slots)
+        dead = {slot: row.id for slot, row in found.items() if self.view.died[slot] <= self.view.state.sequence}
+        if not dead:
+            return found
+        now = {row.id: row for row in self.catalogue.get(list(dead.values()))}
+        found |= {slot: now[row_id] for slot, row_id in dead.items() if row_id in now}
+        return {slot: row for slot, row in found.items() if slot not in dead or row.id in now}
+
+    def names(self, slots: np.ndarray) -> dict[int, str]:
+        """Slot -> id."""
+        return {slot: row.id for slot, row in self.versions(slots.tolist()).items()}
+
+
+def _in_order(slots: np.ndarray, scores: np.ndarray, shown: _Shown) -> tuple[np.ndarray, np.ndarray]:
+    """By score, and by id among equal scores (ids are looked up for those only)."""
+    order = np.argsort(-scores, kind="stable")
+    slots, scores = slots[order], scores[order]
+    same = scores[1:] == scores[:-1]
+    if same.any():
+        places = np.flatnonzero(np.append(same, False) | np.append(False, same))
+        names = shown.names(slots[places])
+        keyed = [(-scores[i], names.get(int(slots[i]), ""), int(slots[i])) for i in places.tolist()]
+        slots[places] = [slot for _, _, slot in sorted(keyed)]
+    return slots, scores
+
+
+def _is_later(slots: np.ndarray, scores: np.ndarray, place: Place, shown: _Shown) -> np.ndarray:
+    """Which of some ordered slots come after a place, bool ``[N]``."""
+    later: np.ndarray = scores < place.score
+    level = np.flatnonzero(scores == place.score)
+    if len(level):
+        names = shown.names(slots[level])
+        later[level] = [names.get(slot, "") > place.id for slot in slots[level].tolist()]
+    return later
 
 
 def _first_of_each(products: np.ndarray) -> list[int]:
