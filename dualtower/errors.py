@@ -179,7 +179,7 @@ class CheckpointError(DualTowerError):
 
 
 class NonFiniteLoss(DualTowerError):
-    """The loss became NaN or infinite; training stopped before the optimiser step."""
+    """The loss, its gradient or the weights became NaN or infinite; training stopped, and nothing of it was saved."""
 
 
 class MissingExtra(DualTowerError, ImportError):

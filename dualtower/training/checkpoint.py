@@ -32,10 +32,11 @@ _FREE_WITHIN = {
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands, after `step` optimiser steps.
+    """Where a run stands, after `step` steps.
 
     Attributes:
-        step: Optimiser steps taken.
+        step: Steps of the budget, each of one joined batch (or `accumulate` of them).
+        skipped: Those among them that left the weights alone, since their gradients overflowed in fp16.
         epoch: Epoch of the next batch.
         batch: Number of the next batch in that epoch.
         seconds: Training time so far.
@@ -45,6 +46,7 @@ class Position:
     """
 
     step: int = 0
+    skipped: int = 0
     epoch: int = 0
     batch: int = 0
     seconds: float = 0.0

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 from tqdm import tqdm
 
 from dualtower.config import to_dict, to_json
@@ -41,7 +44,7 @@ class Journal:
         self.path = config.out / "history.jsonl"
         self.config = config
         self.first = position
-        self._losses: list[float] = []
+        self._losses: list[Tensor] = []
         self._samples, self._since = 0, time.monotonic()
         self._bar: tqdm | None = None
 
@@ -56,9 +59,9 @@ class Journal:
             self.accelerator.init_trackers("dualtower", config=_flat(to_dict(self.config)))
         return self
 
-    def step(self, position: Position, *, loss: float, lr: float, scale: float, samples: int) -> None:
-        """Note one optimiser step of `samples` rows."""
-        self._losses.append(loss)
+    def step(self, position: Position, *, loss: Tensor, lr: float, logit_scale: Tensor, samples: int) -> None:
+        """Note one step of `samples` rows; loss and scale stay on the device until a line is due."""
+        self._losses.append(loss.detach())
         self._samples += samples
         if self._bar is not None:
             self._bar.update()
@@ -66,7 +69,8 @@ class Journal:
         if position.step > 1 and seconds < _EVERY_SECONDS:
             return
         rate = self._samples / seconds
-        mean = sum(self._losses) / len(self._losses)
+        losses = torch.stack(self._losses).tolist()
+        mean, scale = sum(losses) / len(losses), math.exp(logit_scale.item())
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {mean:.3f}, {rate:.0f} samples/s, scale {scale:.1f}")
         self._write(position, {"loss": mean, "lr": lr, "scale": scale, "samples_per_s": round(rate, 1)})

@@ -38,6 +38,12 @@ from dualtower.training.checkpoint import (
 )
 from dualtower.training.config import RunConfig
 from dualtower.training.distributed import agree, broadcast_
+from dualtower.training.gradients import (
+    SMALLEST_LOSS_SCALE,
+    clip_gradients,
+    nan_unless_finite,
+    non_finite_weights,
+)
 from dualtower.training.journal import Journal
 from dualtower.training.objectives import build_objective
 from dualtower.training.optim import create_optimizer, freeze_locked, set_learning_rates, set_modes
@@ -189,25 +195,65 @@ class Trainer:
         lr = set_learning_rates(self.optimizer, train, progress)
         set_modes(self.unwrapped, train, progress, self.objective.idle)
         size = self._picture_size(progress)
-        parts, total = len(group.batches), 0.0
+        losses = []
         for number, batch in enumerate(group.batches):
-            last = number == parts - 1
+            last = number == len(group.batches) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss = self._forward(batch, number, size)
-                total += loss.item() / parts
-                if not math.isfinite(total):
-                    raise NonFiniteLoss(self._non_finite_message(total))
-                self.accelerator.backward(loss / parts)
-        if train.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), train.clip_norm)
+                losses.append(loss.detach())
+                self.accelerator.backward(nan_unless_finite(loss) / len(group.batches))
+        mean = torch.stack(losses).mean()
+        skipped = not self._move(mean)
+        self.position = replace(
+            self.position,
+            step=self.position.step + 1,
+            skipped=self.position.skipped + skipped,
+            epoch=group.epoch,
+            batch=group.next_batch,
+        )
+        if self.ema is not None and not skipped:
+            self.ema.update(self.unwrapped, step=self.position.step - self.position.skipped)
+        samples = len(losses) * train.batch_size * self.accelerator.num_processes
+        self.journal.step(self.position, loss=mean, lr=lr, logit_scale=self.unwrapped.logit_scale, samples=samples)
+
+    def _move(self, loss: torch.Tensor) -> bool:
+        """Move the weights along their gradients; False where fp16 overflowed and the gradient scaler skipped the step.
+
+        The averaged gradients are the same on all ranks, so all of them decide alike, at the price of one number that
+        is read from the device.
+
+        Raises:
+            NonFiniteLoss: Loss or gradients are not finite. The weights stay what they were.
+        """
+        if self.accelerator.scaler is None:
+            norm = clip_gradients(self.accelerator, self.objective, self.config.train.clip_norm).item()
+            if not math.isfinite(norm):
+                raise self._ruined(f"the gradient norm became {norm}", loss)
+        elif self.config.train.clip_norm is not None:
+            clip_gradients(self.accelerator, self.objective, self.config.train.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.optimizer.step_was_skipped:
+            self._check_skip(loss)
+            return False
         self.unwrapped.clamp_()
-        self.position = replace(self.position, step=self.position.step + 1, epoch=group.epoch, batch=group.next_batch)
-        if self.ema is not None:
-            self.ema.update(self.unwrapped, step=self.position.step)
-        samples = parts * train.batch_size * self.accelerator.num_processes
-        self.journal.step(self.position, loss=total, lr=lr, scale=self.unwrapped.scale, samples=samples)
+        return True
+
+    def _check_skip(self, loss: torch.Tensor) -> None:
+        """Tell a gradient that overflowed under too large a loss scale, which is ordinary, from a training in ruins."""
+        assert self.accelerator.scaler is not None
+        scale = self.accelerator.scaler.get_scale()
+        broken, _ = agree(float(not loss.isfinite()), 0.0, self.accelerator.device)
+        if broken:
+            raise self._ruined("the gradients became nan", loss)
+        if scale < SMALLEST_LOSS_SCALE:
+            raise self._ruined(f"fp16 overflowed in many steps in a row, all of them skipped (scale {scale:g}),", loss)
+        if self.accelerator.is_main_process:
+            logger.warning(
+                "step %d was skipped, since its gradients overflowed in fp16; the loss scale is now %g",
+                self.position.step,
+                scale,
+            )
 
     def _forward(self, batch: Batch, number: int, size: tuple[int, int]) -> torch.Tensor:
         batch = batch.to(self.accelerator.device, non_blocking=True)
@@ -239,13 +285,23 @@ class Trainer:
         height, width = (max(8, 4 * round(side * scale / 4)) for side in (settings.height, settings.width))
         return height, width
 
-    def _non_finite_message(self, loss: float) -> str:
+    def _ruined(self, what: str, loss: torch.Tensor | None = None) -> NonFiniteLoss:
+        """The error of a training that cannot go on; names the state to go back to."""
+        if loss is not None and not loss.isfinite():
+            what = f"the loss became {loss.item()}"
         last = latest_checkpoint(self.checkpoints)
         kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been written yet"
-        return (
-            f"the loss became {loss} at step {self.position.step}; {kept}. "
+        return NonFiniteLoss(
+            f"{what} at step {self.position.step}; {kept}. "
             "Lower --train.lr, set --train.clip-norm, or train in --train.precision fp32"
         )
+
+    def _refuse_ruined_weights(self) -> None:
+        """Raise, on all ranks alike, where a step of finite gradients was itself too large: nobody wants that saved."""
+        ruined = non_finite_weights(self.unwrapped)
+        anywhere, _ = agree(float(bool(ruined)), 0.0, self.accelerator.device)
+        if anywhere:
+            raise self._ruined(f"weights became infinite or NaN ({', '.join(ruined[:3]) or 'in another process'})")
 
     def _checkpoint_due(self, seconds_since: float) -> bool:
         train = self.config.train
@@ -256,6 +312,7 @@ class Trainer:
         """Validate, keep the weights when they are the best so far, and say whether patience has run out."""
         if self.validate is None:
             return False
+        self._refuse_ruined_weights()
         model = self._averaged()
         broadcast_(model.state_dict().values())  # batch statistics differ between the processes
         with sharded():
@@ -290,6 +347,7 @@ class Trainer:
         return model.eval()
 
     def _save(self) -> None:
+        self._refuse_ruined_weights()
         states = self._random_states()
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
