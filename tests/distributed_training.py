@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,19 +16,26 @@ from dualtower import DualTower
 from dualtower.training.loop import Trainer
 
 
-def main(out: Path) -> None:
+def main(out: Path, image: str, *, sync_batchnorm: bool) -> None:
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
-    plain = tiny.config("textcnn", "vit")
+    plain = tiny.config("textcnn", image, head_norm="batch" if sync_batchnorm else "none")
     torch.manual_seed(0)
     model = DualTower.create(replace(plain, text=replace(plain.text, dropout=0.0)), tiny.tokenizer()).double()
     options = {"augmentation": "none", "steps": 5, "batch_size": 16 // accelerator.num_processes, "optimizer": "sgd"}
-    config = run_config(out, model, lr=0.05, **options)
-    Trainer(config, model, products(), accelerator=accelerator).fit()
+    config = run_config(out, model, lr=0.05, sync_batchnorm=sync_batchnorm, ema=0.5, **options)
+    made = Trainer(config, model, products(), accelerator=accelerator)
+    made.fit()
     if accelerator.is_main_process:
-        torch.save(model.state_dict(), out / "model.pt")
+        average = {f"average.{name}": weight for name, weight in made.ema.module.state_dict().items()}
+        torch.save(model.state_dict() | average, out / "model.pt")
         (out / "result.json").write_text(json.dumps({"world_size": accelerator.num_processes}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--image", default="vit")
+    parser.add_argument("--sync-batchnorm", action="store_true")
+    given = parser.parse_args()
+    main(given.out, given.image, sync_batchnorm=given.sync_batchnorm)

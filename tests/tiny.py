@@ -28,7 +28,15 @@ TEXT = {
 }
 
 _NARROW_RESNET = {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16), "stem_width": 4}
+_PLAIN_BLOCKS = {  # the network of the main recipe, whose layers normalise and activate at once
+    "blocks": [{"type": "basic", "d": 1, "c": c, "s": 2, "gs": 0, "br": 1.0} for c in (8, 16)],
+    "stem_type": "3x3",
+    "stem_pool": "",
+    "stem_chs": 8,
+    "num_features": 0,
+}
 IMAGE = {
+    "gernet": ImageTowerConfig(name="gernet_s", options=_PLAIN_BLOCKS),
     "resnet": ImageTowerConfig(name="resnet10t", options=_NARROW_RESNET),
     "vit": ImageTowerConfig(name="vit_tiny_patch16_224", options={"embed_dim": 24, "depth": 2, "num_heads": 2}),
     "swin": ImageTowerConfig(

@@ -103,7 +103,7 @@ class TrainConfig:
     tower_precision: TowerPrecision | None = None
     """What `auto` has measured; a resumed run keeps it."""
     sync_batchnorm: bool = False
-    """On several GPUs: batch statistics over all processes instead of each process's own rows."""
+    """In several processes: batch statistics over the rows of all of them instead of each one's own."""
     threads: int | None = None
     """CPU threads per process; default all cores, shared out among the processes of this machine."""
     compile: bool = False

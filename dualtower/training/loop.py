@@ -26,6 +26,7 @@ from dualtower.errors import ConfigError, NonFiniteLoss
 from dualtower.model import DualTower
 from dualtower.sharding import sharded
 from dualtower.training.allocator import keep_freed_memory
+from dualtower.training.batchnorm import synchronise_batchnorm
 from dualtower.training.budget import Budget, Clock
 from dualtower.training.checkpoint import (
     Checkpoint,
@@ -132,7 +133,7 @@ class Trainer:
         freeze_locked(model, train, self.objective.idle)
         self.ema = ModelEmaV3(model, decay=train.ema, use_warmup=True) if train.ema else None
         if train.sync_batchnorm and accelerator.num_processes > 1:
-            torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, but for a model that is one itself
+            synchronise_batchnorm(model, accelerator.device)
         if train.compile:
             model.compile()
         self.unwrapped = model
