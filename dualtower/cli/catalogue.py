@@ -366,7 +366,7 @@ def read_rows(card: Path, source: str, on_error: Literal["raise", "skip"], *, nu
     from dualtower.data.cards import Splits, load_card
     from dualtower.data.loading import load_products
 
-    if not card.exists():
+    if card.name == CARD and not card.exists():
         raise ConfigError(f"{card} is missing; name the data card of the rows with --card")
     whole = replace(with_numbers(load_card(card), numeric), splits=Splits())
     return load_products(whole, "all", source=source, on_error=on_error, check_images=False)

@@ -235,7 +235,8 @@ def load_card(path_or_name: str | Path) -> DataCard:
     """Read a data card.
 
     Args:
-        path_or_name: A card's file, or its name: ``fashion_products`` is ``data_cards/fashion_products.md``.
+        path_or_name: A card's file, or its name: ``fashion_products`` is ``data_cards/fashion_products.md``, in the
+            present folder or else among the cards that come with dualtower.
 
     Raises:
         CardError: There is no such card, or it cannot be read; the message lists the cards that there are.
@@ -268,14 +269,23 @@ def is_pattern(source_split: str) -> bool:
 
 
 def _find(path: Path) -> Path:
-    checkout = Path(__file__).parents[2] / FOLDER
-    places = [path] if path.suffix == ".md" else [Path(FOLDER) / f"{path.name}.md", checkout / f"{path.name}.md"]
+    is_file = path.suffix == ".md"
+    shipped = _shipped()
+    places = [path if is_file else Path(FOLDER) / f"{path.name}.md"]
+    if not is_file or path.parent == Path(FOLDER):  # also from a folder without cards of its own
+        places.append(shipped / places[0].name)
     for place in places:
         if place.is_file():
             return place
-    beside = [path.parent] if path.suffix == ".md" else []
-    folder = next((p for p in (*beside, Path(FOLDER), checkout) if list(p.glob("*.md"))), Path(FOLDER))
+    beside = [path.parent] if is_file else []
+    folder = next((p for p in (*beside, Path(FOLDER), shipped) if list(p.glob("*.md"))), Path(FOLDER))
     known = sorted(p.stem for p in folder.glob("*.md"))
     nearest = difflib.get_close_matches(path.stem, known, n=1, cutoff=0.5)
     message = f"no data card {str(path)!r}; cards in {folder}: {', '.join(known) or '(none)'}."
     raise CardError(message + (f" Did you mean {nearest[0]!r}?" if nearest else ""))
+
+
+def _shipped() -> Path:
+    """The cards of dualtower: inside an installed package, beside the package in a checkout."""
+    package = Path(__file__).parents[1]
+    return package / FOLDER if (package / FOLDER).is_dir() else package.parent / FOLDER
