@@ -72,6 +72,11 @@ def test_evaluate_prints_a_table_and_writes_json(model: Path, tmp_path: Path, ca
         figure = figures[direction]["recall@10"]
         assert figure["low"] <= figure["value"] <= figure["high"]
     assert figures["protocol"]["split"] == "test"
+    by_colour = figures["breakdowns"]["colour"]["text_to_image"]
+    queries = figures["protocol"]["directions"]["text_to_image"]["queries"]
+    assert sum(row["queries"] for row in by_colour) == queries and by_colour[0]["recall@10"]["low"] is not None
+    assert "text → image by colour" in printed and f"| {by_colour[0]['value']}" in printed
+    assert json.loads((tmp_path / "report" / "metrics.json").read_text())["breakdowns"] == figures["breakdowns"]
     assert (tmp_path / "report" / "report.md").exists()
 
 
@@ -83,7 +88,9 @@ def test_similar_products_are_measured(model: Path, tmp_path: Path, capsys: pyte
     assert figures["protocol"]["relevance"] == "same object and colour"
     assert 0 < figures["product_to_product"]["title"]["ndcg@10"]["value"] <= 1
     assert command(*words, "--rerank", "5") == 1
-    assert "takes neither --qrels nor --rerank" in capsys.readouterr().out
+    assert "takes no --rerank" in capsys.readouterr().out
+    assert command(*words, "--breakdown", "colour", "--report", tmp_path / "report") == 1
+    assert "takes no --breakdown, no --report" in capsys.readouterr().out
 
 
 def test_reranked_figures_stand_beside_the_others(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

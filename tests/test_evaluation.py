@@ -89,7 +89,8 @@ def test_the_json_reads_as_promised(tmp_path):
     written = json.loads(report.save(tmp_path).read_text())
     assert written == json.loads(json.dumps(report.to_dict()))
     assert list(written) == ["text_to_image", "image_to_text", "image_to_image", "protocol"]
-    names = ["recall@1", "recall@5", "recall@10", "hit@1", "hit@5", "hit@10", "mrr", "ndcg@10", "map", "median_rank"]
+    names = ["recall@1", "recall@5", "recall@10", "hit@1", "hit@5", "hit@10", "mrr", "mrr@10", "ndcg@10", "map"]
+    names.append("median_rank")
     for direction in list(written)[:-1]:
         assert list(written[direction]) == names
         for figure in written[direction].values():
@@ -100,7 +101,10 @@ def test_the_json_reads_as_promised(tmp_path):
     assert protocol["model_fingerprint"] == "colours-30"
     assert protocol["data_fingerprint"] == catalogue().fingerprint
     assert protocol["ties"] == "expected"
-    assert protocol["intervals"] == {"level": 0.95, "method": "bootstrap by product", "resamples": 1000, "seed": 0}
+    assert protocol["intervals"] == {
+        "level": 0.95, "method": "bootstrap by product", "where_all_resamples_agree": "Clopper-Pearson",
+        "resamples": 1000, "seed": 0,
+    }  # fmt: skip
     assert protocol["directions"]["image_to_text"]["chance"]["recall@1"] == pytest.approx(0.25)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json"]
 
@@ -110,7 +114,7 @@ def test_the_table_shows_figures_intervals_and_chance():
     assert [cell.strip() for cell in table[0].strip("|").split("|")] == [
         "metric", "text → image", "chance", "image → text", "chance", "image → image", "chance",
     ]  # fmt: skip
-    assert "0.333 [0.333, 0.333]" in table[2]
+    assert "0.333 [0.133, 0.735]" in table[2]  # four products that agree: exact bounds
     assert {line.split("|")[1].strip() for line in table[2:]} >= {"recall@10", "hit@5", "MRR", "nDCG@10", "median rank"}
     assert len({len(line) for line in table}) == 1
 

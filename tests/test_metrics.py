@@ -26,6 +26,7 @@ def metrics_of_order(grades: list[float], ks: tuple[int, ...] = KS) -> dict[str,
     values = {f"recall@{k}": sum(p <= k for p in places) / total for k in ks}
     values |= {f"hit@{k}": float(any(p <= k for p in places)) for k in ks}
     values["mrr"] = 1 / places[0]
+    values["mrr@10"] = 1 / places[0] if places[0] <= 10 else 0.0
     ideal = sorted(grades, reverse=True)
     gains = [sum(g / np.log2(i + 1) for i, g in enumerate(x[:10], 1)) for x in (grades, ideal)]
     values["ndcg@10"] = gains[0] / gains[1]
@@ -62,6 +63,18 @@ def test_expectation_and_bounds_over_all_orders_of_tied_items(seed):
         assert rules["expected"][name][0] == pytest.approx(np.mean(values), abs=1e-12), name
         low, high = sorted((rules["optimistic"][name][0], rules["pessimistic"][name][0]))
         assert (low, high) == pytest.approx((min(values), max(values)), abs=1e-12), name
+
+
+@pytest.mark.parametrize("relevant", [1, 2, 5])
+@pytest.mark.parametrize("above", [0, 6, 9, 10, 30])
+def test_mrr_at_10_of_ties_that_straddle_place_10(above, relevant):
+    """Below place 10 nothing counts: the mean over random orders of a group of eight ties that begins anywhere."""
+    scores = np.concatenate([np.full(above, 2.0), np.ones(8), np.zeros(3)])
+    items = above + np.arange(relevant)
+    ranks = ranks_of(scores[None], Relevance.from_pairs([0] * relevant, items, shape=(1, len(scores))))
+    chosen = itertools.combinations(range(above + 1, above + 9), relevant)  # places of the relevant ones
+    expected = np.mean([1 / min(places) if min(places) <= 10 else 0 for places in chosen])
+    assert per_query(ranks)["mrr@10"][0] == pytest.approx(expected, abs=1e-12)
 
 
 def test_hand_written_values():

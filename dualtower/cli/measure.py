@@ -66,11 +66,13 @@ class Evaluate:
         from dualtower.data.cards import load_card
         from dualtower.data.loading import load_products
         from dualtower.evaluation import evaluate, load_qrels, rerank, write_report
+        from dualtower.evaluation.groups import breakdown_table
+        from dualtower.evaluation.report import TITLES
         from dualtower.folder import write_text_atomically
         from dualtower.model import DualTower
 
-        if self.task == "product-to-product" and (self.qrels or self.rerank is not None):
-            raise ConfigError("--task product-to-product takes neither --qrels nor --rerank")
+        if self.task == "product-to-product" and (unused := self._without_meaning()):
+            raise ConfigError(f"--task product-to-product takes no {', no '.join(unused)}")
         model = DualTower.from_pretrained(self.model)
         products = load_products(
             load_card(self.data.card),
@@ -93,6 +95,9 @@ class Evaluate:
             progress=True,
         )
         print(result.report.table())
+        for attribute, tables in result.breakdowns.items():
+            for name, rows in tables.items():
+                print(f"\n{TITLES[name]} by {attribute}\n\n{breakdown_table(attribute, rows)}")
         again = None
         if self.rerank is not None:
             again = rerank(model, result, top=self.rerank, bootstrap=self.bootstrap, progress=True)
@@ -100,11 +105,21 @@ class Evaluate:
         if products.skipped:
             print(f"left out {len(products.skipped)} rows; the first: {products.skipped[0]}")
         if self.json:
-            figures = result.report.to_dict() | ({"reranked": again.to_dict()} if again else {})
+            figures = result.to_dict() | ({"reranked": again.to_dict()} if again else {})
             write_text_atomically(self.json, to_json(figures, indent=2))
         if self.report:
             sections = [again.section()] if again else []
             write_report(self.report, result, sections=sections, skipped=products.skipped)
+
+    def _without_meaning(self) -> list[str]:
+        """Options given that product-to-product would not look at."""
+        given = {
+            "--qrels": self.qrels,
+            "--rerank": self.rerank is not None,
+            "--breakdown": self.breakdown,
+            "--report": self.report,
+        }
+        return [option for option, value in given.items() if value]
 
     def _report_similar(self, model: DualTower, products: Products) -> None:
         from dualtower.evaluation import similar_products

@@ -1,6 +1,15 @@
 """How far a figure can be trusted: bootstrap intervals and a paired test, both by product.
 
 Queries of one product succeed or fail together, so products, not queries, are what is drawn again.
+
+Where all resamples of a share agree (no hit at all on 49 queries, or one product only), the bootstrap would claim
+certainty. There the interval is exact. Were the share of products unlike those that were seen larger than
+``1 - (alpha / 2) ** (1 / n)``, n products would have shown one of them with more than ``1 - alpha / 2``; those unseen
+may lie anywhere between the least and the greatest possible value. For shares of 0 and 1 these are the bounds of
+C. J. Clopper and E. S. Pearson, "The use of confidence or fiducial limits illustrated in the case of the binomial",
+Biometrika 26, 1934. They are wider than the score interval of E. B. Wilson (JASA 22, 1927), which A. Agresti and
+B. A. Coull (The American Statistician 52, 1998) recommend for its mean coverage, and never cover less than they
+promise.
 """
 
 from __future__ import annotations
@@ -16,6 +25,8 @@ from dualtower.evaluation.ranks import Ranks
 
 __all__ = ["Difference", "Interval", "intervals", "paired_test", "summarise"]
 
+_ALPHA = 0.05
+_SHARES = (0.0, 1.0)
 _NUMBERS = 1 << 22  # of resampled weights held at a time: 32 MB
 
 
@@ -62,6 +73,7 @@ def intervals(
     groups: np.ndarray | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
+    limits: tuple[float, float] | None = _SHARES,
 ) -> dict[str, Interval]:
     """Means over queries (the median for ``median_rank``) with 95 % percentile intervals.
 
@@ -70,6 +82,8 @@ def intervals(
         groups: Product code of each query, ``[N]``.
         bootstrap: Number of resamples; 0 for no intervals.
         seed: Of the resamples.
+        limits: Least and greatest possible value of every metric but ``median_rank``, for the exact interval where all
+            resamples agree; None where there are none.
 
     Raises:
         ConfigError: There is no query at all, or lengths differ.
@@ -92,8 +106,14 @@ def intervals(
             column = names.index("median_rank")
             means[:, column] = _weighted_medians(table[order, column], weights, group[order])
         drawn.append(means)
-    low, high = np.percentile(np.concatenate(drawn), [2.5, 97.5], axis=0)
-    return {n: Interval(point, float(a), float(b)) for n, point, a, b in zip(names, points, low, high, strict=True)}
+    means = np.concatenate(drawn)
+    low, high = np.percentile(means, [100 * _ALPHA / 2, 100 * (1 - _ALPHA / 2)], axis=0)
+    found = {n: Interval(point, float(a), float(b)) for n, point, a, b in zip(names, points, low, high, strict=True)}
+    if limits is not None:
+        agree = np.ptp(means, axis=0) <= 1e-9
+        exact = [name for name, equal in zip(names, agree, strict=True) if equal and name != "median_rank"]
+        found |= {name: _exact(found[name].value, count, limits) for name in exact}
+    return found
 
 
 def paired_test(
@@ -123,7 +143,11 @@ def paired_test(
     if np.shape(first) != np.shape(second) or not len(first):
         raise ConfigError(f"cannot pair {len(first)} queries with {len(second)}; measure both on the same queries")
     gain = np.asarray(second, np.float64) - np.asarray(first, np.float64)
-    interval = intervals({"difference": gain}, groups=groups, bootstrap=resamples, seed=seed)["difference"]
+    both = np.stack([first, second])
+    limits = (-1.0, 1.0) if both.min() >= 0 and both.max() <= 1 else None  # shares, or ranks
+    interval = intervals({"difference": gain}, groups=groups, bootstrap=resamples, seed=seed, limits=limits)[
+        "difference"
+    ]
     group, count = _numbered(groups, len(gain))
     sums = np.bincount(group, gain, minlength=count)
     random = np.random.default_rng([seed, 1])
@@ -133,6 +157,13 @@ def paired_test(
         signs = random.integers(0, 2, (size, count), dtype=np.int8) * 2.0 - 1.0
         extreme += int((np.abs(signs @ sums) >= limit).sum())
     return Difference(interval.value, interval.low, interval.high, (1 + extreme) / (1 + resamples))
+
+
+def _exact(value: float, products: int, limits: tuple[float, float]) -> Interval:
+    """Where all products agree on `value`: how far unseen ones could draw the mean towards the limits."""
+    like_them = (_ALPHA / 2) ** (1 / products)
+    low, high = (like_them * value + (1 - like_them) * limit for limit in limits)
+    return Interval(value, low, high)
 
 
 def _centre(name: str, values: np.ndarray) -> float:

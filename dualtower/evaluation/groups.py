@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,12 @@ import numpy as np
 
 from dualtower.errors import ConfigError
 from dualtower.evaluation.bootstrap import Interval, intervals
+from dualtower.evaluation.report import format_interval, markdown_table
 
-__all__ = ["BreakdownRow", "breakdown"]
+__all__ = ["BreakdownRow", "breakdown", "breakdown_table"]
+
+SHOWN = ("recall@1", "recall@10", "mrr", "median_rank")
+"""Metrics of the tables, where they were measured."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,11 @@ class BreakdownRow:
     value: str
     queries: int
     metrics: Mapping[str, Interval]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: ``{"value", "queries", metric: {"value", "low", "high"}}``."""
+        figures = {name: {"value": f.value, "low": f.low, "high": f.high} for name, f in self.metrics.items()}
+        return {"value": self.value, "queries": self.queries, **figures}
 
 
 def breakdown(
@@ -67,3 +76,19 @@ def breakdown(
         )
         for value, chosen in parts
     ]
+
+
+def breakdown_table(attribute: str, rows: Sequence[BreakdownRow], *, escape: Callable[[str], str] = str) -> str:
+    """Markdown of `breakdown`: values of the attribute down, metrics across.
+
+    Args:
+        attribute: Its name.
+        rows: At least one.
+        escape: Makes a value fit for a table cell.
+    """
+    shown = [metric for metric in SHOWN if metric in rows[0].metrics]
+    cells = [
+        [escape(row.value), f"{row.queries:,}", *(format_interval(metric, row.metrics[metric]) for metric in shown)]
+        for row in rows
+    ]
+    return markdown_table([attribute, "queries", *shown], cells)

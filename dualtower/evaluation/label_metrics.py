@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from dualtower.errors import ConfigError
-from dualtower.evaluation.metrics import NDCG_AT
+from dualtower.evaluation.metrics import CUT_OFF
 from dualtower.evaluation.scores import Scores
 from dualtower.evaluation.tie_groups import TieGroups, prefix_sums
 from dualtower.losses.similarity import Similarity
@@ -58,13 +58,13 @@ def label_metrics(
     relevant = other_rows(labels)
     judged = np.flatnonzero(relevant)
     relevant = relevant[judged]
-    depth = max(*ks, NDCG_AT)
+    depth = max(*ks, CUT_OFF)
     groups = _tie_groups(scores, labels, judged, depth=depth, numbers=numbers)
     recall = {k: groups.mean_per_query(groups.share_within(k) * groups.relevant) for k in ks}
-    ideal = prefix_sums(1 / np.log2(np.arange(2, NDCG_AT + 2)))[np.minimum(relevant, NDCG_AT)]
+    ideal = prefix_sums(1 / np.log2(np.arange(2, CUT_OFF + 2)))[np.minimum(relevant, CUT_OFF)]
     metrics = {f"precision@{k}": recall[k] * relevant / k for k in ks}
     metrics |= {f"recall@{k}": recall[k] for k in ks}
-    return metrics | {f"ndcg@{NDCG_AT}": groups.ndcg(ideal, NDCG_AT)}
+    return metrics | {f"ndcg@{CUT_OFF}": groups.ndcg(ideal, CUT_OFF)}
 
 
 def other_rows(labels: np.ndarray) -> np.ndarray:

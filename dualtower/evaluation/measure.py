@@ -111,6 +111,14 @@ class Evaluation:
     breakdowns: Mapping[str, Mapping[str, list[BreakdownRow]]]
     products: Products
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: those of the report, and ``breakdowns`` (attribute -> direction -> values) if there are any."""
+        tables = {
+            attribute: {name: [row.to_dict() for row in rows] for name, rows in of.items()}
+            for attribute, of in self.breakdowns.items()
+        }
+        return self.report.to_dict() | ({"breakdowns": tables} if tables else {})
+
 
 def evaluate(
     model: Encoder,
@@ -301,7 +309,13 @@ def _protocol(
         "similarity": model.config.similarity,
         "directions": {name: _sizes(d, ks) for name, d in directions.items()},
         "ties": "expected",
-        "intervals": {"level": 0.95, "method": "bootstrap by product", "resamples": bootstrap, "seed": seed},
+        "intervals": {
+            "level": 0.95,
+            "method": "bootstrap by product",
+            "where_all_resamples_agree": "Clopper-Pearson",
+            "resamples": bootstrap,
+            "seed": seed,
+        },
         "versions": {
             "dualtower": dualtower.__version__,
             "python": platform.python_version(),

@@ -24,12 +24,21 @@ from dualtower.evaluation.tie_groups import TieGroups, prefix_sums
 __all__ = ["TieRule", "chance_levels", "metric_names", "per_query"]
 
 TieRule = Literal["expected", "optimistic", "pessimistic"]
-NDCG_AT = 10
+CUT_OFF = 10
+"""Of nDCG and of the cut-off MRR."""
 
 
 def metric_names(ks: Sequence[int] = (1, 5, 10)) -> list[str]:
     """Names of all metrics, in the order of the tables; `median_rank` is the only one where less is better."""
-    return [*(f"recall@{k}" for k in ks), *(f"hit@{k}" for k in ks), "mrr", f"ndcg@{NDCG_AT}", "map", "median_rank"]
+    return [
+        *(f"recall@{k}" for k in ks),
+        *(f"hit@{k}" for k in ks),
+        "mrr",
+        f"mrr@{CUT_OFF}",
+        f"ndcg@{CUT_OFF}",
+        "map",
+        "median_rank",
+    ]
 
 
 def per_query(ranks: Ranks, *, ks: Sequence[int] = (1, 5, 10), ties: TieRule = "expected") -> dict[str, np.ndarray]:
@@ -38,6 +47,8 @@ def per_query(ranks: Ranks, *, ks: Sequence[int] = (1, 5, 10), ties: TieRule = "
     - ``recall@K``: share of the query's relevant items among the first K.
     - ``hit@K``: whether, or how probably, at least one relevant item is among the first K.
     - ``mrr``: reciprocal rank of the first relevant item.
+    - ``mrr@10``: the same, 0 where it stands below place 10. Figures from lists of ten hits, as many leaderboards
+      publish them under the name MRR, are this one.
     - ``ndcg@10``: discounted gain with the grade as the gain, over that of the best order (as in trec_eval).
     - ``map``: precision at each relevant item, averaged over the relevant items.
     - ``median_rank``: rank of the first relevant item; its median over the queries is the metric.
@@ -62,7 +73,8 @@ def per_query(ranks: Ranks, *, ks: Sequence[int] = (1, 5, 10), ties: TieRule = "
     values = {f"recall@{k}": groups.mean_per_query(groups.share_within(k) * groups.relevant) for k in ks}
     values |= {f"hit@{k}": groups.hit(k) for k in ks}
     values["mrr"] = groups.reciprocal_rank(harmonic)
-    values[f"ndcg@{NDCG_AT}"] = groups.ndcg(_ideal_gain(ranks), NDCG_AT)
+    values[f"mrr@{CUT_OFF}"] = groups.reciprocal_rank(harmonic, at=CUT_OFF)
+    values[f"ndcg@{CUT_OFF}"] = groups.ndcg(_ideal_gain(ranks), CUT_OFF)
     values["map"] = groups.average_precision(harmonic)
     values["median_rank"] = groups.first_rank()
     return values
@@ -101,11 +113,11 @@ def _median_first_rank(ranks: Ranks) -> float:
 
 def _ideal_gain(ranks: Ranks) -> np.ndarray:
     """Discounted gain of the best order of each judged query, ``[N_q]``."""
-    discounts = prefix_sums(1 / np.log2(np.arange(2, NDCG_AT + 2)))
+    discounts = prefix_sums(1 / np.log2(np.arange(2, CUT_OFF + 2)))
     query = np.searchsorted(ranks.judged, ranks.queries)
     order = np.lexsort((-ranks.grades, query))
     place = np.arange(len(query)) - ranks.starts[:-1][ranks.judged][query]
-    at_place = np.diff(discounts, append=discounts[-1])[np.minimum(place, NDCG_AT)]
+    at_place = np.diff(discounts, append=discounts[-1])[np.minimum(place, CUT_OFF)]
     return np.bincount(query, ranks.grades[order] * at_place, minlength=len(ranks.judged))
 
 

@@ -11,8 +11,9 @@ import numpy as np
 from dualtower.config import to_json
 from dualtower.errors import RowError
 from dualtower.evaluation.comparison import save_queries
+from dualtower.evaluation.groups import breakdown_table
 from dualtower.evaluation.measure import Direction, Evaluation
-from dualtower.evaluation.report import TITLES, Section, format_interval, markdown_table
+from dualtower.evaluation.report import TITLES, Section, markdown_table
 from dualtower.evaluation.strips import draw_curves, draw_strip, save_png
 from dualtower.folder import write_text_atomically
 
@@ -49,7 +50,7 @@ def write_report(
         Path of ``report.md``.
     """
     folder = Path(folder)
-    figures = result.report.to_dict() | {section.key: section.figures for section in sections}
+    figures = result.to_dict() | {section.key: section.figures for section in sections}
     write_text_atomically(folder / "metrics.json", to_json(figures, indent=2) + "\n")
     save_queries(folder, result)
     protocol = result.report.protocol
@@ -68,11 +69,7 @@ def write_report(
     for attribute, tables in result.breakdowns.items():
         parts.append(f"## By {attribute}")
         for name, rows in tables.items():
-            shown = [m for m in ("recall@1", "recall@10", "mrr", "median_rank") if m in rows[0].metrics]
-            cells = [
-                [_cell(r.value), f"{r.queries:,}", *(format_interval(m, r.metrics[m]) for m in shown)] for r in rows
-            ]
-            parts += [f"### {TITLES[name]}", markdown_table([attribute, "queries", *shown], cells)]
+            parts += [f"### {TITLES[name]}", breakdown_table(_cell(attribute), rows, escape=_cell)]
     if skipped:
         parts += ["## Rows left out", f"{len(skipped):,} rows could not be used; the first of them:"]
         parts.append("\n".join(f"- {_cell(str(error))}" for error in skipped[:50]))
@@ -82,7 +79,8 @@ def write_report(
 
 
 _READING = (
-    "In brackets: 95 % interval, bootstrap by product. *chance*: a random order of the gallery. *recall@K*: share "
+    "In brackets: 95 % interval, bootstrap by product (where all resamples agree, exact bounds after Clopper and "
+    "Pearson). *chance*: a random order of the gallery. *recall@K*: share "
     "of the relevant items among the first K; *hit@K*: at least one of them is; *median rank*: of the first relevant "
     "item. Items of equal score count by the average over their orders."
 )

@@ -18,7 +18,7 @@ TITLES = {
     "image_to_text": "image → text",
     "image_to_image": "image → image",
 }
-LABELS = {"mrr": "MRR", "map": "mAP", "ndcg@10": "nDCG@10", "median_rank": "median rank"}
+LABELS = {"mrr": "MRR", "mrr@10": "MRR@10", "map": "mAP", "ndcg@10": "nDCG@10", "median_rank": "median rank"}
 
 
 @dataclass(frozen=True, eq=False)

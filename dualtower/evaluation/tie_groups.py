@@ -95,14 +95,15 @@ class TieGroups:
             miss *= np.where(i < drawn, left, 1)
         return 1 - miss
 
-    def reciprocal_rank(self, harmonic: np.ndarray) -> np.ndarray:
-        """Mean of 1 / rank of the first relevant item of the first group."""
+    def reciprocal_rank(self, harmonic: np.ndarray, *, at: int | None = None) -> np.ndarray:
+        """Mean of 1 / rank of the first relevant item of the first group; below place `at` it counts as 0."""
         above, size, relevant = (x[self.starts] for x in (self.above, self.size, self.relevant))
-        result = (harmonic[above + size] - harmonic[above]) / size
-        result = np.where(size == 1, 1 / (above + 1), result)
+        last = above + size if at is None else np.minimum(above + size, at)
+        result = (harmonic[last] - harmonic[np.minimum(above, last)]) / size
+        result = np.where(size == 1, (above < last) / (above + 1), result)
         several = np.flatnonzero((relevant > 1) & (size > 1))
         kinds, of_query = np.unique(np.stack([above, size, relevant])[:, several], axis=1, return_inverse=True)
-        means = np.array([_mean_reciprocal_of_first(*kind) for kind in kinds.T.tolist()])
+        means = np.array([_mean_reciprocal_of_first(a, s, r, at) for a, s, r in kinds.T.tolist()])
         if len(several):
             result[several] = means[of_query.reshape(-1)]
         return result
@@ -132,14 +133,15 @@ class TieGroups:
         return self.sum_per_query(self.gain * (discounts[last] - discounts[first]) / self.size) / ideal
 
 
-def _mean_reciprocal_of_first(above: int, size: int, relevant: int) -> float:
+def _mean_reciprocal_of_first(above: int, size: int, relevant: int, at: int | None) -> float:
     """Mean of ``1 / (above + i)``, i being the first place of `relevant` items spread at random over `size`.
 
     P(i) = C(size - i, relevant - 1) / C(size, relevant), built up by the ratio of neighbours.
     """
     i = np.arange(1, size - relevant + 2)
     chance = np.concatenate([[relevant / size], 1 - (relevant - 1) / (size - i[:-1])]).cumprod()
-    return float((chance / (above + i)).sum())
+    counted = slice(None) if at is None else slice(max(0, at - above))
+    return float((chance / (above + i))[counted].sum())
 
 
 def prefix_sums(values: np.ndarray) -> np.ndarray:
