@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from dualtower.data.images import open_image
+from dualtower.data.images import open_image, to_size
 from dualtower.encoding import mix
 from dualtower.errors import ConfigError, DataError, DualTowerError
 from dualtower.model import DualTower
@@ -20,11 +20,26 @@ from dualtower.retrieval.indexing import check_model
 from dualtower.retrieval.queries import Page, Query
 from dualtower.retrieval.store import Store, open_store
 
-__all__ = ["Against", "Finder", "Question", "open_finder"]
+__all__ = ["Against", "Finder", "QueryPicture", "Question", "open_finder"]
 
 Against = Literal["image", "text", "product"]
 MOST_PIXELS = 25_000_000
 """Of a picture to search with: more than any camera's preview, less than what exhausts a server."""
+SHARPER = 3
+"""Times the model's size that a large picture is decoded to before it is resized, as Pillow's `reducing_gap` of 3."""
+
+
+@dataclass(frozen=True, eq=False)
+class QueryPicture:
+    """A picture to search with, decoded.
+
+    Attributes:
+        image: At the size that the model sees; None where a page's cursor has the vector already.
+        digest: Of the encoded bytes.
+    """
+
+    image: Image.Image | None
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -33,7 +48,7 @@ class Question:
 
     Attributes:
         text: Words; may be empty.
-        image: Encoded picture, or None.
+        image: Encoded picture, or one that `Finder.open_picture` has opened; None for none.
         unwanted: Words to lead away from.
         text_weight: Of the words.
         image_weight: Of the picture.
@@ -47,7 +62,7 @@ class Question:
     """
 
     text: str = ""
-    image: bytes | None = None
+    image: bytes | QueryPicture | None = None
     unwanted: tuple[str, ...] = ()
     text_weight: float = 1.0
     image_weight: float = 1.0
@@ -62,7 +77,7 @@ class Question:
         """A hash of what its vector is made from; empty where there is nothing."""
         if not self.text.strip() and self.image is None and not self.unwanted:
             return ""
-        picture = None if self.image is None else hashlib.blake2b(self.image, digest_size=12).hexdigest()
+        picture = _digest(self.image) if isinstance(self.image, bytes) else self.image and self.image.digest
         return repr((self.text, picture, self.unwanted, self.text_weight, self.image_weight, self.unwanted_weight))
 
 
@@ -105,7 +120,7 @@ class Finder:
         terms: list[_Terms | None] = []
         for i, question in enumerate(questions):
             try:
-                terms.append(None if question.cursor else _terms(question))
+                terms.append(None if question.cursor else self._terms(question))
             except DualTowerError as error:
                 answers[i] = error
                 terms.append(None)
@@ -136,10 +151,46 @@ class Finder:
                 return self.store.search(Query(vector, kind, where, limit, cursor, without=hidden, key=row_id))
         return None
 
+    def open_picture(self, content: bytes, *, for_page: bool = False) -> QueryPicture:
+        """Decode a picture to search with; its size is looked at first.
+
+        Args:
+            content: Encoded.
+            for_page: The question has a cursor, and its picture need not be seen again.
+
+        Raises:
+            BrokenImage: The picture cannot be decoded, or has more than `MOST_PIXELS`.
+        """
+        if for_page:
+            return QueryPicture(None, _digest(content))
+        settings = self.model.config.image_settings
+        near = SHARPER * max(settings.width, settings.height)
+        opened = open_image(content, max_pixels=MOST_PIXELS, near=near, where="search", row="picture")
+        return QueryPicture(to_size(opened, settings), _digest(content))
+
+    def _terms(self, question: Question) -> _Terms:
+        """Raises: DataError, BrokenImage, ConfigError."""
+        if not question.text.strip() and question.image is None:
+            raise DataError("there is nothing to search with; give a text, a picture, or both")
+        if not all(map(math.isfinite, _weights(question))):
+            raise DataError(f"weights must be finite numbers, not {_weights(question)}")
+        if question.against == "product":
+            if _unwanted(question):
+                raise ConfigError("unwanted words lead nowhere among fused products; search against image or text")
+            return _Terms([], None)
+        texts = [question.text.strip()] if question.text.strip() else []
+        return _Terms(texts + _unwanted(question), self._picture(question))
+
+    def _picture(self, question: Question) -> Image.Image | None:
+        """Of a question, decoded."""
+        if question.image is None:
+            return None
+        return (self.open_picture(question.image) if isinstance(question.image, bytes) else question.image).image
+
     def _query(self, question: Question, vectors: Sequence[np.ndarray]) -> Query:
         vector = None
         if question.against == "product" and not question.cursor:
-            picture = None if question.image is None else _opened(question.image)
+            picture = self._picture(question)
             vector = self.model.encode_product(text=[question.text.strip() or None], image=[picture])[0]
         elif vectors:
             unit = self.model.config.similarity == "cosine"
@@ -178,20 +229,6 @@ class _Terms:
     picture: Image.Image | None
 
 
-def _terms(question: Question) -> _Terms:
-    """Raises: DataError, BrokenImage, ConfigError."""
-    if not question.text.strip() and question.image is None:
-        raise DataError("there is nothing to search with; give a text, a picture, or both")
-    if not all(map(math.isfinite, _weights(question))):
-        raise DataError(f"weights must be finite numbers, not {_weights(question)}")
-    if question.against == "product":
-        if _unwanted(question):
-            raise ConfigError("unwanted words lead nowhere among fused products; search against image or text")
-        return _Terms([], None)
-    texts = [question.text.strip()] if question.text.strip() else []
-    return _Terms(texts + _unwanted(question), None if question.image is None else _opened(question.image))
-
-
 def _weights(question: Question) -> list[float]:
     """Of the terms, in their order."""
     weights = [question.text_weight] if question.text.strip() else []
@@ -203,5 +240,5 @@ def _unwanted(question: Question) -> list[str]:
     return [word.strip() for word in question.unwanted if word.strip()]
 
 
-def _opened(content: bytes) -> Image.Image:
-    return open_image(content, max_pixels=MOST_PIXELS, where="search", row="picture")
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=12).hexdigest()

@@ -127,7 +127,7 @@ def _read_cursor(query: Query, *, newest: int) -> Place:
         raise CursorError("the cursor is broken; leave it out to begin at the first page") from error
     if search != _fingerprint(query):
         raise CursorError("the cursor belongs to another search; ask the same query again, or leave the cursor out")
-    score_is_one = abs(score) <= np.finfo(np.float32).max  # no comparison with NaN is true
+    score_is_one = abs(score) <= float(np.finfo(np.float32).max)  # no comparison with NaN is true
     if not (0 <= sequence <= newest and 0 <= hits <= FARTHEST and score_is_one and _is_usable(vector)):
         raise CursorError("the cursor belongs to another catalogue; leave it out to begin at the first page")
     return Place(vector, sequence, hits, score, row_id)

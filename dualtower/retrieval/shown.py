@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+from PIL import Image
+
 from dualtower.data.images import open_image
+from dualtower.data.metadata import without_metadata
 from dualtower.errors import BrokenImage
 
 __all__ = ["media_type", "picture_bytes", "shown_picture"]
@@ -13,10 +16,12 @@ __all__ = ["media_type", "picture_bytes", "shown_picture"]
 SHOWN_BYTES = 100_000
 """Larger pictures are stored as a smaller copy."""
 SHOWN_SIDE = 512
+SHOWN_PIXELS = 4_000_000
+"""Likewise those with more pixels: a file of some kilobytes can hold many millions, which every look would unfold."""
 
 
 def shown_picture(image: bytes | Path, *, most_bytes: int = SHOWN_BYTES, side: int = SHOWN_SIDE) -> bytes:
-    """Bytes of a JPEG, PNG or WebP of moderate size to show a picture with.
+    """Bytes of a JPEG, PNG or WebP of moderate size to show a picture with, without metadata.
 
     Args:
         image: Encoded picture, or its file.
@@ -24,10 +29,13 @@ def shown_picture(image: bytes | Path, *, most_bytes: int = SHOWN_BYTES, side: i
         side: Longest side of a picture that is made anew.
     """
     content = picture_bytes(image)
-    if len(content) <= most_bytes and media_type(content) is not None:
-        return content
+    if len(content) <= most_bytes and media_type(content) is not None and _pixels(content) <= SHOWN_PIXELS:
+        bare = without_metadata(content)
+        if bare is not None:
+            return bare
     picture = open_image(content)
     picture.thumbnail((side, side))
+    picture.info.clear()  # or Pillow would write the comment again
     picture.save(buffer := io.BytesIO(), "JPEG", quality=85)
     return buffer.getvalue()
 
@@ -39,6 +47,14 @@ def media_type(content: bytes) -> str | None:
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
         return "image/png"
     return "image/webp" if content[:4] == b"RIFF" and content[8:12] == b"WEBP" else None
+
+
+def _pixels(content: bytes) -> int:
+    try:
+        with Image.open(io.BytesIO(content)) as header:
+            return header.width * header.height
+    except Exception:  # whoever decodes it says what is wrong
+        return 0
 
 
 def picture_bytes(image: bytes | Path) -> bytes:

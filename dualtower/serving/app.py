@@ -10,22 +10,25 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from importlib import resources
 from typing import Annotated, Any
+from urllib.parse import unquote
 
-from fastapi import FastAPI, Header, HTTPException, Path, Query, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
+from fastapi.security import HTTPBearer
+from pydantic import BeforeValidator
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
+from starlette.requests import ClientDisconnect
 
+from dualtower.data.metadata import without_metadata
 from dualtower.errors import BrokenImage, ConfigError, CursorError, DataError, DualTowerError, FilterError, UnknownRow
-from dualtower.explain import Explanation, draw_explanation, explain
+from dualtower.explain import Explanation, draw_explanation
 from dualtower.retrieval.finder import Finder
 from dualtower.retrieval.records import StoredRow, stored_attributes
 from dualtower.retrieval.shown import media_type
 from dualtower.serving.batching import QueueFull
-from dualtower.serving.guards import Guard, TooLarge, may_write
+from dualtower.serving.guards import GONE, Guard
+from dualtower.serving.reading import read_question, route_for
 from dualtower.serving.schemas import About, Answer, ItemChange, ItemIn, ItemOut, SearchIn, Why
 from dualtower.serving.shop import Shop
 from dualtower.serving.writes import check_whole
@@ -46,11 +49,11 @@ SEARCH_BODY = {
 }
 log = logging.getLogger(__name__)
 
-RowId = Annotated[str, Path(max_length=500)]
+RowId = Annotated[str, BeforeValidator(unquote), Path(max_length=500, description="A slash in it is %2F.")]
 Where = Annotated[str, Query(max_length=4000)]
 Limit = Annotated[int, Query(ge=1, le=100)]
 Cursor = Annotated[str | None, Query(max_length=20_000)]
-Authorization = Annotated[str | None, Header()]
+WRITER = [Depends(HTTPBearer(auto_error=False, description="Token of the writers; checked before all else."))]
 
 
 class Service(Guard):
@@ -93,9 +96,10 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
+    app.router.route_class = route_for(token)
     _add_errors(app)
     _add_search(app, shop)
-    _add_items(app, shop, token)
+    _add_items(app, shop)
     _add_page(app, shop)
     return Service(app, shop, loopback_only=loopback_only)
 
@@ -108,9 +112,9 @@ def _add_errors(app: FastAPI) -> None:
     async def unusable(_: Request, error: RequestValidationError) -> JSONResponse:
         return says(422, _in_words(error.errors()))
 
-    @app.exception_handler(TooLarge)
-    async def too_large(_: Request, __: TooLarge) -> JSONResponse:
-        return says(413, f"the request is larger than {MOST_BYTES:,} bytes")
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, __: ClientDisconnect) -> JSONResponse:
+        return says(GONE, "the client has gone")
 
     @app.exception_handler(QueueFull)
     async def busy(_: Request, __: QueueFull) -> JSONResponse:
@@ -132,15 +136,13 @@ def _add_search(app: FastAPI, shop: Shop) -> None:
     @app.post("/search", response_model=Answer, openapi_extra=SEARCH_BODY)
     async def search(request: Request) -> Response:
         """Find products by text, by picture (JSON with base64, or a multipart form), or by both."""
-        page = await shop.batcher.ask((await _read_question(request)).question())
-        if isinstance(page, DualTowerError):
-            raise page
-        return JSONResponse(page.to_dict())
+        return JSONResponse((await shop.answer(await read_question(request))).to_dict())
 
     @app.get("/items/{row_id:path}/similar", response_model=Answer)
-    def similar(row_id: RowId, where: Where = "", limit: Limit = 10, cursor: Cursor = None) -> Any:
+    async def similar(row_id: RowId, where: Where = "", limit: Limit = 10, cursor: Cursor = None) -> Any:
         """Products like one of the catalogue."""
-        page = shop.finder.similar(row_id, where=where, limit=limit, cursor=cursor)
+        find = partial(shop.finder.similar, row_id, where=where, limit=limit, cursor=cursor)
+        page = await shop.lookups.run(find)
         if page is None:
             raise HTTPException(404, "there is no such row")
         return JSONResponse(page.to_dict())
@@ -151,20 +153,13 @@ def _add_search(app: FastAPI, shop: Shop) -> None:
         content = await run_in_threadpool(shop.finder.store.picture, row_id)
         if content is None:
             raise HTTPException(404, "there is no such row, or it has no picture")
-        _, model = shop.opened
-        found = await shop.background.run(partial(explain, model, text, content))
+        found = await shop.explain(text, content)
         picture = await run_in_threadpool(_drawn, found)
         words = [{"word": word, "weight": weight} for word, weight in found.words]
         return {"score": found.score, "method": found.method, "words": words, "picture": picture}
 
 
-def _add_items(app: FastAPI, shop: Shop, token: str | None) -> None:
-    def check(authorization: str | None) -> None:
-        if token is None:
-            raise HTTPException(403, "this service is read-only; start it with --token-file to allow writes")
-        if not may_write(authorization, token):
-            raise HTTPException(401, "writing needs Authorization: Bearer TOKEN", {"www-authenticate": "Bearer"})
-
+def _add_items(app: FastAPI, shop: Shop) -> None:
     def found(row_id: str) -> Any:
         rows = shop.finder.store.get([row_id])
         if not rows:
@@ -181,16 +176,16 @@ def _add_items(app: FastAPI, shop: Shop, token: str | None) -> None:
         if content is None:
             raise HTTPException(404, "there is no such row, or it has no picture")
         kind = media_type(content) or "application/octet-stream"
-        return Response(content, media_type=kind, headers={"cache-control": "private, max-age=600"})
+        shown = without_metadata(content) or content  # earlier versions stored it
+        return Response(shown, media_type=kind, headers={"cache-control": "private, max-age=600"})
 
-    @app.put("/items", responses={401: {}, 403: {}, 413: {}})
-    async def write(items: list[ItemIn], authorization: Authorization = None) -> dict[str, int]:
+    @app.put("/items", dependencies=WRITER, responses={401: {}, 403: {}, 413: {}})
+    async def write(items: list[ItemIn]) -> dict[str, int]:
         """Add rows, replacing those with the same ids; they can be found when this returns.
 
         A row is replaced as a whole, by one that has a title and an image where the row has them, and its product_id;
         attributes that are not sent are gone. `PATCH /items/{id}` changes attributes alone.
         """
-        check(authorization)
         if len(items) > MOST_ITEMS:
             raise DataError(f"{len(items)} items in one request; send at most {MOST_ITEMS}")
         await run_in_threadpool(check_whole, shop.finder.store, items)
@@ -199,10 +194,14 @@ def _add_items(app: FastAPI, shop: Shop, token: str | None) -> None:
         await run_in_threadpool(shop.tidy)
         return {"written": len(made)}
 
-    @app.patch("/items/{row_id:path}", response_model=ItemOut, responses={401: {}, 403: {}, 404: {}, 413: {}})
-    async def change(row_id: RowId, given: ItemChange, authorization: Authorization = None) -> Any:
+    @app.patch(
+        "/items/{row_id:path}",
+        response_model=ItemOut,
+        dependencies=WRITER,
+        responses={401: {}, 403: {}, 404: {}, 413: {}},
+    )
+    async def change(row_id: RowId, given: ItemChange) -> Any:
         """Change attributes of a row, such as its price; title, picture and vectors stay. Answers with the row."""
-        check(authorization)
         store = shop.finder.store
         try:
             new = stored_attributes(store.info, row_id, given.attributes)
@@ -211,18 +210,16 @@ def _add_items(app: FastAPI, shop: Shop, token: str | None) -> None:
             raise HTTPException(404, "there is no such row") from None
         return shown(await run_in_threadpool(found, row_id))
 
-    @app.delete("/items/{row_id:path}", responses={401: {}, 403: {}, 404: {}})
-    async def remove(row_id: RowId, authorization: Authorization = None) -> dict[str, int]:
+    @app.delete("/items/{row_id:path}", dependencies=WRITER, responses={401: {}, 403: {}, 404: {}})
+    async def remove(row_id: RowId) -> dict[str, int]:
         """Remove a row."""
-        check(authorization)
         if not await run_in_threadpool(shop.finder.store.delete, [row_id]):
             raise HTTPException(404, "there is no such row")
         return {"removed": 1}
 
-    @app.post("/reload", responses={401: {}, 403: {}})
-    async def reload(authorization: Authorization = None) -> dict[str, int]:
+    @app.post("/reload", dependencies=WRITER, responses={401: {}, 403: {}})
+    async def reload() -> dict[str, int]:
         """Open catalogue and model anew, without a failed question."""
-        check(authorization)
         await run_in_threadpool(shop.reload)
         return {"rows": len(shop.finder.store)}
 
@@ -249,18 +246,23 @@ def _add_page(app: FastAPI, shop: Shop) -> None:
         return Response(assets[name], media_type=PAGE[name], headers={"cache-control": "no-cache"})
 
     @app.get("/about", response_model=About)
-    def about(where: Where = "") -> Any:
+    async def about(where: Where = "") -> Any:
         """What the catalogue holds: rows, kinds of vectors, attributes with the most frequent values."""
         store = shop.finder.store
         attributes: dict[str, Any] = {}
-        for name, counts in store.counts(where).items():
+        for name, counts in (await shop.lookups.run(partial(store.counts, where))).items():
             if counts.kind == "text":
                 values = [{"value": value, "count": count} for value, count in counts.values]
                 attributes[name] = {"kind": "text", "values": values}
             else:
                 attributes[name] = {"kind": "number", "low": counts.low, "high": counts.high}
         info = store.info
-        return {"card": info.card, "rows": len(store), "kinds": list(info.kinds), "attributes": attributes}
+        return {
+            "card": info.card,
+            "rows": await run_in_threadpool(len, store),
+            "kinds": list(info.kinds),
+            "attributes": attributes,
+        }
 
     @app.get("/healthz")
     def health() -> dict[str, Any]:
@@ -277,27 +279,6 @@ def _drawn(found: Explanation) -> str:
     """As a data URL."""
     draw_explanation(found, height=200).save(buffer := io.BytesIO(), "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-async def _read_question(request: Request) -> SearchIn:
-    """Of JSON or of a form."""
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    try:
-        if kind == "multipart/form-data":
-            async with request.form(max_files=1, max_fields=30, max_part_size=100_000) as form:
-                values: dict[str, Any] = {name: v for name, v in form.items() if not isinstance(v, UploadFile)}
-                if unwanted := [word for word in form.getlist("unwanted") if isinstance(word, str)]:
-                    values["unwanted"] = unwanted
-                if isinstance(file := form.get("image"), UploadFile):
-                    values["image"] = base64.b64encode(await file.read())
-                return SearchIn.model_validate(values)
-        if kind == "application/json":
-            return SearchIn.model_validate_json(await request.body())
-    except ValidationError as error:
-        raise RequestValidationError(error.errors(include_url=False)) from error
-    except (MultiPartException, HTTPException) as error:
-        raise HTTPException(400, f"the form cannot be read: {getattr(error, 'detail', error)}") from error
-    raise HTTPException(415, "send application/json or multipart/form-data")
 
 
 def _in_words(errors: Any) -> str:

@@ -33,14 +33,16 @@ class _Failed:
 
 
 class Background:
-    """Does what takes longer than a question, one work after the other, in a thread that stands back for questions.
+    """Does what takes longer than a question, one work after the other, in a thread of its own.
 
     Args:
         waiting: Works that may wait.
+        stands_back: Whether the thread computes only what questions leave to it.
     """
 
-    def __init__(self, *, waiting: int = 256) -> None:
-        self._most, self._asked, self._thread = waiting, 0, background_worker()
+    def __init__(self, *, waiting: int = 256, stands_back: bool = True) -> None:
+        self._most, self._asked = waiting, 0
+        self._thread = background_worker() if stands_back else ThreadPoolExecutor(1, "aside")
 
     async def run(self, work: Callable[[], Result]) -> Result:
         """Do some work.
@@ -136,10 +138,10 @@ class Batcher(Generic[Asked, Answer]):
     def _answers(self, questions: list[Asked]) -> list[Answer | _Failed]:
         """One question's error is one question's answer: what fails is halved until it stands alone."""
         try:
-            answers = list(self._answer(questions))
+            answers: list[Answer | _Failed] = list(self._answer(questions))
             if len(answers) != len(questions):
                 raise RuntimeError(f"{len(answers)} answers to {len(questions)} questions")
-            return list(answers)
+            return answers
         except Exception as error:
             if len(questions) == 1:
                 return [_Failed(error)]

@@ -8,8 +8,12 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import quote
 
-__all__ = ["Guard", "TooLarge", "may_write"]
+from fastapi import HTTPException
+from starlette.requests import ClientDisconnect
+
+__all__ = ["GONE", "Guard", "Refused", "may_write"]
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -25,28 +29,44 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
 }
 LOOPBACK = {"localhost", "127.0.0.1", "[::1]", "::1"}
+MOST_HELD = 64_000_000
+SMALL = 64_000
+"""Bytes of a body that is read however much is held already."""
+GONE = 499
+"""Status, for the figures alone, of a request whose client went away; nginx counts them so."""
 log = logging.getLogger(__name__)
 
 
-class TooLarge(Exception):
-    """A request has more bytes than it may."""
+class Refused(HTTPException):
+    """A request is not read any further."""
 
 
 class Guard:
     """The outermost layer of the service, in plain ASGI.
 
+    Bodies are counted while they are read, whatever their headers claim. HEAD is answered like GET, without a body.
+    Paths of items stay percent-encoded: a slash in an id is ``%2F``, and no verb begins behind it.
+
     Args:
         app: What is guarded.
-        most_bytes: Of a request's body; counted while it is read, whatever its headers claim.
+        most_bytes: Of a request's body.
+        most_held: Bytes of all bodies together; whoever sends more than a small one is asked to come back then.
         loopback_only: Answer only to names of this machine, so that no page elsewhere can reach the service through a
             name of its own that points here (DNS rebinding).
         answered: Called with route, status and seconds of every request.
     """
 
     def __init__(
-        self, app: App, *, most_bytes: int, loopback_only: bool, answered: Callable[[str, int, float], None]
+        self,
+        app: App,
+        *,
+        most_bytes: int,
+        most_held: int = MOST_HELD,
+        loopback_only: bool,
+        answered: Callable[[str, int, float], None],
     ) -> None:
         self._app, self._most_bytes, self._loopback_only = app, most_bytes, loopback_only
+        self._most_held, self._held = most_held, 0
         self._answered = answered
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -54,13 +74,18 @@ class Guard:
             await self._app(scope, receive, send)
             return
         begin, status, read = time.perf_counter(), 0, 0
+        is_head, scope = scope["method"] == "HEAD", _routed(scope)
 
         async def counted() -> Message:
             nonlocal read
             message = await receive()
-            read += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            read += size
+            self._held += size
             if read > self._most_bytes:
-                raise TooLarge
+                raise self._too_large()
+            if read > SMALL and self._held > self._most_held:
+                raise Refused(429, "too much is sent at once; send it again in a moment", {"retry-after": "1"})
             return message
 
         async def with_headers(message: Message) -> None:
@@ -68,32 +93,47 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in HEADERS.items())]
+            elif is_head:
+                message["body"] = b""
             await send(message)
 
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         claimed = headers.get("content-length", "0")
         try:
             if self._loopback_only and _host(headers.get("host", "")) not in LOOPBACK:
-                await _refuse(with_headers, 421, "this service answers to names of this machine only")
-            elif claimed.isdigit() and int(claimed) > self._most_bytes:
-                raise TooLarge
-            else:
-                await self._app(scope, counted, with_headers)
-        except TooLarge:
+                raise Refused(421, "this service answers to names of this machine only")
+            if claimed.isdigit() and int(claimed) > self._most_bytes:
+                raise self._too_large()
+            await self._app(scope, counted, with_headers)
+        except Refused as error:
             if not status:
-                await _refuse(with_headers, 413, f"the request is larger than {self._most_bytes:,} bytes")
+                await _refuse(with_headers, error.status_code, error.detail)
+        except ClientDisconnect:
+            status = status or GONE
         except Exception:
             log.exception("a request failed")  # for whoever runs the service; the client learns nothing of its inside
             if not status:
                 await _refuse(with_headers, 500, "the server failed to answer; its log says why")
         finally:
+            self._held -= read
             self._answered(getattr(scope.get("route"), "path", "none"), status, time.perf_counter() - begin)
+
+    def _too_large(self) -> Refused:
+        return Refused(413, f"the request is larger than {self._most_bytes:,} bytes")
 
 
 def may_write(authorization: str | None, token: str | None) -> bool:
     """Whether a request's Authorization header carries the token; compared in constant time."""
     given = (authorization or "").removeprefix("Bearer ").strip()
     return token is not None and hmac.compare_digest(given.encode(), token.encode())
+
+
+def _routed(scope: Message) -> Message:
+    """A request as the routes know it."""
+    routed = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+    encoded = scope.get("raw_path") or quote(scope["path"]).encode()
+    at = encoded.find(b"/items/")
+    return {**routed, "path": encoded.decode("latin-1")} if at == len(scope.get("root_path", "")) else routed
 
 
 def _host(header: str) -> str:

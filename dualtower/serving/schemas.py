@@ -12,6 +12,7 @@ from dualtower.types import Product
 __all__ = ["About", "Answer", "ItemChange", "ItemIn", "ItemOut", "SearchIn", "Why"]
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=500)]
+Values = dict[str, str | int | float | None]  # an integer stays one: 2005 as a text is no "2005.0"
 Title = Annotated[str, StringConstraints(max_length=2000)]
 Weight = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]
 
@@ -76,7 +77,7 @@ class ItemIn(BaseModel):
     id: Id
     product_id: Id | None = None
     title: Title = ""
-    attributes: dict[str, str | float | None] = {}
+    attributes: Values = {}
     image: Annotated[Base64Bytes | None, Field(description="Picture.")] = None
 
     def product(self) -> Product:
@@ -90,7 +91,7 @@ class ItemChange(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    attributes: Annotated[dict[str, str | float | None], Field(min_length=1, max_length=1000)]
+    attributes: Annotated[Values, Field(min_length=1, max_length=1000)]
 
     @model_validator(mode="before")
     @classmethod

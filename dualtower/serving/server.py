@@ -53,6 +53,7 @@ def serve(config: ServerConfig) -> None:
         import uvicorn
 
         from dualtower.serving.app import create_app
+        from dualtower.serving.connections import Impatient, raise_file_limit
     except ImportError as error:
         if error.name and error.name.startswith("dualtower"):
             raise
@@ -74,8 +75,9 @@ def serve(config: ServerConfig) -> None:
             server_header=False,
             timeout_keep_alive=30,
             timeout_graceful_shutdown=30,
-            limit_concurrency=4 * config.queue,
+            http=Impatient,
         )
+        raise_file_limit()
         settings.load()
         signal.signal(signal.SIGHUP, lambda *_: app.shop.reload_beside())
         listener.listen(settings.backlog)  # who reads the next line may ask at once

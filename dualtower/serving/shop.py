@@ -7,22 +7,28 @@ import gc
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from dualtower.errors import DualTowerError
+from dualtower.explain import Explanation, explain
 from dualtower.model import DualTower
 from dualtower.retrieval.finder import Finder, Question
 from dualtower.retrieval.indexing import embed
 from dualtower.retrieval.local import LocalStore
+from dualtower.retrieval.queries import Page
 from dualtower.retrieval.records import CatalogueInfo, Item
 from dualtower.retrieval.store import Store
 from dualtower.serving.batching import Background, Batcher
+from dualtower.serving.decoding import Decoder
 from dualtower.serving.metrics import Metrics
 from dualtower.types import Product
 
 __all__ = ["Shop"]
 
+EXPLAINED = 16
+"""Explanations that may wait; each takes as long as some hundred questions."""
 AT_ONCE = 4
 """Items that are embedded together; what else the background has to do waits for so many."""
 log = logging.getLogger(__name__)
@@ -40,13 +46,16 @@ class Shop:
         self._load, self._tidying = load, threading.Lock()
         self.reload()
         self.batcher: Batcher[Question, Any] = Batcher(self._answer, waiting=waiting)
-        self.background = Background(waiting=waiting)
+        self.background = Background(waiting=waiting)  # of the writers alone
+        self.explaining = Background(waiting=EXPLAINED)
+        self.lookups = Background(waiting=waiting, stands_back=False)
+        self.decoder = Decoder(waiting=waiting)
         self.metrics = Metrics(rows=lambda: len(self.finder.store), waiting=lambda: len(self.batcher))
 
     @property
     def finder(self) -> Finder:
         """Answers questions, in their thread."""
-        return self.opened[0]
+        return self._opened.finder
 
     def _answer(self, questions: list[Question]) -> list[Any]:
         self.metrics.batch(len(questions))
@@ -55,9 +64,7 @@ class Shop:
     def reload(self) -> None:
         """Open catalogue and model anew; questions that are being answered end with the old ones."""
         finder = self._load()
-        apart = copy.copy(finder.model)
-        apart.tokenizer = copy.deepcopy(apart.tokenizer)  # which bears one caller at a time
-        self.opened = finder, apart  # the second embeds what the background is given
+        self._opened = _Opened(finder, _apart(finder.model), _apart(finder.model))
         # What has been opened stays. Each time the garbage collector looked through it, all answers would wait for a
         # quarter of a second.
         gc.unfreeze()
@@ -71,7 +78,8 @@ class Shop:
     async def close(self) -> None:
         """Answer what has been asked, then stop."""
         await self.batcher.close()
-        self.background.close()
+        for aside in (self.background, self.explaining, self.lookups, self.decoder):
+            aside.close()
         gc.unfreeze()  # the interpreter takes apart only what is not frozen, and libraries complain about the rest
 
     async def embed(self, products: list[Product]) -> tuple[Store, list[Item]]:
@@ -81,11 +89,34 @@ class Shop:
             QueueFull: So much waits for the background that it takes no more.
             BrokenImage: A picture cannot be read.
         """
-        (finder, model), items = self.opened, list[Item]()
+        opened, items = self._opened, list[Item]()
         for start in range(0, len(products), AT_ONCE):
             some = products[start : start + AT_ONCE]
-            items += await self.background.run(partial(_items, model, some, finder.store.info))
-        return finder.store, items
+            items += await self.background.run(partial(_items, opened.writing, some, opened.finder.store.info))
+        return opened.finder.store, items
+
+    async def answer(self, question: Question) -> Page:
+        """Answer a question; its picture is decoded before it joins others.
+
+        Raises:
+            QueueFull: Too many wait already.
+            DualTowerError: What is wrong with the question.
+        """
+        if isinstance(question.image, bytes):
+            open_picture = partial(self.finder.open_picture, for_page=question.cursor is not None)
+            question = replace(question, image=await self.decoder.decode(question.image, open_picture))
+        page = await self.batcher.ask(question)
+        if isinstance(page, DualTowerError):
+            raise page
+        return page
+
+    async def explain(self, text: str, content: bytes) -> Explanation:
+        """Say which words and regions made the score of a text and a picture.
+
+        Raises:
+            QueueFull: Too many wait already.
+        """
+        return await self.explaining.run(partial(explain, self._opened.explaining, text, content))
 
     def tidy(self) -> None:
         """Build the indexes anew beside the running search, if too much came since they were built."""
@@ -96,6 +127,22 @@ class Shop:
     def _rebuild(self, store: LocalStore) -> None:
         with self._tidying:
             store.rebuild(threads=1)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A finder, and its model once more for each of those who compute beside it."""
+
+    finder: Finder
+    writing: DualTower
+    explaining: DualTower
+
+
+def _apart(model: DualTower) -> DualTower:
+    """The same model with a tokenizer of its own, which bears one caller at a time."""
+    apart = copy.copy(model)
+    apart.tokenizer = copy.deepcopy(apart.tokenizer)
+    return apart
 
 
 def _beside(work: Callable[[], None], name: str) -> None:
