@@ -12,6 +12,7 @@ from test_cli import CARDS, OWN_CARD, command, model
 
 from dualtower.data.drawn import draw_catalogue
 from dualtower.retrieval.index_cache import read_index_info
+from dualtower.retrieval.local import LocalStore
 from dualtower.retrieval.nearest import METHODS
 
 __all__ = ["model"]  # the fixture
@@ -145,6 +146,18 @@ def test_tune_keeps_the_best(shop: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "image vectors:" in printed and "| hnsw | queries | 100% |" in printed
     info = read_index_info(shop / "cache", "image")
     assert info is not None and info.method in METHODS and hits(capsys, shop, "--text", "mug")
+
+
+def test_a_cache_that_is_gone_or_damaged_is_made_anew(shop: Path, model: Path, capsys: pytest.CaptureFixture) -> None:
+    again = ("index", model, "--data.card", CARDS / "drawn.md", "--split", "test", "--out", shop)
+    for words in (("compact", shop), ("tune", shop, "--methods", "flat"), again):
+        shutil.rmtree(shop / "cache")
+        assert hits(capsys, shop, "--text", "mug") and command(*words) == 0
+        assert not LocalStore(shop).is_stale(thorough=True), words
+    for path in (shop / "cache").glob("*-image-*.faiss"):
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert hits(capsys, shop, "--text", "mug") and command(*again) == 0
+    assert "0 rows embedded" in capsys.readouterr().out and not LocalStore(shop).is_stale(thorough=True)
 
 
 def test_labels_and_outliers(shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -203,7 +203,7 @@ def test_a_filter_far_from_the_query_is_still_answered(large: LocalStore) -> Non
     far = np.argsort(vectors @ query)[:800]
     mask = np.zeros(len(vectors), bool)
     mask[far] = True
-    index = build_index(reader, kind="image", generation=0, method="ivf-sq8")
+    index = build_index(reader, kind="image", state=view.state, method="ivf-sq8")
     (found,) = index.search(query[None], Chosen(mask, filtered=True), 30, effort=700)
     best = far[np.argsort(-(vectors[far] @ query))][:10]
     assert len(set(found.tolist()) & set(best.tolist())) >= 9 and mask[found].all()

@@ -234,6 +234,27 @@ def test_numbers_that_are_none_are_refused(client: httpx.Client, number: str) ->
     assert client.get("/items/r4").json()["row"]["attributes"]["price"] == 4.0
 
 
+def test_a_damaged_index_heals_beside_the_answers(shop: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(shop, tmp_path / "shop")
+    store = LocalStore(folder)
+    store.rebuild()
+    (path,) = (folder / "cache").glob("*-image-*.faiss")
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert store.is_stale(thorough=True) and not store.is_stale()
+    running = start(folder)
+    try:
+        with running.client() as client:
+            assert len(client.post("/search", json={"text": "red mug"}).json()["hits"]) == 10
+        for _ in range(300):
+            if not LocalStore(folder).is_stale(thorough=True):
+                break
+            time.sleep(0.1)
+        assert not LocalStore(folder).is_stale(thorough=True)
+        assert "it has changed on the disk" in "".join(running.log)
+    finally:
+        running.process.kill()
+
+
 def test_without_a_token_nobody_writes(shop: Path) -> None:
     running = start(shop)
     try:

@@ -81,7 +81,7 @@ class Index:
         if isinstance(store, LocalStore):
             if card.path is not None:
                 write_text_atomically(store.catalogue.folder / CARD, card.path.read_text(encoding="utf-8"))
-            if done.written or store.is_stale():
+            if done.written or store.is_stale(thorough=True):
                 store.rebuild(recall=self.recall)
         if products.skipped:
             print(f"left out {len(products.skipped)} rows; the first: {products.skipped[0]}")
@@ -207,7 +207,7 @@ class Upsert:
         numbers = numbers_of(store)
         products = read_rows(self.card or self.catalogue / CARD, self.rows, self.on_error, numeric=numbers)
         done = index_products(store.catalogue, model, products, progress=True)
-        if store.is_stale():
+        if store.is_stale(thorough=True):
             store.rebuild()
         if products.skipped:
             print(f"left out {len(products.skipped)} rows; the first: {products.skipped[0]}")

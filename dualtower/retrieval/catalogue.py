@@ -48,7 +48,7 @@ from dualtower.retrieval.verify import problems_of
 __all__ = ["Catalogue"]
 
 _STORED = "id, number, sequence, product_id, title, attributes, checksums, died, updated"
-REMEMBERED = 10_000
+REMEMBERED = 100_000
 """Changes by which a cache is told from one of another catalogue."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from dualtower.retrieval.filters import parse_filter
 from dualtower.retrieval.index_cache import index_stamp, load_index, read_index_info, save_index
 from dualtower.retrieval.nearest import Index, build_index, faiss_threads
 from dualtower.retrieval.queries import Page, Query
-from dualtower.retrieval.records import CatalogueInfo, Item, StoredRow, kinds_of
+from dualtower.retrieval.records import CatalogueInfo, Item, State, StoredRow, kinds_of
 from dualtower.retrieval.search import Searcher
 from dualtower.retrieval.tune import calibrate, usual_method
 from dualtower.retrieval.view import View
@@ -108,16 +108,15 @@ class LocalStore:
         self.rebuild()
         return freed
 
-    def is_stale(self) -> bool:
-        """Whether an index is missing, or too many rows came since it was built."""
-        state = self.catalogue.state
-        kept = [read_index_info(self._cache, kind) for kind in self.info.kinds]
-        return any(
-            index is None
-            or index.generation != state.generation
-            or state.next_slot - index.covered > _may_be_uncovered(index.covered)
-            for index in kept
-        )
+    def is_stale(self, *, thorough: bool = False) -> bool:
+        """Whether an index is missing, damaged or of other rows, or too many rows came since it was built.
+
+        Args:
+            thorough: Read the files of the indexes for it, and compare them with their checksums.
+        """
+        size, came_from = self.catalogue.state.next_slot, self.catalogue.went_through
+        kept = [read_index_info(self._cache, kind, came_from, thorough=thorough) for kind in self.info.kinds]
+        return any(index is None or size - index.covered > _may_be_uncovered(index.covered) for index in kept)
 
     def rebuild(
         self, *, methods: Mapping[str, str] | None = None, recall: float = 0.98, threads: int | None = None
@@ -134,8 +133,7 @@ class LocalStore:
             with faiss_threads(threads):
                 for kind in self.info.kinds:
                     method = (methods or {}).get(kind) or usual_method(view.state.next_slot)
-                    generation = view.state.generation
-                    index = build_index(view.vectors[kind], kind=kind, generation=generation, method=method)
+                    index = build_index(view.vectors[kind], kind=kind, state=view.state, method=method)
                     save_index(calibrate(index, view, recall=recall), self._cache)
             self.searcher.views.save()
 
@@ -147,33 +145,38 @@ class LocalStore:
         """The index in the cache; where there is none that fits, all vectors in memory."""
         stamp = index_stamp(self._cache, kind)
         held = self._held.get(kind)
-        if held is None or not held.serves(view, stamp):
+        if held is None or held.state != view.state or not held.serves(view, stamp):
             with self._lock:
-                held = self._held.get(kind)
-                if held is None or not held.serves(view, stamp):
-                    held = self._held[kind] = self._load(view, kind, stamp)
+                held = self._held[kind] = self._renewed(self._held.get(kind), view, kind, stamp)
         return held.index
 
+    def _renewed(self, held: _Held | None, view: View, kind: str, stamp: int) -> _Held:
+        """What is held, where it serves a view, too; else what does."""
+        if held is None or not held.serves(view, stamp) or not self.catalogue.went_through(held.state):
+            return self._load(view, kind, stamp)
+        return replace(held, state=view.state) if view.state.sequence > held.state.sequence else held
+
     def _load(self, view: View, kind: str, stamp: int) -> _Held:
-        generation, size = view.state.generation, view.state.next_slot
-        index = load_index(self._cache, kind, generation)
-        if index is not None and len(index) <= size:
-            return _Held(index, stamp, from_cache=True)
-        flat = build_index(view.vectors[kind], kind=kind, generation=generation, method="flat")
-        return _Held(flat, stamp, from_cache=False)
+        index = load_index(self._cache, kind, self.catalogue.went_through)
+        same_files = index is not None and index.info.state.generation == view.state.generation
+        if index is not None and same_files and len(index) <= view.state.next_slot:
+            return _Held(index, stamp, view.state, from_cache=True)
+        flat = build_index(view.vectors[kind], kind=kind, state=view.state, method="flat")
+        return _Held(flat, stamp, view.state, from_cache=False)
 
 
 @dataclass(frozen=True)
 class _Held:
-    """An index in memory, and the state of the cache when it was taken."""
+    """An index in memory, the state of the cache when it was taken, and of the catalogue that it was last used for."""
 
     index: Index
     stamp: int
+    state: State
     from_cache: bool
 
     def serves(self, view: View, stamp: int) -> bool:
         newer = view.state.next_slot - len(self.index)
-        fits = self.index.info.generation == view.state.generation and newer >= 0
+        fits = self.index.info.state.generation == view.state.generation and newer >= 0
         # What is not in an index is looked at row by row; vectors in memory are quickly taken anew.
         return fits and stamp == self.stamp and (self.from_cache or newer <= _may_be_uncovered(len(self.index)))
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from dualtower.errors import ConfigError, MissingExtra, UnknownName
+from dualtower.retrieval.records import State
 from dualtower.retrieval.vectors import VectorReader
 
 __all__ = [
@@ -84,7 +85,7 @@ class IndexInfo:
     Attributes:
         kind: Kind of vectors.
         method: One of `METHODS`.
-        generation: Of the catalogue's files.
+        state: Of the catalogue that it was built from.
         covered: Slots that it covers.
         shares: Shares of the rows that filters leave, for which efforts were measured.
         efforts: For each of them, the effort that reached the wanted recall; see `effort_for`.
@@ -95,7 +96,7 @@ class IndexInfo:
 
     kind: str
     method: str
-    generation: int
+    state: State
     covered: int
     shares: tuple[float, ...] = ()
     efforts: tuple[int, ...] = ()
@@ -246,13 +247,13 @@ _CLASSES: dict[str, type[Index]] = {
 }
 
 
-def build_index(reader: VectorReader, *, kind: str, generation: int, method: str, seed: int = 0) -> Index:
+def build_index(reader: VectorReader, *, kind: str, state: State, method: str, seed: int = 0) -> Index:
     """Build an index over all slots of a file. Rows that are gone are in it too, and are left out by the search.
 
     Args:
         reader: The vectors.
         kind: Their kind, for the record.
-        generation: Of the catalogue's files, for the record.
+        state: Of the catalogue, for the record.
         method: One of `METHODS`. ``ivf-pq`` takes an eighth of the float16 vectors' memory, ``ivf-sq8`` half of it.
         seed: Of the sample that lists are learnt from.
 
@@ -281,11 +282,17 @@ def build_index(reader: VectorReader, *, kind: str, generation: int, method: str
         inner.train(reader.gather(sample).astype(np.float32))
     for start in range(0, size, _AT_ONCE):
         _add(inner, reader.run(start, min(start + _AT_ONCE, size)))
-    return index_class(method)(IndexInfo(kind, method, generation, size), inner)
+    return index_class(method)(IndexInfo(kind, method, state, size), inner)
 
 
 def index_class(method: str) -> type[Index]:
-    """Class of the indexes of a method."""
+    """Class of the indexes of a method.
+
+    Raises:
+        UnknownName: No such method.
+    """
+    if method not in _CLASSES:
+        raise UnknownName("method", method, METHODS)
     return _CLASSES[method]
 
 

@@ -146,7 +146,7 @@ def tune(
     queries = queries or sample_queries(view, kind)
     tried: list[tuple[Index, list[Measured]]] = []
     for method in methods:
-        index = build_index(view.vectors[kind], kind=kind, generation=view.state.generation, method=method)
+        index = build_index(view.vectors[kind], kind=kind, state=view.state, method=method)
         index = calibrate(index, view, recall=recall, queries=queries)
         tried.append((index, measure(index, view, queries)))
 

@@ -8,6 +8,8 @@ the first one.
 from __future__ import annotations
 
 import json
+import logging
+import os
 import threading
 import zipfile
 from collections.abc import Sequence
@@ -31,6 +33,7 @@ from dualtower.types import product_code
 __all__ = ["View", "ViewKeeper"]
 
 NEVER = np.iinfo(np.int64).max
+log = logging.getLogger(__name__)
 _VIEWED = "number, sequence, product_id, attributes, checksums"
 
 
@@ -186,18 +189,25 @@ def _save(view: View, path: Path) -> None:
     arrays |= {f"has/{kind}": flags for kind, flags in view.has.items()}
     arrays |= {f"column/{name}": array for name, array in view.columns.arrays().items()}
     about |= {"vocabularies": view.columns.vocabularies()}
-    new = path.with_name(".view.new.npz")
+    new = path.with_name(f".view.{os.getpid()}.new.npz")
     try:
+        path.parent.mkdir(exist_ok=True)
         np.savez(new, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
         new.replace(path)
     except OSError as error:
         raise CatalogueError(f"cannot write {path}: {error}") from error
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _load(catalogue: Catalogue, snapshot: Snapshot) -> View | None:
     """The view in the cache; None where there is none that is whole and was once the catalogue's."""
+    path = catalogue.folder / "cache" / "view.npz"
     try:
-        with np.load(catalogue.folder / "cache" / "view.npz", allow_pickle=False) as kept:  # zip checks its checksums
+        with zipfile.ZipFile(path) as archive:  # numpy compares no checksum of an array that it reads in part
+            if broken := archive.testzip():
+                raise ValueError(f"its {broken} has changed on the disk")
+        with np.load(path, allow_pickle=False) as kept:
             about = json.loads(kept["about"].tobytes())
             state = State(*about["state"])
             if not snapshot.has_been(state):
@@ -209,6 +219,11 @@ def _load(catalogue: Catalogue, snapshot: Snapshot) -> View | None:
             )
             has = {kind: kept[f"has/{kind}"] for kind in catalogue.info.kinds}
             numbers, products, born, died = (kept[name] for name in ("numbers", "products", "born", "died"))
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+            if {len(array) for array in (numbers, products, born, died, *has.values())} != {state.next_slot}:
+                raise ValueError("its arrays differ in length")
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # zip and numpy have no common error for what a damaged file makes them do
+        log.warning("%s cannot be used, and is made anew: %r", path, error)
         return None
     return View(state, numbers, dict(snapshot.vectors), has, products, born, died, columns)

@@ -85,7 +85,6 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        shop.tidy()
         yield
         await shop.close()
 

@@ -70,6 +70,7 @@ class Shop:
         gc.unfreeze()
         gc.collect()
         gc.freeze()
+        _beside(partial(self.tidy, thorough=True), "cache")
 
     def reload_beside(self) -> None:
         """Reload while questions are answered; where that fails, the log says why, and all stays as it was."""
@@ -118,10 +119,14 @@ class Shop:
         """
         return await self.explaining.run(partial(explain, self._opened.explaining, text, content))
 
-    def tidy(self) -> None:
-        """Build the indexes anew beside the running search, if too much came since they were built."""
+    def tidy(self, *, thorough: bool = False) -> None:
+        """Build the indexes anew beside the running search, if too much came since they were built.
+
+        Args:
+            thorough: Or if they are damaged; their files are read for it.
+        """
         store = self.finder.store
-        if isinstance(store, LocalStore) and not self._tidying.locked() and store.is_stale():
+        if isinstance(store, LocalStore) and not self._tidying.locked() and store.is_stale(thorough=thorough):
             _beside(partial(self._rebuild, store), "indexes")
 
     def _rebuild(self, store: LocalStore) -> None:
