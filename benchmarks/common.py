@@ -8,9 +8,10 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
@@ -49,11 +50,38 @@ def save_results(name: str, *, title: str, tables: Sequence[Table], values: dict
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text)
     (RESULTS / f"{name}.json").write_text(json.dumps({"values": values, **told}, indent=2) + "\n")
-    _renew_readme(name, f"{body}\n\n`{told['command']}`, {told['machine']}, {told['date']}.")
+    renew_readme(name, readme_section(body, told, notes))
     print(text)
 
 
-def _renew_readme(name: str, section: str) -> None:
+def readme_section(body: str, told: Mapping[str, str], notes: str = "") -> str:
+    """A table with the words that its script says of it, the command, the machine, the versions and the date."""
+    words = f"\n\n{notes}" if notes else ""
+    return f"{body}{words}\n\n`{told['command']}`, {told['machine']}, {told['versions']}, {told['date']}."
+
+
+def spread(values: Sequence[float], digits: int = 2, *, to: str = " to ") -> str:
+    """Median and range, ``1.32 (1.30 to 1.35)``; of a single value there is no range."""
+    middle = f"{median(values):.{digits}f}"
+    return middle if len(values) < 2 else f"{middle} ({min(values):.{digits}f}{to}{max(values):.{digits}f})"
+
+
+def counted(number: int, what: str) -> str:
+    """``1 round``, ``3 rounds``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def ranked_sizes(protocol: Mapping[str, Any]) -> str:
+    """What each direction ranks, in a sentence: without it their figures look comparable."""
+    forward, backward = (protocol["directions"][name] for name in ("text_to_image", "image_to_text"))
+    return (
+        f"Text→image: {forward['queries']:,} texts rank {forward['gallery']:,} pictures. Image→text: "
+        f"{backward['queries']:,} pictures rank {backward['gallery']:,} texts, which is "
+        + ("easier: the two directions do not compare." if backward["gallery"] < forward["gallery"] else "as many.")
+    )
+
+
+def renew_readme(name: str, section: str) -> None:
     """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``, where the README has such a section."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     text = README.read_text(encoding="utf-8")

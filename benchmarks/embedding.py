@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import save_results
+from common import save_results, spread
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -59,7 +59,7 @@ def main() -> None:
         ratios.append(ours[-1]["pictures_per_s"] / best)
         print(f"round {number + 1}: dualtower {ours[-1]['pictures_per_s']:.0f}/s, plain loop {best:.0f}/s", flush=True)
     quarter = measure(args, "dualtower", args.rows // 4)
-    ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+    ratio = spread(ratios, to="–")
     rows = [
         row("dualtower", ours),
         *(row(f"plain loop, {how}", found) for how, found in plain.items()),

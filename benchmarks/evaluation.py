@@ -25,7 +25,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import save_results
+from common import counted, save_results, spread
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -127,7 +127,7 @@ def main() -> None:
                 kind,
                 f"{median(found['bare_seconds']):.1f} s",
                 f"{median(found['ranks_seconds']):.1f} s",
-                f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+                spread(ratios),
                 f"{found['extra_mib']:.0f} MiB",
                 f"{found['recall@10'][0]:.3f} / {found['recall@10'][1]:.3f}",
                 f"{found['wrong']} of {found['checked']}",
@@ -140,7 +140,8 @@ def main() -> None:
         title=f"Exact both-way ranks, {size}, float32, {torch.get_num_threads()} threads",
         tables=[(header, rows)],
         values=values | {"rows": options.rows, "dim": options.dim, "rounds": options.rounds},
-        notes="Wrong ranks: of a sample of queries in both directions, against scores in float64, one query at a time.",
+        notes=f"{counted(options.rounds, 'round')}. "
+        "Wrong ranks: of a sample of queries in both directions, against scores in float64, one query at a time.",
     )
 
 

@@ -11,10 +11,11 @@ Recall is then measured by dualtower's evaluation: KAGL queries against the whol
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 import open_clip
 import open_clip_loop
 import torch
-from common import save_results
+from common import counted, ranked_sizes, save_results
 from PIL import Image
 from torch.nn import functional as F
 
@@ -34,6 +35,7 @@ from dualtower.evaluation.report import format_interval
 
 CARD = Path(__file__).parent.parent / "data_cards" / "fashion_products.md"
 BATCH = 256
+LAYERS, WIDTH, RATE = 2, 256, 1e-3
 
 
 class OpenClip:
@@ -79,18 +81,29 @@ def main() -> None:
         folder = Path(name)
         products = load_products(load_card(CARD), "train", source=args.source, check_images=False)
         open_clip_loop.write_catalogue(products, folder)
-        open_clip_loop.write_model(folder, image=args.image, size=tuple(args.size), layers=2, width=256, embed_dim=256)
+        open_clip_loop.write_model(
+            folder, image=args.image, size=tuple(args.size), layers=LAYERS, width=WIDTH, embed_dim=256
+        )
         report, told = train_and_measure(folder, args.source, args.minutes, len(products))
     rows = [
-        [direction, *(format_interval(m, figures[m]) for m in ("recall@1", "recall@10", "mrr"))]
+        [direction, *(format_interval(m, figures[m]) for m in ("recall@1", "recall@10", "mrr@10"))]
         for direction, figures in report.metrics.items()
     ]
     save_results(
         f"open_clip_{args.image}_{args.minutes:g}_minutes",
         title=f"open_clip, {args.image}, {args.minutes:g} minutes",
-        tables=[(["direction", "recall@1", "recall@10", "MRR"], rows)],
+        tables=[(["direction", "recall@1", "recall@10", "MRR@10"], rows)],
         values={**told, **report.to_dict()},
-        notes=", ".join(f"{k}: {v}" for k, v in told.items()),
+        notes=f"{words(args.image, told)} {ranked_sizes(report.protocol)}",
+    )
+
+
+def words(image: str, told: Mapping[str, Any]) -> str:
+    """What was trained, and for how long it really was."""
+    return (
+        f"open_clip's own loop, from scratch: {image} and a text transformer of {LAYERS} layers x {WIDTH}, "
+        f"{told['precision']}, AdamW at a rate of {RATE:g} that was not searched for, "
+        f"{counted(told['epochs'], 'epoch')} of {told['rows per epoch']:,} rows in {told['minutes']} minutes."
     )
 
 
@@ -100,13 +113,13 @@ def train_and_measure(folder: Path, source: str, minutes: float, rows: int) -> t
     speeds = {p: speed(folder, table, p) for p in ("amp_bf16", "fp32")}
     precision = max(speeds, key=lambda p: speeds[p])
     samples = speeds[precision] * minutes * 60
-    epochs = max(1, round(samples / rows))
-    # The last epoch would overshoot or fall short: each epoch takes the share of the rows that fits exactly.
-    share = min(len(table) - 1, int(samples / epochs))
+    epochs = max(1, math.ceil(samples / rows))
+    # The last epoch would overshoot: each epoch takes the share of the rows that fits exactly, never more than all.
+    share = int(samples / epochs)
     (folder / "train.csv").write_text("".join(table[: share + 1]))
     begin = time.monotonic()
     open_clip_loop.train(
-        folder, name="run", batch_size=BATCH, precision=precision, workers=1, epochs=epochs, lr=1e-3, wd=0.1,
+        folder, name="run", batch_size=BATCH, precision=precision, workers=1, epochs=epochs, lr=RATE, wd=0.1,
         warmup=max(10, int(0.05 * samples / BATCH)),
     )  # fmt: skip
     told = {

@@ -19,7 +19,7 @@ from dualtower import DualTower, evaluate, load_card, load_products
 from dualtower.evaluation import compare, load_qrels
 from dualtower.evaluation.report import format_interval
 
-SHOWN = ("recall@1", "recall@10", "mrr")
+SHOWN = ("recall@1", "recall@10", "mrr@10")
 DIRECTIONS = {"text_to_image": "text→image", "image_to_text": "image→text"}
 
 

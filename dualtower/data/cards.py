@@ -182,7 +182,8 @@ class Baseline:
     Attributes:
         model: The model's name.
         protocol: What was ranked against what.
-        metrics: Metric -> value, names as in the source.
+        metrics: Metric -> value. A name says what was measured and not only what the source calls it: an MRR over the
+            best ten hits is ``mrr@10``, to be held against that metric of ours.
         source: Where the figures stand.
     """
 
