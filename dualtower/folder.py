@@ -17,10 +17,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ __all__ = [
     "fingerprint_of",
     "load_weights",
     "read_folder",
+    "text_file_atomically",
     "write_bytes_atomically",
     "write_folder",
     "write_text_atomically",
@@ -156,6 +158,21 @@ def fingerprint_of(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> 
 def write_text_atomically(path: Path, text: str) -> None:
     """Write a text file that is either old or new, never half; makes its folder."""
     write_bytes_atomically(path, text.encode())
+
+
+@contextmanager
+def text_file_atomically(path: Path) -> Iterator[TextIO]:
+    """Open a text file to be written piece by piece; it appears whole when the block ends, and not after an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:

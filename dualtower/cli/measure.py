@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from dualtower.config import to_json
 from dualtower.errors import ConfigError
 
 if TYPE_CHECKING:
     from dualtower.data.products import Products
+    from dualtower.evaluation import Qrels
     from dualtower.model import DualTower
 
 __all__ = ["CardSource", "Compare", "Evaluate", "Explain"]
@@ -40,7 +41,10 @@ class Evaluate:
     split: str = "test"
     """Split to measure on; `all` is the whole card."""
     qrels: Path | None = None
-    """Relevance file (Marqo JSON, TREC): its queries search the whole card."""
+    """Relevance file or folder (Marqo JSON, TREC, BEIR): its queries search the whole card. `card`: the queries in the
+    card's own columns search the products of the split."""
+    queries: Path | None = None
+    """Texts of the queries of a TREC file: lines of id, tab, text, or JSON."""
     missing: Literal["raise", "drop"] = "raise"
     """What to do with ids of the relevance file that the gallery lacks."""
     ks: tuple[int, ...] = (1, 5, 10)
@@ -57,15 +61,18 @@ class Evaluate:
     """Write the figures to this file."""
     report: Path | None = None
     """Write report.md with pictures into this folder."""
+    run_file: Annotated[Path | None, arg(name="run")] = None
+    """Write the best 1,000 hits of each text, best first, as a TREC run: `qid Q0 docid rank score tag`."""
+    per_query: Path | None = None
+    """Write what each query achieved to this file, which ends in .csv or .jsonl."""
     bootstrap: int = 1000
     """Resamples behind the intervals."""
     batch_size: int = 256
     """Rows embedded at a time."""
 
     def run(self) -> None:
-        from dualtower.data.cards import load_card
-        from dualtower.data.loading import load_products
-        from dualtower.evaluation import evaluate, load_qrels, rerank, write_report
+        from dualtower.evaluation import evaluate, rerank, save_query_table, save_run, write_report
+        from dualtower.evaluation.exports import check_query_table
         from dualtower.evaluation.groups import breakdown_table
         from dualtower.evaluation.report import TITLES
         from dualtower.folder import write_text_atomically
@@ -73,20 +80,17 @@ class Evaluate:
 
         if self.task == "product-to-product" and (unused := self._without_meaning()):
             raise ConfigError(f"--task product-to-product takes no {', no '.join(unused)}")
+        if self.per_query:
+            check_query_table(self.per_query)
         model = DualTower.from_pretrained(self.model)
-        products = load_products(
-            load_card(self.data.card),
-            "all" if self.qrels else self.split,
-            source=self.data.source,
-            on_error=self.data.on_error,
-        )
+        products, queries = self._searched()
         if self.task == "product-to-product":
             self._report_similar(model, products)
             return
         result = evaluate(
             model,
             products,
-            queries=load_qrels(self.qrels) if self.qrels else None,
+            queries=queries,
             missing=self.missing,
             ks=self.ks,
             bootstrap=self.bootstrap,
@@ -110,6 +114,29 @@ class Evaluate:
         if self.report:
             sections = [again.section()] if again else []
             write_report(self.report, result, sections=sections, skipped=products.skipped)
+        if self.per_query:
+            save_query_table(self.per_query, result)
+        if self.run_file:
+            save_run(self.run_file, result, tag=model.fingerprint)
+
+    def _searched(self) -> tuple[Products, Qrels | None]:
+        """What is searched, and the queries of a relevance file or of the card, if any."""
+        from dualtower.data.cards import load_card
+        from dualtower.data.loading import load_products
+        from dualtower.evaluation import card_queries, load_qrels
+
+        card = load_card(self.data.card)
+        of_card = self.qrels == Path("card")
+        if of_card and card.queries is None:
+            raise ConfigError(
+                f"card {card.name!r} names no query columns; add queries: {{text: ..., grade: ...}} to it"
+            )
+        if self.queries and (of_card or not self.qrels):
+            raise ConfigError("--queries holds the texts of a relevance file; name that with --qrels")
+        queries = load_qrels(self.qrels, queries=self.queries) if self.qrels and not of_card else None
+        split = self.split if queries is None else "all"
+        products = load_products(card, split, source=self.data.source, on_error=self.data.on_error)
+        return card_queries(products, card.queries) if of_card and card.queries else (products, queries)
 
     def _without_meaning(self) -> list[str]:
         """Options given that product-to-product would not look at."""
@@ -118,6 +145,8 @@ class Evaluate:
             "--rerank": self.rerank is not None,
             "--breakdown": self.breakdown,
             "--report": self.report,
+            "--run": self.run_file,
+            "--per-query": self.per_query,
         }
         return [option for option, value in given.items() if value]
 

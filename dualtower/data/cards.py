@@ -41,6 +41,7 @@ __all__ = [
     "Columns",
     "DataCard",
     "HashSplit",
+    "QueryColumns",
     "Splits",
     "load_card",
 ]
@@ -133,6 +134,23 @@ class Columns:
 
 
 @dataclass(frozen=True)
+class QueryColumns:
+    """Attributes that hold a query to which the row is an answer, and how good an answer.
+
+    Attributes:
+        text: The query.
+        id: Its id; None: equal texts are one query.
+        grade: How relevant the row's product is, above 0; None: every row is relevant alike.
+        grades: Value of `grade` -> number, where the column holds words.
+    """
+
+    text: str
+    id: str | None = None
+    grade: str | None = None
+    grades: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class HashSplit:
     """Split by a hash of one column, which is the same on every machine and for rows that are added later.
 
@@ -203,6 +221,7 @@ class DataCard:
         source: Where the rows come from.
         columns: Which column becomes what.
         splits: How the rows are divided.
+        queries: Graded queries that stand in the rows; None where there are none.
         license: As its publisher states it.
         languages: Of the texts.
         relevance: When a row is a right answer to a query.
@@ -220,6 +239,7 @@ class DataCard:
     title: str = ""
     source: CardSource = field(default_factory=CardSource)
     splits: Splits = field(default_factory=Splits)
+    queries: QueryColumns | None = None
     license: str = "not stated"
     languages: list[str] = field(default_factory=list)
     relevance: str = ""
@@ -230,6 +250,13 @@ class DataCard:
     note: str = ""
     body: str = ""
     path: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.queries is None:
+            return
+        named = (self.queries.text, self.queries.id, self.queries.grade)
+        if strangers := [name for name in named if name and name not in self.columns.attributes]:
+            raise ConfigError(f"queries names {strangers[0]!r}, which is not among columns.attributes")
 
 
 def load_card(path_or_name: str | Path) -> DataCard:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dualtower.evaluation.bootstrap import Difference, Interval, intervals, paired_test, summarise
+from dualtower.evaluation.card_queries import card_queries
 from dualtower.evaluation.classes import ClassFigures, class_figures, measure_heads
 from dualtower.evaluation.comparison import (
     MeasuredQueries,
@@ -15,6 +16,7 @@ from dualtower.evaluation.comparison import (
     measured_queries,
     save_queries,
 )
+from dualtower.evaluation.exports import query_rows, save_query_table, save_run
 from dualtower.evaluation.groups import BreakdownRow, breakdown
 from dualtower.evaluation.label_metrics import label_metrics
 from dualtower.evaluation.measure import Direction, Evaluation, evaluate
@@ -46,6 +48,7 @@ __all__ = [
     "Similar",
     "both_ways",
     "breakdown",
+    "card_queries",
     "chance_levels",
     "choose_weight",
     "class_figures",
@@ -63,9 +66,12 @@ __all__ = [
     "metric_names",
     "paired_test",
     "per_query",
+    "query_rows",
     "rerank",
     "retrieval_ranks",
     "save_queries",
+    "save_query_table",
+    "save_run",
     "self_positions",
     "similar_products",
     "summarise",

@@ -1,24 +1,26 @@
 """Relevance files: which documents answer which query, and how well.
 
-Two formats are read, told apart by their first character:
+Three formats are read, told apart by their first line:
 
 - Marqo's ground truth, JSON: ``{query text: {doc id: grade}}`` or ``{query text: [doc id, ...]}``.
 - TREC qrels, lines of ``qid 0 docid grade`` (https://trec.nist.gov/data/qrels_eng/), together with an optional
   file of query texts: JSON ``{qid: text}`` or lines of ``qid<TAB>text``.
+- BEIR's and MTEB's: tables with a header, and ``queries.jsonl`` beside them; see `dualtower.evaluation.qrels_tables`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dualtower.errors import QrelsError
+from dualtower.errors import QrelsError, brief
+from dualtower.evaluation.qrels_tables import Judgement, find_judgements, find_queries, judgements_of, query_texts_of
 
-__all__ = ["Qrels", "load_qrels"]
+__all__ = ["Qrels", "checked_grade", "load_qrels"]
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,17 @@ def load_qrels(path: str | Path, *, queries: str | Path | None = None) -> Qrels:
     """Read a relevance file.
 
     Args:
-        path: JSON or TREC file, UTF-8.
-        queries: Query texts of a TREC file; without it the query id itself is the text.
+        path: JSON or TREC file, table with a header, or a folder as BEIR makes it, UTF-8.
+        queries: Query texts. Without it those of ``queries.jsonl`` beside a table, else the query ids are the texts.
 
     Raises:
         QrelsError: The file is missing, malformed or empty; the message names the line or the query.
     """
-    path = Path(path)
+    path = find_judgements(Path(path)) if Path(path).is_dir() else Path(path)
     text = _read(path)
-    if text.lstrip()[:1] in ("{", "["):
+    if (judgements := judgements_of(text, path)) is not None:
+        qrels = _from_judgements(judgements, path, queries or find_queries(path))
+    elif text.lstrip()[:1] in ("{", "["):
         if queries is not None:
             raise QrelsError(f"{path} is JSON and holds its query texts itself; leave out the file {queries}")
         qrels = _from_json(text, path)
@@ -71,7 +75,10 @@ def load_qrels(path: str | Path, *, queries: str | Path | None = None) -> Qrels:
     return qrels
 
 
-_EXPECTED = "JSON {query: {doc id: grade}} or {query: [doc ids]}, or TREC lines 'qid 0 docid grade'"
+_EXPECTED = (
+    "JSON {query: {doc id: grade}} or {query: [doc ids]}, TREC lines 'qid 0 docid grade', "
+    "or a table with the header 'query-id corpus-id score'"
+)
 
 
 def _read(path: Path) -> str:
@@ -113,7 +120,7 @@ def _from_json(text: str, path: Path) -> Qrels:
 
 
 def _from_trec(text: str, path: Path, queries: str | Path | None) -> Qrels:
-    grades: dict[str, list[tuple[str, Any]]] = {}
+    judgements: list[Judgement] = []
     for number, line in enumerate(text.splitlines(), 1):
         fields = line.split("\t") if line.count("\t") == 3 else line.split()
         if not fields:
@@ -122,9 +129,16 @@ def _from_trec(text: str, path: Path, queries: str | Path | None) -> Qrels:
             raise QrelsError(f"{path}, line {number}: {len(fields)} fields in {line!r:.80}; expected {_EXPECTED}")
         qid, _, document, grade = (f.strip() for f in fields)
         try:
-            grades.setdefault(qid, []).append((document, float(grade)))
+            judgements.append((qid, document, float(grade)))
         except ValueError:
             raise QrelsError(f"{path}, line {number}: grade {grade!r} is not a number") from None
+    return _from_judgements(judgements, path, queries)
+
+
+def _from_judgements(judgements: Sequence[Judgement], path: Path, queries: str | Path | None) -> Qrels:
+    grades: dict[str, list[tuple[str, Any]]] = {}
+    for qid, document, grade in judgements:
+        grades.setdefault(qid, []).append((document, grade))
     texts = {qid: qid for qid in grades} if queries is None else _query_texts(Path(queries))
     lost = [qid for qid in grades if qid not in texts]
     if lost:
@@ -136,6 +150,8 @@ def _from_trec(text: str, path: Path, queries: str | Path | None) -> Qrels:
 
 def _query_texts(path: Path) -> dict[str, str]:
     text = _read(path)
+    if (lines := query_texts_of(text, path)) is not None:
+        return lines
     if text.lstrip()[:1] == "{":
         return dict(_pairs_of(text, path))
     texts = {}
@@ -159,11 +175,21 @@ def _positive(pairs: list[tuple[str, Any]], where: str) -> dict[str, float]:
     """Keep the relevant documents (grade above 0) of one query."""
     grades: dict[str, float] = {}
     for document, grade in pairs:
-        if type(grade) not in (int, float) or not math.isfinite(grade):
-            raise QrelsError(f"{where}: document {document!r} has grade {grade!r}; grades are finite numbers")
+        grade = checked_grade(grade, f"{where}: document {document!r}")
         if grades.setdefault(document, grade) != grade:
-            raise QrelsError(f"{where}: document {document!r} has two grades, {grades[document]} and {grade}")
-    return {document: float(grade) for document, grade in grades.items() if grade > 0}
+            raise QrelsError(f"{where}: document {document!r} has two grades, {grades[document]:g} and {grade:g}")
+    return {document: grade for document, grade in grades.items() if grade > 0}
+
+
+def checked_grade(grade: object, where: str) -> float:
+    """The grade as a float.
+
+    Raises:
+        QrelsError: It is no finite number.
+    """
+    if isinstance(grade, bool) or not isinstance(grade, int | float) or not math.isfinite(grade):
+        raise QrelsError(f"{where} has grade {brief(repr(grade), 60)}; grades are finite numbers")
+    return float(grade)
 
 
 def _some(names: list[str], count: int = 5) -> str:
