@@ -16,14 +16,14 @@ from dualtower import DualTower
 from dualtower.training.loop import Trainer
 
 
-def main(out: Path, image: str, *, sync_batchnorm: bool) -> None:
+def main(out: Path, image: str, *, sync_batchnorm: bool, lock_image: float) -> None:
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
     plain = tiny.config("textcnn", image, head_norm="batch" if sync_batchnorm else "none")
     torch.manual_seed(0)
     model = DualTower.create(replace(plain, text=replace(plain.text, dropout=0.0)), tiny.tokenizer()).double()
     options = {"augmentation": "none", "steps": 5, "batch_size": 16 // accelerator.num_processes, "optimizer": "sgd"}
-    config = run_config(out, model, lr=0.05, sync_batchnorm=sync_batchnorm, ema=0.5, **options)
+    config = run_config(out, model, lr=0.05, sync_batchnorm=sync_batchnorm, ema=0.5, lock_image=lock_image, **options)
     made = Trainer(config, model, products(), accelerator=accelerator)
     made.fit()
     if accelerator.is_main_process:
@@ -37,5 +37,6 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path)
     parser.add_argument("--image", default="vit")
     parser.add_argument("--sync-batchnorm", action="store_true")
+    parser.add_argument("--lock-image", type=float, default=0.0)
     given = parser.parse_args()
-    main(given.out, given.image, sync_batchnorm=given.sync_batchnorm)
+    main(given.out, given.image, sync_batchnorm=given.sync_batchnorm, lock_image=given.lock_image)

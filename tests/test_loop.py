@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -113,15 +114,50 @@ def test_locked_tower_keeps_weights_and_statistics(tmp_path: Path) -> None:
     assert not any(p.requires_grad for p in model.image_tower.parameters())
 
 
-def test_warm_up_lock_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lamb", "nmuon"])
+def test_warm_up_lock_ends(optimizer: str, tmp_path: Path) -> None:
     model = tiny.model()
     before = {k: v.clone() for k, v in model.image_tower.named_parameters()}
-    made = trainer(tmp_path, model, lock_image=0.5, steps=4, warmup=0.0)
+    made = trainer(tmp_path, model, lock_image=0.5, steps=4, warmup=0.0, optimizer=optimizer)
     groups = made._groups()
     for step in range(3):
         made._step(next(groups), step / 4)
         still = all(torch.equal(p, before[k]) for k, p in model.image_tower.named_parameters())
         assert still == (step < 2), f"after step {step}"
+
+
+def test_a_locked_tower_costs_no_backward_pass_and_is_in_no_norm(tmp_path: Path) -> None:
+    made = trainer(tmp_path, lock_image=0.5, steps=4)
+    tower, norms = made.unwrapped.image_tower, []
+    graphs: list[bool] = []
+    tower.register_forward_hook(lambda module, given, features: graphs.append(features.pooled.requires_grad))
+    step = made.optimizer.step
+
+    def note(*given: Any) -> None:
+        norms.append([p.grad is not None for p in tower.parameters()])
+        step(*given)
+
+    made.optimizer.step = note
+    made.fit()
+    assert graphs == [False, False, True, True]
+    assert not any(norms[0] + norms[1]) and all(norms[2] + norms[3])
+
+
+@pytest.mark.parametrize("stopped_at", [1, 2, 3, 4])
+def test_resume_in_and_after_a_lock_is_bit_exact(stopped_at: int, tmp_path: Path) -> None:
+    options = {"steps": 5, "lock_image": 0.5, "ema": 0.5, "optimizer": "nmuon", "checkpoint_steps": 1, "keep": 9}
+    whole = trainer(tmp_path / "whole", **options)
+    whole.fit()
+    saved = f"step_{stopped_at:08d}.pt"
+    (tmp_path / "part" / "checkpoints").mkdir(parents=True)
+    shutil.copy(tmp_path / "whole" / "checkpoints" / saved, tmp_path / "part" / "checkpoints" / saved)
+    model = tiny.model(seed=1)
+    config = replace(run_config(tmp_path / "part", model, **options), resume=True)
+    resumed = Trainer(config, model, products(), accelerator=Accelerator(cpu=True))
+    assert resumed.position.step == stopped_at
+    resumed.fit()
+    for mine, wanted in ((resumed.unwrapped, whole.unwrapped), (resumed.ema.module, whole.ema.module)):
+        assert all(torch.equal(mine.state_dict()[name], value) for name, value in wanted.state_dict().items())
 
 
 def test_groups_have_their_own_rates_and_decay() -> None:
@@ -227,14 +263,15 @@ def test_token_dropout_hides_words_but_no_special_tokens(tmp_path: Path) -> None
     assert 0.3 < share < 0.7
 
 
-def test_two_processes_train_like_one_on_the_joined_batch(tmp_path: Path) -> None:
-    """Two real gloo ranks of 8 rows end with the weights of one process of 16 rows."""
+@pytest.mark.parametrize("lock", [0.0, 0.5])
+def test_two_processes_train_like_one_on_the_joined_batch(lock: float, tmp_path: Path) -> None:
+    """Two real gloo ranks of 8 rows end with the weights of one process of 16 rows, also where a lock ends midway."""
     script = Path(__file__).parent / "distributed_training.py"
     states = {}
     for processes in (1, 2):
         out = tmp_path / str(processes)
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        command = [*torchrun, "--standalone", str(script), str(out)]
+        command = [*torchrun, "--standalone", str(script), str(out), "--lock-image", str(lock)]
         done = subprocess.run(command, text=True, capture_output=True, timeout=300)
         assert done.returncode == 0, done.stderr
         told = json.loads((out / "result.json").read_text())

@@ -7,6 +7,7 @@ other state is in the checkpoint, so a run that is killed and resumed ends where
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -14,8 +15,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from timm.utils import ModelEmaV3
+from torch.nn.parallel import DistributedDataParallel
 
 from dualtower.config import to_dict
 from dualtower.data.attributes import fit_classes
@@ -47,7 +49,7 @@ from dualtower.training.gradients import (
 )
 from dualtower.training.journal import Journal
 from dualtower.training.objectives import build_objective
-from dualtower.training.optim import create_optimizer, freeze_locked, set_learning_rates, set_modes
+from dualtower.training.optim import create_optimizer, freeze_locked, resting_parts, set_learning_rates, set_modes
 from dualtower.training.signals import StopRequest
 from dualtower.types import Batch
 
@@ -55,6 +57,7 @@ __all__ = ["Outcome", "Trainer"]
 
 logger = logging.getLogger(__name__)
 
+SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 Validate = Callable[[DualTower], dict[str, float]]
 
 
@@ -109,6 +112,11 @@ class Trainer:
     ) -> None:
         self.config, self.accelerator, self.validate = config, accelerator, validate
         train = config.train
+        if accelerator.distributed_type in SHARDING:
+            raise ConfigError(
+                f"{accelerator.distributed_type.value} shards the weights, but here every process holds them all; "
+                "choose plain multi-GPU training in `accelerate config`"
+            )
         if accelerator.device.type == "cpu":
             keep_freed_memory()
         self.plan = BatchPlan(
@@ -137,11 +145,14 @@ class Trainer:
         if train.compile:
             model.compile()
         self.unwrapped = model
-        self.model, self.optimizer = accelerator.prepare(self.objective, create_optimizer(model, train))
+        accelerator.prepare_model(self.objective, evaluation_mode=True)  # device and autocast; ranks are joined below
+        self.optimizer = accelerator.prepare_optimizer(create_optimizer(model, train))
         if self.ema is not None:
             self.ema.to(accelerator.device)
         self.checkpoints = config.out / "checkpoints"
         self.position = self._restore()
+        self.trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self._let_rest(self._resting_parts(self.budget.progress(self.position.step, self.position.seconds)))
         self.journal = Journal(config, accelerator, self.position, steps_per_epoch=self.steps_per_epoch)
 
     def _collator(self, model: DualTower, products: Products) -> Collator:
@@ -194,7 +205,9 @@ class Trainer:
     def _step(self, group: _Group, progress: float) -> None:
         train = self.config.train
         lr = set_learning_rates(self.optimizer, train, progress)
-        set_modes(self.unwrapped, train, progress, self.objective.idle)
+        if (resting := self._resting_parts(progress)) != self.resting:
+            self._let_rest(resting)
+        set_modes(self.unwrapped, self.resting)
         size = self._picture_size(progress)
         losses = []
         for number, batch in enumerate(group.batches):
@@ -216,6 +229,25 @@ class Trainer:
             self.ema.update(self.unwrapped, step=self.position.step - self.position.skipped)
         samples = len(losses) * train.batch_size * self.accelerator.num_processes
         self.journal.step(self.position, loss=mean, lr=lr, logit_scale=self.unwrapped.logit_scale, samples=samples)
+
+    def _resting_parts(self, progress: float) -> frozenset[str]:
+        return resting_parts(self.config.train, progress, self.objective.idle)
+
+    def _let_rest(self, resting: frozenset[str]) -> None:
+        """Take these parts of the model out of the graph, and the others into it.
+
+        What takes no part has no backward pass and no gradient. The wrapper that averages gradients over the ranks
+        waits for every parameter that could learn when it was made, so it is made anew where a lock ends.
+        """
+        self.resting = resting
+        parameters = dict(self.unwrapped.named_parameters())
+        for name in self.trainable:
+            parameters[name].requires_grad_(name.split(".")[0] not in resting)
+        self.model: torch.nn.Module = self.objective
+        if self.accelerator.num_processes > 1:
+            gc.collect()  # the hooks of the old wrapper go with it
+            device = self.accelerator.device
+            self.model = DistributedDataParallel(self.objective, device_ids=[device] if device.type != "cpu" else None)
 
     def _move(self, loss: torch.Tensor) -> bool:
         """Move the weights along their gradients; False where fp16 overflowed and the gradient scaler skipped the step.

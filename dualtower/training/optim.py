@@ -15,7 +15,14 @@ from dualtower.model import DualTower
 from dualtower.training.budget import learning_rate_factor
 from dualtower.training.config import TrainConfig
 
-__all__ = ["create_optimizer", "freeze_locked", "parameter_groups", "set_learning_rates", "set_modes"]
+__all__ = [
+    "create_optimizer",
+    "freeze_locked",
+    "parameter_groups",
+    "resting_parts",
+    "set_learning_rates",
+    "set_modes",
+]
 
 MATRICES = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.MultiheadAttention)
 """Layers whose weights are linear maps, which is what Muon makes orthogonal steps for."""
@@ -69,44 +76,40 @@ def create_optimizer(model: DualTower, config: TrainConfig) -> torch.optim.Optim
 
 
 def freeze_locked(model: DualTower, config: TrainConfig, idle: Collection[str] = ()) -> None:
-    """Take what is locked for the whole run out of the graph, so that it costs no backward pass.
+    """Take what is locked for the whole run out of the graph; the optimiser never hears of it.
 
     Args:
         model: To be trained.
         config: Which towers are locked.
         idle: Parts that the objective gives no gradient.
     """
-    frozen = {name for name, share in _locks(config).items() if share >= 1} | set(idle)
+    frozen = resting_parts(config, 1.0, idle)
     for name, parameter in model.named_parameters():
         if name.split(".")[0] in frozen:
             parameter.requires_grad_(False)
 
 
-def set_modes(model: DualTower, config: TrainConfig, progress: float, idle: Collection[str] = ()) -> None:
-    """Put the model into training mode but for what is locked: dropout and batch statistics must not move that."""
+def resting_parts(config: TrainConfig, progress: float, idle: Collection[str] = ()) -> frozenset[str]:
+    """Parts of the model that do not learn at this point of the budget: locked towers, and what the objective idles."""
+    locks = {"image_tower": config.lock_image, "text_tower": config.lock_text}
+    return frozenset(name for name, share in locks.items() if progress < share or share >= 1) | frozenset(idle)
+
+
+def set_modes(model: DualTower, resting: Collection[str]) -> None:
+    """Put the model into training mode but for what rests: dropout and batch statistics must not move that."""
     model.train()
-    resting = _locked(config, progress) | set(idle)
     for name, part in model.named_children():
         if name in resting:
             part.eval()
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, config: TrainConfig, progress: float) -> float:
-    """Set every group's rate for this point of the budget; a tower that is still locked gets zero.
+    """Set every group's rate for this point of the budget.
 
     Returns:
         The rate of a group whose peak rate is `lr`, for the log.
     """
     factor = learning_rate_factor(progress, warmup=config.warmup, final=config.final_lr)
-    locked = _locked(config, progress)
     for group in optimizer.param_groups:
-        group["lr"] = 0.0 if group["part"] in locked else group["peak_lr"] * factor
+        group["lr"] = group["peak_lr"] * factor
     return config.lr * factor
-
-
-def _locks(config: TrainConfig) -> dict[str, float]:
-    return {"image_tower": config.lock_image, "text_tower": config.lock_text}
-
-
-def _locked(config: TrainConfig, progress: float) -> set[str]:
-    return {name for name, share in _locks(config).items() if progress < share or share >= 1}
