@@ -18,7 +18,9 @@ from torch import nn
 
 from dualtower.data.attributes import attribute_values
 from dualtower.data.images import open_image, to_pixels
+from dualtower.device import describe_device, find_device
 from dualtower.errors import ConfigError, DataError
+from dualtower.precision import TowerPrecision, WantedPrecision, inference_precision
 from dualtower.sharding import combine, shard
 from dualtower.types import Batch, Embeddings
 from dualtower.workers import one_core_workers
@@ -46,6 +48,7 @@ class Encoding(nn.Module, ABC):
     tokenizer: Any | None
     image_tower: Tower
     fusion: ProductFusion | None
+    precision: TowerPrecision | None
     _origin = ""  # fingerprint of the model that `for_inference` made it from
 
     @property
@@ -66,17 +69,50 @@ class Encoding(nn.Module, ABC):
     def fuse(self, embeddings: Embeddings, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """One vector per product."""
 
-    def for_inference(self) -> Self:
+    @abstractmethod
+    def compute_in(self, precision: TowerPrecision) -> None:
+        """Let the towers compute in this precision and memory order."""
+
+    @property
+    def computes(self) -> dict[str, str]:
+        """On which device it computes, and each tower in which precision; for reports."""
+        towers = self.precision or TowerPrecision()
+        return {"device": describe_device(self.device), "text": towers.text, "image": towers.image}
+
+    def placed(self, device: str | torch.device = "auto", precision: WantedPrecision = "auto") -> Self:
+        """Move this model to where, and set in what, it is to embed.
+
+        In float32 on CUDA, cuDNN computes convolutions in TF32 unless ``torch.backends.cudnn.allow_tf32`` is False.
+
+        Args:
+            device: See `dualtower.device.find_device`.
+            precision: See `dualtower.precision.inference_precision`.
+
+        Raises:
+            ConfigError: There is no such device.
+        """
+        found = device if isinstance(device, torch.device) else find_device(device)
+        self.precision = inference_precision(found, precision)
+        return self.to(found)
+
+    def for_inference(self, precision: TowerPrecision | None = None) -> Self:
         """A model that embeds pictures faster, the same up to rounding; for an accelerator there is none but itself.
 
         `encode_image` makes one for every long list; make it yourself where you embed many short ones. Its image tower
         holds the weights of now, and learns no more; it has the fingerprint of this model, and cannot be saved.
+
+        Args:
+            precision: In what its towers compute; None is as in this model.
         """
-        if self._origin or self.device.type != "cpu":
+        on_cpu = self.device.type == "cpu"
+        if precision is None and (self._origin or not on_cpu):
             return self
         quick = copy.copy(self)
         quick._origin = self.fingerprint
-        quick._modules = {**self._modules, "image_tower": self.image_tower.for_inference()}
+        if on_cpu:
+            quick._modules = {**self._modules, "image_tower": self.image_tower.for_inference()}
+        if precision is not None:
+            quick.compute_in(precision)
         return quick
 
     def encode_text(

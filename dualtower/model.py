@@ -146,7 +146,8 @@ class DualTower(Encoding):
     def compute_in(self, precision: TowerPrecision) -> None:
         """Let the towers compute in this precision and memory order from now on; it is not saved with the model."""
         self.precision = precision
-        self.image_tower.order_memory(channels_last=precision.channels_last)
+        if precision.channels_last is not None:
+            self.image_tower.order_memory(channels_last=precision.channels_last)
 
     def _finish(self, embeddings: Tensor) -> Tensor:
         """At least float32 (autocast computes in less), and unit length under cosine similarity."""

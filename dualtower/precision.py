@@ -22,9 +22,18 @@ if TYPE_CHECKING:
     from dualtower.model import DualTower
     from dualtower.towers import Tower
 
-__all__ = ["Precision", "TowerPrecision", "computed", "hardware_precision", "measure_precision", "preferred"]
+__all__ = [
+    "Precision",
+    "TowerPrecision",
+    "WantedPrecision",
+    "computed",
+    "inference_precision",
+    "measure_precision",
+    "preferred",
+]
 
 Precision = Literal["fp32", "bf16"]
+WantedPrecision = Literal["auto", "fp32", "bf16"]
 C = TypeVar("C")
 
 GAIN = 1.1
@@ -41,11 +50,11 @@ class TowerPrecision:
     """Precision of the text tower."""
     image: Precision = "fp32"
     """Precision of the image tower."""
-    channels_last: bool = True
-    """Memory order of the image tower's convolutions."""
+    channels_last: bool | None = None
+    """Memory order of the image tower's convolutions; None leaves it to the tower."""
 
     def __str__(self) -> str:
-        order = "" if self.channels_last else ", contiguous"
+        order = ", contiguous" if self.channels_last is False else ""
         return f"text {self.text}, image {self.image}{order}"
 
 
@@ -53,22 +62,30 @@ def computed(tower: Tower, precision: Precision | None, *inputs: Tensor) -> Feat
     """What a tower makes of its inputs in a precision of its own; with None, in that of the autocast around it.
 
     Returns:
-        Float32 features where a precision is given, whatever they were computed in.
+        Where a precision is given, float32 features, whatever they were computed in.
     """
+    kind = inputs[0].device.type
     features: Features
-    if precision is None:
+    if precision is None or (precision == "fp32" and not torch.is_autocast_enabled(kind)):
         features = tower(*inputs)
         return features
-    with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
         features = tower(*inputs)
     return features._replace(pooled=features.pooled.float(), tokens=features.tokens.float())
 
 
-def hardware_precision(device: torch.device) -> Precision:
-    """What an accelerator computes in without being asked: bfloat16 where it has it."""
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "fp32"
+def inference_precision(device: torch.device, wanted: WantedPrecision = "auto") -> TowerPrecision:
+    """In what the towers embed where nothing is measured.
+
+    Args:
+        device: Where the model is.
+        wanted: ``fp32``, ``bf16``, or ``auto``: bfloat16 on an accelerator that has it, else float32. On processors
+            figures are then the same on every machine, up to rounding.
+    """
+    if wanted == "auto":
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        wanted = "bf16" if native else "fp32"
+    return TowerPrecision(wanted, wanted)
 
 
 def preferred(seconds: Mapping[C, float], gain: float = GAIN) -> C:
@@ -101,16 +118,18 @@ def measure_precision(
         seconds: Most time of one core to spend, about. Two rows are the least to pass, however slow the model.
         clock: Of this thread's work, in seconds.
     """
-    settings, order = model.config.image_settings, model.config.image.channels_last
+    settings, tower = model.config.image_settings, model.image_tower
+    own = getattr(tower, "memory_format", None) != torch.contiguous_format
+    fixed = learns[1] and model.config.image.channels_last is not None
     words = (tokens["input_ids"][:ROWS], tokens["attention_mask"][:ROWS])
-    orders = (True, False) if order is None else (order,)
+    orders = (own,) if fixed else (own, not own)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]):
             pixels = torch.randint(0, 256, (ROWS, 3, settings.height, settings.width), dtype=torch.uint8)
             read = _times(model.text_tower, words, (True,), learns[0], seconds / 4, clock)
-            seen = _times(model.image_tower, (pixels,), orders, learns[1], 3 * seconds / 4, clock)
+            seen = _times(tower, (pixels,), orders, learns[1], 3 * seconds / 4, clock)
     finally:
         torch.set_num_threads(threads)
     (text, _), (image, channels_last) = preferred(read), preferred(seen)

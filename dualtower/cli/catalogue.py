@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from dualtower.cli.measure import CardSource
+from dualtower.cli.placing import say_where, to_place
 from dualtower.config import to_json
 from dualtower.errors import CatalogueError, ConfigError, DataError, UnknownName
 
@@ -19,9 +21,11 @@ if TYPE_CHECKING:
     from dualtower.data.cards import DataCard
     from dualtower.data.products import Products
     from dualtower.model import DualTower
+    from dualtower.precision import TowerPrecision
     from dualtower.retrieval.indexing import Indexed
     from dualtower.retrieval.local import LocalStore
     from dualtower.retrieval.queries import Page
+    from dualtower.retrieval.records import CatalogueInfo
     from dualtower.retrieval.store import Store
     from dualtower.retrieval.tune import Measured
 
@@ -56,22 +60,45 @@ class Index:
     """Workers of Ray."""
     shards: Path | None = None
     """Folder for shards of several workers, one that all of them reach; default beside the catalogue."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1, mps ...; auto is an accelerator where there is one."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """In what to embed; auto is bf16 on an accelerator that has it, and on CPUs what a second's measurement finds
+    fastest for each tower. The catalogue notes it, and goes on in it when it is indexed again."""
 
     def run(self) -> None:
-        import torch
         from accelerate import PartialState
 
         from dualtower.data.cards import load_card
+        from dualtower.device import find_device
         from dualtower.folder import write_text_atomically
         from dualtower.model import DualTower
-        from dualtower.retrieval.indexing import attribute_kinds, index_products, open_or_create, said_of_several
+        from dualtower.retrieval.indexing import (
+            attribute_kinds,
+            index_products,
+            open_or_create,
+            precision_to_index,
+            said_of_several,
+        )
         from dualtower.retrieval.local import LocalStore
 
+        device = find_device(self.device)
         card, model, products = load_card(self.data.card), DualTower.from_pretrained(self.model), self._products()
+        model = model.placed(device)
         kinds = attribute_kinds(products, card.columns.numeric)
-        state = PartialState(cpu=not torch.accelerator.is_available())
+        state = PartialState(cpu=device.type == "cpu")
         with state.main_process_first():
-            store = open_or_create(self.out, model, name=self.model, attributes=kinds, card=card.name)
+            store = open_or_create(
+                self.out,
+                model,
+                name=self.model,
+                attributes=kinds,
+                card=card.name,
+                precision=partial(precision_to_index, model, products, self.precision),
+            )
+        model = model.for_inference(self._agreed(store.info))
+        if state.is_main_process:
+            say_where(model)
         if state.num_processes > 1 or self.engine == "ray":
             done = self._with_workers(state, store, model, products)
         else:
@@ -88,6 +115,18 @@ class Index:
         for sentence in said_of_several(products):
             print(sentence)
         print(f"{done.written:,} rows embedded, {done.unchanged:,} unchanged; {len(store):,} rows in {self.out}")
+
+    def _agreed(self, info: CatalogueInfo) -> TowerPrecision:
+        """The catalogue's precision; of one that notes none it is float32."""
+        from dualtower.precision import TowerPrecision
+
+        noted = info.precision or TowerPrecision()
+        if self.precision not in ("auto", noted.text) or self.precision not in ("auto", noted.image):
+            raise ConfigError(
+                f"{self.out} was embedded in another precision ({noted}); leave out --precision {self.precision}, "
+                "or index into a new folder"
+            )
+        return noted
 
     def _products(self) -> Products:
         from dualtower.data.cards import load_card
@@ -108,7 +147,7 @@ class Index:
         folder = self.shards or beside.with_name(f"{beside.name}.shards")
         shards = plan_shards(products, store.info, folder, held=store.digests())
         if self.engine == "ray":
-            embed_with_ray(shards, self.model, self._products, store.info, workers=self.workers)
+            embed_with_ray(shards, self.model, self._products, store.info, workers=self.workers, device=self.device)
         for shard in shards[state.process_index :: state.num_processes]:
             embed_shard(shard, model, products, store.info, batch_size=self.batch_size)
         state.wait_for_everyone()
@@ -145,12 +184,15 @@ class Search:
     """Where the model lies now, if it has moved since the catalogue was made."""
     json: bool = False
     """Print {"hits": [...], "cursor": ...}, as the server answers."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1, mps ...; auto is an accelerator where there is one."""
 
     def run(self) -> None:
         from dualtower.data.images import open_image
         from dualtower.retrieval.finder import Question, open_finder
 
-        finder = open_finder(self.catalogue, self.model)
+        finder = open_finder(self.catalogue, self.model, device=self.device)
+        say_where(finder.model)
         if self.similar is not None:
             page = finder.similar(self.similar, where=self.where, limit=self.limit, cursor=self.cursor)
             if page is None:
@@ -197,13 +239,15 @@ class Upsert:
     """Stop at the first bad row, or leave bad rows out and count them."""
     model: str | None = None
     """Where the model lies now, if it has moved since the catalogue was made."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1, mps ...; auto is an accelerator where there is one."""
 
     def run(self) -> None:
         from dualtower.model import DualTower
         from dualtower.retrieval.indexing import index_products, said_of_several
 
         store = open_local(self.catalogue)
-        model = DualTower.from_pretrained(self.model or store.info.model)
+        model = to_place(DualTower.from_pretrained(self.model or store.info.model), self.device)
         numbers = numbers_of(store)
         products = read_rows(self.card or self.catalogue / CARD, self.rows, self.on_error, numeric=numbers)
         done = index_products(store.catalogue, model, products, progress=True)
@@ -306,6 +350,8 @@ class Tune:
     """Text file with one query per line; default titles and pictures of the catalogue itself."""
     model: str | None = None
     """Where the model lies now, if it has moved; only read with --queries."""
+    device: str = "auto"
+    """Where to compute the queries: auto, cpu, cuda, cuda:1, mps ...; auto is an accelerator where there is one."""
 
     def run(self) -> None:
         from dualtower.retrieval.finder import open_finder
@@ -319,7 +365,9 @@ class Tune:
         given = None
         if self.queries is not None:
             lines = [line for line in self.queries.read_text(encoding="utf-8").splitlines() if line.strip()]
-            given = {"queries": open_finder(self.catalogue, self.model).model.encode_text(lines)}
+            model = open_finder(self.catalogue, self.model, device=self.device).model
+            say_where(model)
+            given = {"queries": model.encode_text(lines)}
         view = store.searcher.views.current()
         for kind in store.info.kinds:
             best, rows = tune(

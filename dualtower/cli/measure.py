@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from dualtower.cli.placing import to_place
 from dualtower.config import to_json
 from dualtower.errors import ConfigError
 
@@ -69,6 +70,10 @@ class Evaluate:
     """Resamples behind the intervals."""
     batch_size: int = 256
     """Rows embedded at a time."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1, mps ...; auto is an accelerator where there is one."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """In what to embed; auto is bf16 on an accelerator that has it, else fp32."""
 
     def run(self) -> None:
         from dualtower.evaluation import evaluate, rerank, save_query_table, save_run, write_report
@@ -82,7 +87,7 @@ class Evaluate:
             raise ConfigError(f"--task product-to-product takes no {', no '.join(unused)}")
         if self.per_query:
             check_query_table(self.per_query)
-        model = DualTower.from_pretrained(self.model)
+        model = to_place(DualTower.from_pretrained(self.model), self.device, self.precision)
         products, queries = self._searched()
         if self.task == "product-to-product":
             self._report_similar(model, products)
@@ -216,13 +221,16 @@ class Explain:
     """`towers`: what the score loses without a region or a word; `attention`: where the re-ranker looked."""
     out: Path = Path("explanation.png")
     """PNG to write: the picture, its heat map, and the shaded words."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1, mps ...; auto is an accelerator where there is one."""
 
     def run(self) -> None:
         from dualtower.evaluation.strips import save_png
         from dualtower.explain import draw_explanation, explain
         from dualtower.model import DualTower
 
-        found = explain(DualTower.from_pretrained(self.model), self.text, self.image, method=self.method)
+        model = to_place(DualTower.from_pretrained(self.model), self.device)
+        found = explain(model, self.text, self.image, method=self.method)
         print(f"similarity {found.score:.3f}, by {found.method}")
         for word, weight in found.words:
             print(f"{weight:+.3f}  {word}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from dualtower.cli.catalogue import CARD, open_local
+from dualtower.cli.placing import say_where
 from dualtower.errors import ConfigError
 
 __all__ = ["Classify", "Outliers", "Serve"]
@@ -29,6 +30,8 @@ class Classify:
     """Write id, label and score of every row to this CSV file."""
     model: str | None = None
     """Where the model lies now, if it has moved since the catalogue was made."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1, mps ...; auto is an accelerator where there is one."""
 
     def run(self) -> None:
         from dualtower.retrieval.finder import open_finder
@@ -36,7 +39,8 @@ class Classify:
 
         if bool(self.labels) == bool(self.attribute):
             raise ConfigError("name either --labels or an --attribute whose values are the labels")
-        store, model = open_local(self.catalogue), open_finder(self.catalogue, self.model).model
+        store, model = open_local(self.catalogue), open_finder(self.catalogue, self.model, device=self.device).model
+        say_where(model)
         prompt = self.prompt or self._prompt_of_card()
         found = classify(store, model, labels=self.labels, attribute=self.attribute, prompt=prompt)
         print(found.table())
@@ -85,6 +89,8 @@ class Serve:
     """File with the token that writers must send; without it nobody may write."""
     model: str | None = None
     """Where the model lies now, if it has moved since the catalogue was made."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1, mps ...; auto is an accelerator where there is one."""
     queue: int = 256
     """Questions that may wait; further ones are turned away."""
 
@@ -98,6 +104,7 @@ class Serve:
                 port=self.port,
                 token_file=self.token_file,
                 model=self.model,
+                device=self.device,
                 queue=self.queue,
             )
         )

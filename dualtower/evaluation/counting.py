@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from dualtower.errors import ConfigError
+from dualtower.evaluation.counting_on_device import DEVICE_BLOCK, count_block
 from dualtower.evaluation.relevance import Relevance
 from dualtower.evaluation.scores import Scores
 from dualtower.sharding import combine, shard
@@ -43,13 +44,13 @@ class _Side:
         self.tied = np.zeros(len(scores), np.int64)
         self._lock = threading.Lock()
 
-    def lines(self, first: int, last: int) -> _Lines:
+    def lines(self, first: int, last: int) -> Lines:
         """Thresholds of a range of lines, with counts of their own."""
         own = slice(self.starts[first], self.starts[last])
         starts = self.starts[first : last + 1] - self.starts[first]
-        return _Lines(starts, self.scores[own], self.low[own], self.high[own])
+        return Lines(starts, self.scores[own], self.low[own], self.high[own])
 
-    def add(self, first: int, lines: _Lines) -> None:
+    def add(self, first: int, lines: Lines) -> None:
         """Add what a block has counted."""
         own = slice(self.starts[first], self.starts[first] + len(lines.scores))
         with self._lock:
@@ -57,7 +58,7 @@ class _Side:
             self.tied[own] += lines.tied
 
 
-class _Lines:
+class Lines:
     """Thresholds of the lines of one block. Arrays are ``[T]`` over thresholds; `starts` is ``[L + 1]`` over lines."""
 
     def __init__(self, starts: np.ndarray, scores: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
@@ -71,6 +72,11 @@ class _Lines:
     def of_threshold(self) -> np.ndarray:
         """Line of each threshold."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
+
+    @property
+    def crowded(self) -> np.ndarray:
+        """Lines with so many thresholds that `slots` leaves them out."""
+        return np.flatnonzero(self.counts > _FEW)
 
     def slots(self, first: int, last: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(lines, thresholds) such that the n-th of both belong together and no line comes twice."""
@@ -95,7 +101,8 @@ def count_irrelevant(
     backward: tuple[Relevance, np.ndarray] | None,
     *,
     excluded: np.ndarray | None,
-    block: tuple[int, int],
+    block: tuple[int, int] | None,
+    device: torch.device | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """For each relevant pair, count the irrelevant items that score above it and those that tie with it.
 
@@ -104,11 +111,14 @@ def count_irrelevant(
         forward: Relevance of the gallery to the queries, and the exact score of its pairs.
         backward: The transposed relevance with its scores, to rank the queries for each gallery item as well.
         excluded: Gallery position that does not count for each query, int ``[Q]``, -1 for none.
-        block: Number of queries and of gallery items that are compared at a time.
+        block: Number of queries and of gallery items that are compared at a time; None is what suits the device.
+        device: An accelerator that computes and compares; None or the CPU does it on every core.
 
     Returns:
         ``(above, tied)``, int64 ``[N]`` each, of the forward and (if asked for) the backward direction.
     """
+    on_cores = _on_cores(device)
+    block = block or (BLOCK if on_cores else DEVICE_BLOCK)
     if min(block) < 1:
         raise ConfigError(f"block is {block}; it must be at least 1 x 1")
     queries, gallery = scores.shape
@@ -118,21 +128,33 @@ def count_irrelevant(
     local = threading.local()
 
     def visit(corner: tuple[int, int]) -> None:
-        if not hasattr(local, "buffers"):
-            local.buffers = _Buffers(torch.empty(height, width), np.empty((_PANEL, width), bool))
         row, column = (
             slice(corner[0], min(corner[0] + height, queries)),
             slice(corner[1], min(corner[1] + width, gallery)),
         )
+        if device is not None and not on_cores:
+            _visit_on_device(device, scores, forward[0], rows, columns, excluded, row, column)
+            return
+        if not hasattr(local, "buffers"):
+            local.buffers = _Buffers(torch.empty(height, width), np.empty((_PANEL, width), bool))
         _visit(scores, forward[0], rows, columns, excluded, row, column, local.buffers)
 
     corners = [(r, c) for r in range(0, queries, height) for c in range(0, gallery, width)]
-    with _full_precision(), one_core_workers() as pool:
-        for _ in pool.map(visit, shard(corners)):
-            pass
+    with _full_precision():
+        if on_cores:
+            with one_core_workers() as pool:
+                for _ in pool.map(visit, shard(corners)):
+                    pass
+        else:
+            for corner in shard(corners):
+                visit(corner)
     counted = [(side.above, side.tied) for side in (rows, columns) if side is not None]
     combine(*(counts for pair in counted for counts in pair))
     return counted
+
+
+def _on_cores(device: torch.device | None) -> bool:
+    return device is None or device.type == "cpu"
 
 
 @contextmanager
@@ -178,20 +200,51 @@ def _visit(
         columns.add(column.start, by_column)
 
 
+def _visit_on_device(
+    device: torch.device,
+    scores: Scores,
+    relevance: Relevance,
+    rows: _Side,
+    columns: _Side | None,
+    excluded: np.ndarray | None,
+    row: slice,
+    column: slice,
+) -> None:
+    """Compute one block of scores on a device and count it there in both directions."""
+    block = scores.block_on(device, row, column)
+    for lines, items in _out(relevance, excluded, row, column):
+        block[torch.from_numpy(lines).to(device), torch.from_numpy(items).to(device)] = -torch.inf
+    by_row = rows.lines(row.start, row.stop)
+    count_block(block, by_row, lambda line, item: scores.exact(line + row.start, item + column.start))
+    rows.add(row.start, by_row)
+    if columns is not None:
+        by_column = columns.lines(column.start, column.stop)
+        count_block(block.T, by_column, lambda line, item: scores.exact(item + row.start, line + column.start))
+        columns.add(column.start, by_column)
+
+
 def _take_out(block: np.ndarray, relevance: Relevance, excluded: np.ndarray | None, row: slice, column: slice) -> None:
     """Set the relevant and the excluded pairs of a block below every threshold."""
+    for lines, items in _out(relevance, excluded, row, column):
+        block[lines, items] = -np.inf
+
+
+def _out(
+    relevance: Relevance, excluded: np.ndarray | None, row: slice, column: slice
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows and columns within a block of the pairs that do not compete: the relevant and the excluded ones."""
     own = slice(relevance.starts[row.start], relevance.starts[row.stop])
     items = relevance.items[own] - column.start
     lines = np.repeat(np.arange(row.stop - row.start), relevance.counts[row])
     inside = (items >= 0) & (items < column.stop - column.start)
-    block[lines[inside], items[inside]] = -np.inf
+    yield lines[inside], items[inside]
     if excluded is not None:
         items = excluded[row] - column.start
         inside = (items >= 0) & (items < column.stop - column.start) & (excluded[row] >= 0)
-        block[np.flatnonzero(inside), items[inside]] = -np.inf
+        yield np.flatnonzero(inside), items[inside]
 
 
-def _compare_rows(panel: np.ndarray, lines: _Lines, first: int, flags: np.ndarray) -> None:
+def _compare_rows(panel: np.ndarray, lines: Lines, first: int, flags: np.ndarray) -> None:
     """Count each row of a panel against its thresholds."""
     for chosen, thresholds in lines.slots(first, first + len(panel)):
         values = panel if len(chosen) == len(panel) else panel[chosen]
@@ -203,7 +256,7 @@ def _compare_rows(panel: np.ndarray, lines: _Lines, first: int, flags: np.ndarra
             counts[thresholds] += packed.view(np.uint8).reshape(len(chosen), -1).sum(1, dtype=np.int64)
 
 
-def _compare_columns(panel: np.ndarray, lines: _Lines, flags: np.ndarray) -> None:
+def _compare_columns(panel: np.ndarray, lines: Lines, flags: np.ndarray) -> None:
     """Count each column of a panel against its thresholds."""
     for chosen, thresholds in lines.slots(0, panel.shape[1]):
         values = panel if len(chosen) == panel.shape[1] else panel[:, chosen]
@@ -213,9 +266,9 @@ def _compare_columns(panel: np.ndarray, lines: _Lines, flags: np.ndarray) -> Non
             counts[thresholds] += np.add.reduce(out.view(np.uint8), axis=0, dtype=np.uint8)
 
 
-def _sort_and_count(block: np.ndarray, lines: _Lines) -> None:
+def _sort_and_count(block: np.ndarray, lines: Lines) -> None:
     """Count the lines that have many thresholds: sort the line, look the thresholds up."""
-    for line in np.flatnonzero(lines.counts > _FEW):
+    for line in lines.crowded:
         own = slice(lines.starts[line], lines.starts[line + 1])
         values = np.sort(block[line])
         lines.above[own] = len(values) - np.searchsorted(values, lines.high[own], side="right")
@@ -223,7 +276,7 @@ def _sort_and_count(block: np.ndarray, lines: _Lines) -> None:
 
 
 def _settle(
-    block: np.ndarray, lines: _Lines, exact: Callable[[np.ndarray, np.ndarray], np.ndarray], step: int = 32
+    block: np.ndarray, lines: Lines, exact: Callable[[np.ndarray, np.ndarray], np.ndarray], step: int = 32
 ) -> None:
     """Decide the pairs whose fast scores are too near to a threshold, by their exact scores."""
     open_thresholds = np.flatnonzero(lines.possible > lines.above)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 
 from dualtower.data.pictures import Pictures
 from dualtower.data.products import Products
@@ -170,7 +171,14 @@ def evaluate(
     images = _embedded(images, model, batch_size=batch_size, progress=progress)
     texts = _embedded(texts, model, batch_size=batch_size, progress=progress)
     directions = _directions(
-        texts, images, relevance, products, model.config.similarity, ks, image_to_image=queries is None
+        texts,
+        images,
+        relevance,
+        products,
+        model.config.similarity,
+        ks,
+        image_to_image=queries is None,
+        device=getattr(model, "device", None),
     )
     report = Report(
         metrics={
@@ -243,12 +251,13 @@ def _directions(
     ks: Sequence[int],
     *,
     image_to_image: bool,
+    device: torch.device | None,
 ) -> dict[str, Direction]:
     def direction(queries: Side, gallery: Side, ranks: Ranks, exclude: np.ndarray | None = None) -> Direction:
         groups = products.codes[queries.rows[ranks.judged]]
         return Direction(queries, gallery, ranks, per_query(ranks, ks=ks), groups, similarity, exclude)
 
-    forward, backward = both_ways(texts.embeddings, images.embeddings, relevance, similarity=similarity)
+    forward, backward = both_ways(texts.embeddings, images.embeddings, relevance, similarity=similarity, device=device)
     directions = {
         "text_to_image": direction(texts, images, forward),
         "image_to_text": direction(images, texts, backward),
@@ -262,6 +271,7 @@ def _directions(
             Relevance.from_products(codes, codes),
             exclude=own,
             similarity=similarity,
+            device=device,
         )
         directions["image_to_image"] = direction(images, images, ranks, own)
     return directions
@@ -293,8 +303,6 @@ def _protocol(
     bootstrap: int,
     seed: int,
 ) -> dict[str, Any]:
-    import torch
-
     import dualtower
 
     return {
@@ -306,6 +314,7 @@ def _protocol(
         **_sizes_of_rows(products, directions["text_to_image"], captions=queries is None),
         "relevance": f"qrels {queries.name}" if queries else "same product",
         "model_fingerprint": model.fingerprint,
+        "computed": getattr(model, "computes", {}),
         "similarity": model.config.similarity,
         "directions": {name: _sizes(d, ks) for name, d in directions.items()},
         "ties": "expected",

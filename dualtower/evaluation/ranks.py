@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dualtower.errors import ConfigError
-from dualtower.evaluation.counting import BLOCK, count_irrelevant
+from dualtower.evaluation.counting import count_irrelevant
 from dualtower.evaluation.relevance import Relevance
 from dualtower.evaluation.scores import Scores
 from dualtower.losses.similarity import Similarity
@@ -88,7 +89,8 @@ def retrieval_ranks(
     *,
     exclude: np.ndarray | None = None,
     similarity: Similarity = "cosine",
-    block: tuple[int, int] = BLOCK,
+    block: tuple[int, int] | None = None,
+    device: torch.device | None = None,
 ) -> Ranks:
     """Rank the relevant gallery items of each query exactly, without ever holding Q x G scores.
 
@@ -100,6 +102,7 @@ def retrieval_ranks(
             competes nor counts as relevant.
         similarity: ``cosine``, ``dot`` or ``euclidean``.
         block: Queries and gallery items compared at a time; it has no influence on the result.
+        device: What compares, an accelerator or (None) the CPU's cores; nor has that.
 
     Raises:
         ConfigError: Shapes do not fit, or embeddings are not finite.
@@ -111,7 +114,7 @@ def retrieval_ranks(
             raise ConfigError(f"exclude has {len(excluded)} positions for {len(relevance)} queries")
         relevance = relevance.without(excluded)
     exact = scores.exact(relevance.queries, relevance.items)
-    (counted,) = count_irrelevant(scores, (relevance, exact), None, excluded=excluded, block=block)
+    (counted,) = count_irrelevant(scores, (relevance, exact), None, excluded=excluded, block=block, device=device)
     return _finish(relevance, exact, *counted, excluded=excluded)
 
 
@@ -121,7 +124,8 @@ def both_ways(
     relevance: Relevance,
     *,
     similarity: Similarity = "cosine",
-    block: tuple[int, int] = BLOCK,
+    block: tuple[int, int] | None = None,
+    device: torch.device | None = None,
 ) -> tuple[Ranks, Ranks]:
     """Rank the gallery for each query and the queries for each gallery item, with one matrix product.
 
@@ -131,6 +135,7 @@ def both_ways(
         relevance: Q queries over G items; backwards it is transposed.
         similarity: ``cosine``, ``dot`` or ``euclidean``.
         block: Queries and gallery items compared at a time; it has no influence on the result.
+        device: What compares, an accelerator or (None) the CPU's cores; nor has that.
 
     Returns:
         Ranks of the Q queries over G items, and of the G items over the Q queries.
@@ -139,7 +144,9 @@ def both_ways(
     back = relevance.transpose()
     exact = scores.exact(relevance.queries, relevance.items)
     exact_back = exact[np.lexsort((relevance.queries, relevance.items))]
-    forward, backward = count_irrelevant(scores, (relevance, exact), (back, exact_back), excluded=None, block=block)
+    forward, backward = count_irrelevant(
+        scores, (relevance, exact), (back, exact_back), excluded=None, block=block, device=device
+    )
     return _finish(relevance, exact, *forward), _finish(back, exact_back, *backward)
 
 

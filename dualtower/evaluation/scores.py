@@ -76,6 +76,10 @@ class Scores:
         """Write the fast scores of a block of pairs to `out`, float32."""
         torch.mm(self._left[rows], self._right[columns].T, out=out)
 
+    def block_on(self, device: torch.device, rows: slice, columns: slice) -> Tensor:
+        """The fast scores of a block of pairs, computed on a device."""
+        return torch.mm(self._left[rows].to(device), self._right[columns].to(device).T)
+
     def exact(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """The scores of pairs.
 

@@ -128,6 +128,7 @@ def similar_products(
             **_left_out(products),
             "relevant_per_query": float(relevant[judged].mean()),
             "model_fingerprint": model.fingerprint,
+            "computed": model.computes,
             "ties": "expected",
         },
     )

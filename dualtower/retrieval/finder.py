@@ -206,19 +206,21 @@ class Finder:
         )
 
 
-def open_finder(where: str | Path, model: str | None = None) -> Finder:
+def open_finder(where: str | Path, model: str | None = None, *, device: str = "auto") -> Finder:
     """Open a store with its model.
 
     Args:
         where: Folder of a catalogue, or ``milvus://host:port/name``.
         model: Folder or Hub id; default where the model lay when the store was made.
+        device: Where it embeds questions, see `dualtower.device.find_device`.
 
     Raises:
+        ConfigError: There is no such device.
         CatalogueError: There is no such store, or it holds vectors of another model.
         ModelFolderError: There is no such model.
     """
     store = open_store(where)
-    return Finder(store, DualTower.from_pretrained(model or store.info.model))
+    return Finder(store, DualTower.from_pretrained(model or store.info.model).placed(device))
 
 
 @dataclass(frozen=True, eq=False)

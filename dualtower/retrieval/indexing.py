@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from dualtower.data.products import Products
 from dualtower.errors import BrokenImage, CatalogueError
 from dualtower.model import DualTower
+from dualtower.precision import ROWS, TowerPrecision, WantedPrecision, inference_precision, measure_precision
 from dualtower.retrieval.records import CatalogueInfo, Item, stored_attributes
 from dualtower.retrieval.shown import picture_bytes, shown_picture
 from dualtower.retrieval.store import Store, create_store, open_store, store_exists
@@ -29,6 +30,7 @@ __all__ = [
     "embed",
     "index_products",
     "open_or_create",
+    "precision_to_index",
     "said_of_several",
 ]
 
@@ -64,7 +66,13 @@ class Target(Protocol):
 
 
 def open_or_create(
-    where: str | Path, model: DualTower, *, name: str, attributes: Mapping[str, str], card: str = ""
+    where: str | Path,
+    model: DualTower,
+    *,
+    name: str,
+    attributes: Mapping[str, str],
+    card: str = "",
+    precision: Callable[[], TowerPrecision] | None = None,
 ) -> Store:
     """Open a store that this model may write to, or make it.
 
@@ -74,6 +82,7 @@ def open_or_create(
         name: Folder or Hub id of the model, so that a search can load it.
         attributes: Attribute -> ``text`` or ``number``.
         card: Name of the data card.
+        precision: Chooses in what the rows of a new one are embedded; None is what the model computes in.
 
     Raises:
         CatalogueError: It holds vectors of another model.
@@ -92,8 +101,24 @@ def open_or_create(
         attributes=dict(attributes),
         card=card,
         embedded_attributes=tuple(attribute for attribute in attributes if read and attribute in read.names),
+        precision=model.precision if precision is None else precision(),
     )
     return create_store(where, info)
+
+
+def precision_to_index(model: DualTower, products: Sequence[Product], wanted: WantedPrecision) -> TowerPrecision:
+    """In what to embed a catalogue: what was asked for, what the accelerator has, or what is fastest on this CPU.
+
+    Args:
+        model: On the device that it will embed on.
+        products: Their first titles are what the text tower is tried on.
+        wanted: ``auto``, ``fp32`` or ``bf16``.
+    """
+    if wanted != "auto" or model.device.type != "cpu":
+        return inference_precision(model.device, wanted)
+    first = (products[i] for i in range(min(ROWS, len(products))))
+    titles = [product.texts[0] for product in first if product.texts]
+    return measure_precision(model.for_inference(), model.collator().tokens(titles or ["-"]))
 
 
 def check_model(info: CatalogueInfo, model: DualTower) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from dualtower.data.values import value_problem
 from dualtower.errors import DataError
+from dualtower.precision import TowerPrecision
 from dualtower.retrieval.filters import Kind
 
 __all__ = [
@@ -41,6 +42,7 @@ class CatalogueInfo:
         attributes: Attribute -> ``text`` or ``number``.
         card: Name of the data card, for people.
         embedded_attributes: Attributes that fused vectors are made from; they change only with the whole row.
+        precision: In what its rows were first embedded. Rows that came later may be more exact.
         format: Of the folder.
     """
 
@@ -51,6 +53,7 @@ class CatalogueInfo:
     attributes: Mapping[str, str] = field(default_factory=dict)
     card: str = ""
     embedded_attributes: tuple[str, ...] = ()
+    precision: TowerPrecision | None = None
     format: int = FORMAT
 
 

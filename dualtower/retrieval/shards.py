@@ -132,7 +132,14 @@ def import_shards(store: Target, shards: Sequence[Shard], *, total: int) -> Inde
 
 
 def embed_with_ray(
-    shards: Sequence[Shard], model: str, load: Any, info: CatalogueInfo, *, workers: int, address: str | None = None
+    shards: Sequence[Shard],
+    model: str,
+    load: Any,
+    info: CatalogueInfo,
+    *,
+    workers: int,
+    address: str | None = None,
+    device: str = "auto",
 ) -> None:
     """Embed shards with Ray Data; a worker that is lost is replaced, and its shard done again.
 
@@ -143,6 +150,7 @@ def embed_with_ray(
         info: Of the catalogue.
         workers: How many.
         address: Of a Ray cluster; None takes the one that is there, or starts one on this machine.
+        device: Where each worker embeds, see `dualtower.device.find_device`.
 
     Raises:
         MissingExtra: Ray is not installed.
@@ -156,7 +164,8 @@ def embed_with_ray(
         """One worker: a model and the products."""
 
         def __init__(self) -> None:
-            self.model, self.products = DualTower.from_pretrained(model).for_inference(), load()
+            placed = DualTower.from_pretrained(model).placed(device)
+            self.model, self.products = placed.for_inference(info.precision), load()
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
             for number in batch["id"].tolist():

@@ -27,6 +27,7 @@ class ServerConfig:
         token_file: File with the token of writers; None lets nobody write.
         model: Where the model lies; default where it lay when the catalogue was made.
         queue: Questions that may wait; further ones are refused.
+        device: Where questions are embedded, see `dualtower.device.find_device`.
     """
 
     catalogue: str
@@ -35,6 +36,7 @@ class ServerConfig:
     token_file: Path | None = None
     model: str | None = None
     queue: int = 256
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         if self.queue < 1:
@@ -63,7 +65,7 @@ def serve(config: ServerConfig) -> None:
     token = _read_token(config.token_file)
     with _bound(config) as listener:  # before the model is loaded, which takes a while
         app = create_app(
-            lambda: open_finder(config.catalogue, config.model),
+            lambda: open_finder(config.catalogue, config.model, device=config.device),
             token=token,
             waiting=config.queue,
             loopback_only=config.host in LOOPBACK,
@@ -82,6 +84,8 @@ def serve(config: ServerConfig) -> None:
         signal.signal(signal.SIGHUP, lambda *_: app.shop.reload_beside())
         listener.listen(settings.backlog)  # who reads the next line may ask at once
         host, port = listener.getsockname()[:2]
+        computes = app.shop.finder.model.computes
+        log.warning("on %s: text %s, image %s", computes["device"], computes["text"], computes["image"])
         log.warning("serving %s on http://%s:%d", config.catalogue, f"[{host}]" if ":" in host else host, port)
         uvicorn.Server(settings).run(sockets=[listener])
 

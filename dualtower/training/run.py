@@ -94,7 +94,7 @@ def run(config: RunConfig) -> bool:
         return False
     del trainer
     _save_and_measure(
-        outcome, card, config, train=train, skipped=train.skipped + validation.skipped, main=accelerator.is_main_process
+        outcome, card, config, train=train, skipped=train.skipped + validation.skipped, accelerator=accelerator
     )
     accelerator.free_memory()  # DDP must let go of the process group before it ends, or the exit may abort
     accelerator.end_training()
@@ -243,18 +243,26 @@ def _validation_figures(model: DualTower, products: Products, config: RunConfig)
 
 
 def _save_and_measure(
-    outcome: Outcome, card: DataCard, config: RunConfig, *, train: Products, skipped: list[Any], main: bool
+    outcome: Outcome,
+    card: DataCard,
+    config: RunConfig,
+    *,
+    train: Products,
+    skipped: list[Any],
+    accelerator: Accelerator,
 ) -> None:
     """Save first: what took hours must not hang on the minutes of the measurement, which all processes share.
 
     Only the main process writes.
     """
-    settings, model = config.evaluation, outcome.model
+    settings, model, main = config.evaluation, outcome.model, accelerator.is_main_process
     model.seal()
     folder = config.out / "model"
     if main:
         model.save_pretrained(folder, card=ModelCard.of_run(config))
         logger.info("saved %s; measuring it", folder)
+    asked = config.train.precision
+    model = model.placed(accelerator.device, "auto" if asked == "fp16" else asked)
     gallery = _load(card, "all" if settings.qrels else settings.split, config)
     with sharded():
         result = evaluate(

@@ -1,0 +1,25 @@
+"""Where and in what the commands compute, told in one line."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dualtower.model import DualTower
+    from dualtower.precision import WantedPrecision
+
+__all__ = ["say_where", "to_place"]
+
+
+def to_place(model: DualTower, device: str, precision: WantedPrecision = "auto") -> DualTower:
+    """Move a model to the device that a command was told, and say so on stderr."""
+    placed = model.placed(device, precision)
+    say_where(placed)
+    return placed
+
+
+def say_where(model: DualTower) -> None:
+    """One line on stderr, where it mixes with no result."""
+    computes = model.computes
+    print(f"on {computes['device']}: text {computes['text']}, image {computes['image']}", file=sys.stderr)
