@@ -121,7 +121,7 @@ def milliseconds(model: DualTower, result: Evaluation, tops: list[int], queries:
     """Median time of re-ranking one query's best N, and of the tokens of one candidate."""
     direction = result.directions["text_to_image"]
     chosen = np.random.default_rng(0).choice(direction.ranks.judged, queries, replace=False)
-    hits = direction.top_hits(chosen, k=max(tops))
+    hits, _ = direction.top_hits(chosen, k=max(tops))
     reranker = reranker_of(model)
     times: dict[int, list[float]] = {top: [] for top in tops}
     of_tokens = []

@@ -80,16 +80,15 @@ class Direction:
     similarity: Similarity
     exclude: np.ndarray | None = None
 
-    def top_hits(self, queries: np.ndarray, *, k: int = 8) -> np.ndarray:
-        """Gallery positions of the best hits of some queries (positions among all), int64 ``[N, k]``."""
-        hits, _ = top_k(
+    def top_hits(self, queries: np.ndarray, *, k: int = 8) -> tuple[np.ndarray, np.ndarray]:
+        """Best hits of some queries (positions among all): gallery positions, int64 ``[N, k]``, and scores."""
+        return top_k(
             self.queries.embeddings[queries],
             self.gallery.embeddings,
             k=k,
             exclude=None if self.exclude is None else self.exclude[queries],
             similarity=self.similarity,
         )
-        return hits
 
     def relevant_to(self, query: int) -> np.ndarray:
         """Gallery positions that are relevant to a query."""

@@ -11,10 +11,11 @@ import numpy as np
 from dualtower.config import to_json
 from dualtower.errors import RowError
 from dualtower.evaluation.comparison import save_queries
+from dualtower.evaluation.examples import Example, Placed, find_examples, sample_scores
 from dualtower.evaluation.groups import breakdown_table
-from dualtower.evaluation.measure import Direction, Evaluation
+from dualtower.evaluation.measure import Direction, Evaluation, Side
 from dualtower.evaluation.report import TITLES, Section, markdown_table
-from dualtower.evaluation.strips import draw_curves, draw_strip, save_png
+from dualtower.evaluation.strips import Framed, draw_curves, draw_histogram, draw_strip, save_png
 from dualtower.folder import write_text_atomically
 
 __all__ = ["write_report"]
@@ -63,9 +64,10 @@ def write_report(
         save_png(curves, folder / PICTURES / "curves.png")
         parts += ["## Training", f"![training curves]({PICTURES}/curves.png)"]
     for name, direction in result.directions.items():
-        parts.append(f"## {TITLES[name]}: examples")
-        for kind, chosen in _choose(direction, examples, seed).items():
-            parts += [f"### {kind}", _examples(folder, result, name, f"{name}_{kind.lower()}", chosen, hits)]
+        parts += [f"## {TITLES[name]}: scores", _scores(folder, name, direction, seed)]
+        parts += [f"## {TITLES[name]}: examples", _LEGEND]
+        for kind, found in find_examples(direction, examples=examples, hits=hits, seed=seed).items():
+            parts += [f"### {kind}", _examples(folder, direction, name, kind, found)]
     for attribute, tables in result.breakdowns.items():
         parts.append(f"## By {attribute}")
         for name, rows in tables.items():
@@ -83,6 +85,12 @@ _READING = (
     "Pearson). *chance*: a random order of the gallery. *recall@K*: share "
     "of the relevant items among the first K; *hit@K*: at least one of them is; *median rank*: of the first relevant "
     "item. Items of equal score count by the average over their orders."
+)
+
+
+_LEGEND = (
+    "Each hit with its rank and score; right answers are green or marked ✓, and up to three that are not among the "
+    "hits stand behind them. No product is the query of two lines of a list."
 )
 
 
@@ -119,47 +127,55 @@ def _plain(value: Any) -> str:
     return _cell(str(value))
 
 
-def _choose(direction: Direction, examples: int, seed: int) -> dict[str, np.ndarray]:
-    """Best, worst and random queries (positions among all queries), by the reciprocal rank, ties broken by the seed."""
-    values = direction.per_query["mrr"]
-    shuffled = np.random.default_rng(seed).permutation(len(values))
-    by_value = shuffled[np.argsort(-values[shuffled], kind="stable")]
-    worst = by_value[::-1][: min(examples, len(values) // 2)]
-    best = by_value[: min(examples, len(values) - len(worst))]
-    rest = shuffled[~np.isin(shuffled, np.concatenate([best, worst]))][:examples]
-    chosen = {"Random": rest, "Best": best, "Worst": worst}
-    return {kind: direction.ranks.judged[which] for kind, which in chosen.items() if len(which)}
+def _scores(folder: Path, name: str, direction: Direction, seed: int) -> str:
+    """A histogram of the scores of relevant and other pairs, with what it says in a sentence."""
+    relevant, others = sample_scores(direction, seed=seed)
+    if not len(others):
+        return "Every picture is relevant to every query."
+    file = folder / PICTURES / f"{name}_scores.png"
+    save_png(draw_histogram({"relevant": relevant, "not relevant": others}), file)
+    below = np.searchsorted(np.sort(others), relevant, side="left") + np.searchsorted(
+        np.sort(others), relevant, "right"
+    )
+    return (
+        f"![scores]({PICTURES}/{file.name})\n\nMedian score of a relevant pair {np.median(relevant):.3f}, of another "
+        f"one {np.median(others):.3f}; in {below.mean() / 2 / len(others):.1%} of cases a relevant pair scores higher "
+        f"than another ({len(relevant):,} and {len(others):,} pairs drawn at random)."
+    )
 
 
-def _examples(folder: Path, result: Evaluation, name: str, stem: str, chosen: np.ndarray, hits: int) -> str:
-    """A table of queries and hits; pictures become one PNG strip per query."""
-    direction = result.directions[name]
-    queries, gallery, ranks = direction.queries, direction.gallery, direction.ranks
+def _examples(folder: Path, direction: Direction, name: str, kind: str, examples: Sequence[Example]) -> str:
+    """A table of queries, their hits and the right answers that are not among them; pictures become one PNG each."""
+    queries, gallery = direction.queries, direction.gallery
     rows = []
-    for number, (query, found) in enumerate(zip(chosen, direction.top_hits(chosen, k=hits), strict=True), 1):
-        found = found[found >= 0]
-        good = np.isin(found, direction.relevant_to(query))
-        own = None if queries.pictures is None else queries.pictures[query]
-        pictures = gallery.pictures
-        shown = [] if pictures is None else [(pictures[i], bool(g)) for i, g in zip(found, good, strict=True)]
-        cells = []
-        if queries.texts is not None:
-            cells.append(_cell(queries.texts[query]))
-        if own is not None or shown:
-            file = folder / PICTURES / f"{stem}_{number}.png"
-            save_png(draw_strip(shown, query=own), file)
-            cells.append(f"![pictures]({PICTURES}/{file.name})")
+    for number, example in enumerate(examples, 1):
+        cells = [] if queries.texts is None else [_cell(queries.texts[example.query])]
+        own = None if queries.pictures is None else queries.pictures[example.query]
+        shown = [] if gallery.pictures is None else [example.hits, example.missed]
+        strip = draw_strip([[_framed(gallery, placed) for placed in part] for part in shown], query=own)
+        file = folder / PICTURES / f"{name}_{kind.lower()}_{number}.png"
+        save_png(strip, file)
+        cells.append(f"![pictures]({PICTURES}/{file.name})")
         if gallery.texts is not None:
-            texts = [(_cell(gallery.texts[i]), g) for i, g in zip(found, good, strict=True)]
-            cells.append("<br>".join(f"**{t} ✓**" if g else t for t, g in texts))
-        first = ranks.expected[ranks.starts[query] : ranks.starts[query + 1]].min()
-        rows.append([*cells, f"{first:,.1f}".removesuffix(".0")])
+            cells += ["<br>".join(_line(gallery, placed) for placed in part) for part in (example.hits, example.missed)]
+        rows.append([*cells, f"{example.first_rank:,.1f}".removesuffix(".0")])
     header = {
-        "text_to_image": ["query", "best hits"],
-        "image_to_text": ["query", "best hits"],
-        "image_to_image": ["query and best hits"],
+        "text_to_image": ["query", "best hits, and right answers beyond them"],
+        "image_to_text": ["query", "best hits", "right answers beyond them"],
+        "image_to_image": ["query, best hits, and right answers beyond them"],
     }[name]
     return markdown_table([*header, "rank of the first relevant"], rows)
+
+
+def _framed(gallery: Side, placed: Placed) -> Framed:
+    assert gallery.pictures is not None
+    return Framed(gallery.pictures[placed.item], placed.relevant, placed.label)
+
+
+def _line(gallery: Side, placed: Placed) -> str:
+    assert gallery.texts is not None
+    text = f"{placed.label} {_cell(gallery.texts[placed.item])}"
+    return f"**{text} ✓**" if placed.relevant else text
 
 
 def _cell(text: str) -> str:

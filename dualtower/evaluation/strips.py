@@ -6,37 +6,59 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from PIL import Image, ImageDraw
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from dualtower.data.images import open_image
 from dualtower.errors import BrokenImage
 
-__all__ = ["draw_curves", "draw_strip"]
+__all__ = ["Framed", "draw_curves", "draw_histogram", "draw_strip", "save_png"]
 
-_CELL, _FRAME, _GAP = 112, 5, 6
-_WHITE, _GREEN, _GREY = (255, 255, 255), (24, 150, 60), (214, 214, 214)
+_CELL, _FRAME, _GAP, _INDENT, _LINE = 112, 5, 6, 24, 20
+_WHITE, _GREEN, _GREY, _DARK = (255, 255, 255), (24, 150, 60), (214, 214, 214), (40, 40, 40)
 
 
-def draw_strip(hits: Sequence[tuple[Any, bool]], *, query: Any | None = None) -> Image.Image:
-    """Lay a query and its hits in a row; relevant hits have a green frame.
+class Framed(NamedTuple):
+    """An encoded picture or path, whether it is relevant (its frame is green then), and a line under it."""
+
+    picture: Any
+    relevant: bool
+    label: str
+
+
+def draw_strip(parts: Sequence[Sequence[Framed]], *, query: Any | None = None) -> Image.Image:
+    """Lay a query and its hits in a row.
 
     Args:
-        hits: (encoded picture or path, whether it is relevant), best first.
+        parts: Groups of pictures, with a gap between the groups.
         query: Encoded picture or path of the query, drawn at the left without a frame; None for a text query.
     """
-    cells = ([] if query is None else [(query, _WHITE)]) + [(h, _GREEN if good else _GREY) for h, good in hits]
-    indent = 0 if query is None else 4 * _GAP
-    strip = Image.new("RGB", (max(1, len(cells) * (_CELL + _GAP) + indent - _GAP), _CELL), _WHITE)
-    pen = ImageDraw.Draw(strip)
-    for place, (picture, colour) in enumerate(cells):
-        left = place * (_CELL + _GAP) + (indent if place else 0)
-        pen.rectangle([left, 0, left + _CELL - 1, _CELL - 1], fill=colour)
-        inner = _CELL - 2 * _FRAME
-        strip.paste(_thumbnail(picture, inner), (left + _FRAME, _FRAME))
+    groups = [[Framed(query, False, "")]] if query is not None else []
+    groups += [list(part) for part in parts if part]
+    count = max(1, sum(map(len, groups)))
+    width = count * (_CELL + _GAP) - _GAP + _INDENT * max(0, len(groups) - 1)
+    labelled = any(framed.label for group in groups for framed in group)
+    strip = Image.new("RGB", (width, _CELL + (_LINE if labelled else 0)), _WHITE)
+    pen, left = ImageDraw.Draw(strip), 0
+    for number, group in enumerate(groups):
+        for picture, relevant, label in group:
+            frame = _WHITE if query is not None and number == 0 else _GREEN if relevant else _GREY
+            pen.rectangle([left, 0, left + _CELL - 1, _CELL - 1], fill=frame)
+            strip.paste(_thumbnail(picture, _CELL - 2 * _FRAME), (left + _FRAME, _FRAME))
+            if label:
+                pen.text((left + _CELL // 2, _CELL + _LINE // 2), label, fill=_DARK, anchor="mm", font=_font())
+            left += _CELL + _GAP
+        left += _INDENT
     return strip
+
+
+@lru_cache
+def _font() -> Any:
+    return ImageFont.load_default(13)
 
 
 def _thumbnail(picture: Any, size: int) -> Image.Image:
@@ -75,16 +97,30 @@ def draw_curves(history: Sequence[Mapping[str, Any]]) -> Image.Image | None:
 _PANELS = {"loss": "loss", "lr": "learning rate", "scale": "logit scale", "samples_per_s": "samples per second"}
 
 
-def _draw_panels(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> Image.Image:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def draw_histogram(samples: Mapping[str, np.ndarray]) -> Image.Image:
+    """Shares of samples by value, all on one axis.
 
+    Args:
+        samples: Name -> numbers ``[N]``, at least one.
+    """
+    figure, axes = _figure(6, 2.8, 1, 1)
+    edges = np.histogram_bin_edges(np.concatenate(list(samples.values())), bins=60)
+    for (name, values), colour in zip(samples.items(), ("#18963c", "#888888", "#3060a0"), strict=False):
+        axes[0].hist(
+            values, bins=edges, weights=np.full(len(values), 1 / len(values)), alpha=0.6, label=name, color=colour
+        )
+    axes[0].set_xlabel("score", fontsize=8)
+    axes[0].set_ylabel("share of the pairs", fontsize=8)
+    axes[0].tick_params(labelsize=8)
+    axes[0].legend(fontsize=8)
+    return _drawn(figure)
+
+
+def _draw_panels(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> Image.Image:
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4 * columns, 2.8 * rows), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    for place, (title, curves) in enumerate(panels.items(), 1):
-        axes = figure.add_subplot(rows, columns, place)
+    figure, places = _figure(4 * columns, 2.8 * rows, rows, columns)
+    for axes, (title, curves) in zip(places, panels.items(), strict=False):
         for name, points in curves.items():
             axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 30 else None)
         axes.set_title(title, fontsize=10)
@@ -93,6 +129,22 @@ def _draw_panels(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]
         axes.grid(alpha=0.3)
         if len(curves) > 1:
             axes.legend(fontsize=7)
+    for axes in places[len(panels) :]:
+        axes.remove()
+    return _drawn(figure)
+
+
+def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Any, list[Any]]:
+    """An empty figure and its panels, line by line."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, [figure.add_subplot(rows, columns, place + 1) for place in range(rows * columns)]
+
+
+def _drawn(figure: Any) -> Image.Image:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")
