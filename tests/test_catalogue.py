@@ -117,11 +117,11 @@ def test_a_view_follows_and_is_kept(catalogue: Catalogue) -> None:
     for view in (second, fresh):
         assert view.live.tolist() == [False, False, True, True]
         assert view.live_at(first.state.sequence).tolist() == [True, True, False, False]
-        assert view.columns.vocabularies() == {"colour": ["Red", "Blue"]}
+        assert view.columns.of["colour"].vocabulary.texts() == ["Red", "Blue"]
     (catalogue.folder / "cache" / "view.npz").write_bytes(b"not a zip file")
     assert len(ViewKeeper(catalogue).current()) == 2
     catalogue.compact()
-    assert keeper.current().live.tolist() == [True, True]
+    assert keeper.newest().live.tolist() == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,8 @@ class Catalogue:
         self._database = Database(self.folder / "rows.sqlite")
         if self.info.format < FORMAT:
             self._upgrade()
-        _ = self.state
+        self.written = self.state.sequence
+        """Number of the last change that was made through this object."""
 
     @classmethod
     def create(cls, folder: str | Path, info: CatalogueInfo) -> Catalogue:
@@ -133,6 +134,7 @@ class Catalogue:
             pictures = [(n, item.picture) for n, item in zip(numbers, items, strict=True) if item.picture is not None]
             connection.executemany("INSERT INTO pictures VALUES (?, ?)", pictures)
             self.advance(connection, state, next_slot=state.next_slot + len(items), next_number=numbers.stop)
+        self.written = max(self.written, sequence)
 
     def update_attributes(self, changes: Mapping[str, Mapping[str, Any]]) -> int:
         """Change attributes of rows, of all or of none; vectors, picture, title and what is not named stay.
@@ -167,6 +169,7 @@ class Catalogue:
             set_columns(connection, "id = ?3 AND died IS NULL", rows, attributes="?1", updated="?2", digest="''")
             if rows:
                 self.advance(connection, state)
+        self.written = max(self.written, state.sequence + bool(rows))
         return len(rows)
 
     def delete(self, ids: Iterable[str]) -> int:
@@ -175,6 +178,7 @@ class Catalogue:
             removed = retire(connection, list(dict.fromkeys(ids)), state.sequence + 1)
             if removed:
                 self.advance(connection, state)
+        self.written = max(self.written, state.sequence + bool(removed))
         return removed
 
     def get(self, ids: Sequence[str]) -> list[StoredRow]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from dualtower.retrieval.filters import And, Comparison, Filter, Kind, Not, Or
+from dualtower.retrieval.vocabulary import Vocabulary
 
 __all__ = ["Columns", "Counts", "NumberColumn", "TextColumn"]
 
@@ -45,16 +46,26 @@ class TextColumn:
 
     def __init__(self) -> None:
         self.codes = np.empty(0, np.int32)
-        self.code_of: dict[str, int] = {}
+        self.vocabulary = Vocabulary.empty()
 
-    def extend(self, values: Sequence[Any]) -> None:
-        """Append rows."""
-        self.codes = np.concatenate([self.codes, self._codes(values)])
+    def _encoded(self, values: Sequence[Any]) -> np.ndarray:
+        """Codes of some values, which the vocabulary takes up."""
+        texts = [None if value is None or value == "" else str(value) for value in values]
+        distinct = list(dict.fromkeys(text for text in texts if text is not None))
+        self.vocabulary = self.vocabulary.extended(distinct)
+        code_of = dict(zip(distinct, self.vocabulary.codes_of(distinct).tolist(), strict=True))
+        return np.array([-1 if text is None else code_of[text] for text in texts], np.int32)
 
-    def replace(self, rows: Sequence[int], values: Sequence[Any]) -> None:
-        """Give some rows other values, in arrays of this column alone."""
-        self.codes = self.codes.copy()
-        self.codes[rows] = self._codes(values)
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def grow(self, count: int) -> None:
+        """Append rows without a value, in arrays of this column alone."""
+        self.codes = np.concatenate([self.codes, np.full(count, -1, np.int32)])
+
+    def put(self, rows: slice | list[int], values: Sequence[Any]) -> None:
+        """Give some rows other values; their array must be of this column alone."""
+        self.codes[rows] = self._encoded(values)
 
     def take(self, rows: np.ndarray) -> None:
         """Keep some rows, in the order in which they are given."""
@@ -62,24 +73,32 @@ class TextColumn:
 
     def satisfies(self, comparison: Comparison) -> np.ndarray:
         """bool ``[N]``."""
-        wanted = [self.code_of[value] for value in comparison.values if value in self.code_of]
+        wanted = self.vocabulary.codes_of([str(value) for value in comparison.values])
+        wanted = wanted[wanted >= 0]
         if comparison.operator == "!=":
             return (self.codes >= 0) & ~np.isin(self.codes, wanted)
         return self.codes == wanted[0] if len(wanted) == 1 else np.isin(self.codes, wanted)
 
-    def _codes(self, values: Sequence[Any]) -> np.ndarray:
-        codes = [
-            -1 if value is None or value == "" else self.code_of.setdefault(str(value), len(self.code_of))
-            for value in values
-        ]
-        return np.array(codes, np.int32)
-
     def counts(self, rows: np.ndarray, *, most: int) -> Counts:
         """The most frequent values of some rows."""
         codes = self.codes[rows]
-        numbers = np.bincount(codes[codes >= 0], minlength=len(self.code_of))
-        found = [(value, int(numbers[code])) for value, code in self.code_of.items() if numbers[code]]
+        numbers = np.bincount(codes[codes >= 0], minlength=len(self.vocabulary))
+        least = np.partition(numbers, -most)[-most] if most < len(numbers) else 1
+        frequent = np.flatnonzero(numbers >= max(least, 1)).tolist()
+        found = [(self.vocabulary.text(code), int(numbers[code])) for code in frequent]
         return Counts("text", tuple(sorted(found, key=lambda pair: (-pair[1], pair[0]))[:most]))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that it is, to be kept."""
+        return {"rows": self.codes, **self.vocabulary.arrays()}
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take what `arrays` gave.
+
+        Raises:
+            KeyError: One is missing.
+        """
+        self.codes, self.vocabulary = arrays["rows"], Vocabulary.restored(arrays)
 
 
 class NumberColumn:
@@ -88,14 +107,16 @@ class NumberColumn:
     def __init__(self) -> None:
         self.values = np.empty(0, np.float64)
 
-    def extend(self, values: Sequence[Any]) -> None:
-        """Append rows."""
-        self.values = np.concatenate([self.values, _numbers(values)])
+    def __len__(self) -> int:
+        return len(self.values)
 
-    def replace(self, rows: Sequence[int], values: Sequence[Any]) -> None:
-        """Give some rows other values, in an array of this column alone."""
-        self.values = self.values.copy()
-        self.values[rows] = _numbers(values)
+    def grow(self, count: int) -> None:
+        """Append rows without a value, in an array of this column alone."""
+        self.values = np.concatenate([self.values, np.full(count, np.nan)])
+
+    def put(self, rows: slice | list[int], values: Sequence[Any]) -> None:
+        """Give some rows other values; their array must be of this column alone."""
+        self.values[rows] = [np.nan if value is None or value == "" else float(value) for value in values]
 
     def take(self, rows: np.ndarray) -> None:
         """Keep some rows, in the order in which they are given."""
@@ -114,9 +135,17 @@ class NumberColumn:
         held = held[~np.isnan(held)]
         return Counts("number", low=float(held.min()), high=float(held.max())) if len(held) else Counts("number")
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that it is, to be kept."""
+        return {"rows": self.values}
 
-def _numbers(values: Sequence[Any]) -> np.ndarray:
-    return np.array([np.nan if value is None or value == "" else float(value) for value in values], np.float64)
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take what `arrays` gave.
+
+        Raises:
+            KeyError: It is missing.
+        """
+        self.values = arrays["rows"]
 
 
 class Columns:
@@ -132,8 +161,11 @@ class Columns:
             name: NumberColumn() if kind == "number" else TextColumn() for name, kind in kinds.items()
         }
 
+    def __len__(self) -> int:
+        return next((len(column) for column in self.of.values()), 0)
+
     def copy(self) -> Columns:
-        """The same rows, to be extended without a change to these. (Extending makes new arrays; codes only grow.)"""
+        """The same rows, to be extended without a change to these. (Extending makes new arrays.)"""
         other = Columns(self.kinds)
         other.of = {name: copy.copy(column) for name, column in self.of.items()}
         return other
@@ -145,23 +177,23 @@ class Columns:
             column.take(rows)
         return other
 
-    def extended(self, blocks: Sequence[Sequence[Mapping[str, Any]]]) -> Columns:
-        """These rows and some more, attribute -> value."""
-        other = self.copy()
+    def extended(self, blocks: Iterable[Sequence[Mapping[str, Any]]], count: int) -> Columns:
+        """These rows and `count` more, attribute -> value; each block is let go of before the next one is asked for."""
+        other, start = self.copy(), len(self)
+        for column in other.of.values():
+            column.grow(count)
         for block in blocks:
-            other.extend(block)
+            for name, column in other.of.items():
+                column.put(slice(start, start + len(block)), [row.get(name) for row in block])
+            start += len(block)
         return other
-
-    def extend(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows, attribute -> value."""
-        for name, column in self.of.items():
-            column.extend([row.get(name) for row in rows])
 
     def replace(self, rows: Mapping[int, Mapping[str, Any]]) -> None:
         """Give some rows, by number, other attributes; copies of these columns keep theirs."""
         if rows:
             for name, column in self.of.items():
-                column.replace(list(rows), [row.get(name) for row in rows.values()])
+                column.grow(0)
+                column.put(list(rows), [row.get(name) for row in rows.values()])
 
     def counts(self, rows: np.ndarray, *, most: int) -> dict[str, Counts]:
         """Attribute -> what stands in it, of some rows; of texts the `most` frequent."""
@@ -171,27 +203,20 @@ class Columns:
         }
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Attribute -> its codes or numbers, to be kept."""
-        return {
-            name: column.codes if isinstance(column, TextColumn) else column.values for name, column in self.of.items()
-        }
+        """All that they are, to be kept: ``<attribute>/<array>`` -> array."""
+        return {f"{name}/{part}": array for name, column in self.of.items() for part, array in column.arrays().items()}
 
-    def vocabularies(self) -> dict[str, list[str]]:
-        """Attribute -> its distinct texts in the order of their codes."""
-        return {name: list(column.code_of) for name, column in self.of.items() if isinstance(column, TextColumn)}
-
-    def restore(self, arrays: Mapping[str, np.ndarray], vocabularies: Mapping[str, Sequence[str]]) -> None:
-        """Take what `arrays` and `vocabularies` gave.
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take what `arrays` gave.
 
         Raises:
             KeyError: An attribute is missing.
         """
         for name, column in self.of.items():
-            if isinstance(column, TextColumn):
-                column.codes = arrays[name]
-                column.code_of = {text: code for code, text in enumerate(vocabularies[name])}
-            else:
-                column.values = arrays[name]
+            of_column = {
+                key.rpartition("/")[2]: array for key, array in arrays.items() if key.rpartition("/")[0] == name
+            }
+            column.restore(of_column)
 
     def satisfies(self, part: Filter) -> np.ndarray:
         """Which rows satisfy a filter, bool ``[N]``."""

@@ -85,7 +85,7 @@ def classify(
         if not isinstance(held, TextColumn):
             texts = [name for name, other in view.columns.of.items() if isinstance(other, TextColumn)]
             raise UnknownName("attribute of text", attribute, texts)
-        column, labels = held, list(held.code_of)
+        column, labels = held, held.vocabulary.texts()
     if len(set(labels)) < 2:
         raise ConfigError(f"there must be two labels or more to choose from, not {len(set(labels))}")
     embedded = model.encode_text([prompt.replace("{}", label) for label in labels])

@@ -129,7 +129,7 @@ class LocalStore:
             threads: Of faiss; default all cores.
         """
         with self._building:
-            view = self.searcher.views.current()
+            view = self.searcher.views.newest()
             with faiss_threads(threads):
                 for kind in self.info.kinds:
                     method = (methods or {}).get(kind) or usual_method(view.state.next_slot)

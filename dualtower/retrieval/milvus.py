@@ -181,8 +181,7 @@ class MilvusStore:
         """What stands in the attributes of the rows that satisfy a filter; of at most `COUNTED` rows."""
         filters = self._filter(where, None)
         rows = self._client.query(self._name, filter=filters, output_fields=["attributes"], limit=COUNTED)
-        columns = Columns(kinds_of(self._info))
-        columns.extend([json.loads(row["attributes"]) for row in rows])
+        columns = Columns(kinds_of(self._info)).extended([[json.loads(row["attributes"]) for row in rows]], len(rows))
         return columns.counts(np.arange(len(rows)), most=most)
 
     def search_many(self, queries: Sequence[Query]) -> list[Page | DualTowerError]:

@@ -33,6 +33,10 @@ class Snapshot:
     vectors: Mapping[str, VectorReader]
     connection: sqlite3.Connection
 
+    def count(self, *, first: int = 0) -> int:
+        """Number of versions from a number on, live or dead."""
+        return int(self.connection.execute("SELECT COUNT(*) FROM rows WHERE number >= ?", (first,)).fetchone()[0])
+
     def versions(self, columns: str, *, first: int = 0) -> Iterator[Sequence[tuple[Any, ...]]]:
         """Versions from a number on, live or dead, in the order of their numbers, some thousand at a time."""
         cursor = self.connection.execute(f"SELECT {columns} FROM rows WHERE number >= ? ORDER BY number", (first,))

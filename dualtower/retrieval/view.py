@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from dualtower.errors import CatalogueError
+from dualtower.errors import CatalogueError, DualTowerError
 from dualtower.retrieval.catalogue import Catalogue
 from dualtower.retrieval.columns import Columns
 from dualtower.retrieval.filters import Filter
@@ -32,9 +32,8 @@ from dualtower.types import product_code
 
 __all__ = ["View", "ViewKeeper"]
 
-NEVER = np.iinfo(np.int64).max
 log = logging.getLogger(__name__)
-_VIEWED = "number, sequence, product_id, attributes, checksums"
+NEVER = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,26 +94,62 @@ class View:
 class ViewKeeper:
     """Gives the newest view of a catalogue; safe to use from many threads.
 
+    What came and went since the last view is quickly added to it. The view of another generation takes longer: it is
+    made beside the searches, which go on with the one before, as of when it was taken, unless they have to see more.
+
     Args:
         catalogue: The folder.
+        prepare: Called with a view that is made beside the searches, before they get it.
     """
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, catalogue: Catalogue, prepare: Callable[[View], None] | None = None) -> None:
         self.catalogue = catalogue
+        self._prepare = prepare or (lambda view: None)
         self._lock = threading.Lock()
         self._view: View | None = None
+        self._failed = False
 
     def current(self, at_least: int = 0) -> View:
-        """The newest view."""
-        if self._view is not None and self._view.state == self.catalogue.state:
-            return self._view
-        with self._lock, self.catalogue.snapshot() as snapshot:
-            self._view = _newest(self.catalogue, snapshot, self._view or _load(self.catalogue, snapshot))
-            return self._view
+        """The newest view, or one before a compaction that shows all that was written through this catalogue object.
+
+        Args:
+            at_least: Sequence number of the oldest state that will do.
+        """
+        view, state = self._view, self.catalogue.state
+        if view is not None and view.state == state:
+            return view
+        compacted = view is not None and view.state.generation < state.generation and not self._failed
+        if view is not None and compacted and view.state.sequence >= max(at_least, self.catalogue.written):
+            if self._lock.acquire(blocking=False):
+                threading.Thread(target=self._renew_beside, daemon=True, name="view").start()
+            return view
+        with self._lock:
+            return self._renew()
+
+    def newest(self) -> View:
+        """The view of the present state, waited for where it is being made."""
+        return self.current(self.catalogue.state.sequence)
+
+    def _renew_beside(self) -> None:
+        """Make the next view in a thread of its own, which has been given the lock."""
+        try:
+            self._renew(self._prepare)
+        except DualTowerError as error:
+            log.error("%s", error)
+            self._failed = True  # the next search shall wait, and say it
+        finally:
+            self._lock.release()
+
+    def _renew(self, prepare: Callable[[View], None] = lambda view: None) -> View:
+        with self.catalogue.snapshot() as snapshot:
+            view = _newest(self.catalogue, snapshot, self._view or _load(self.catalogue, snapshot))
+        prepare(view)
+        self._view, self._failed = view, False
+        return view
 
     def save(self) -> None:
         """Keep the newest view in the cache, for a quick start."""
-        _save(self.current(), self.catalogue.folder / "cache" / "view.npz")
+        _save(self.newest(), self.catalogue.folder / "cache" / "view.npz")
 
 
 def _newest(catalogue: Catalogue, snapshot: Snapshot, before: View | None) -> View:
@@ -146,35 +181,41 @@ def _compacted(before: View, snapshot: Snapshot) -> View | None:
 
 
 def _extended(before: View, snapshot: Snapshot, info: CatalogueInfo) -> View:
-    """A view and what came and died since."""
-    parts = [_block(rows, info) for rows in snapshot.versions(_VIEWED, first=before.state.next_number)]
-    numbers, born, products = (
-        np.concatenate([old, *(part[i] for part in parts)])
-        for i, old in enumerate((before.numbers, before.born, before.products))
+    """A view and what came and died since. The arrays have their size from the start, as memory is scarce."""
+    state, known = snapshot.state, len(before.numbers)
+    new = snapshot.count(first=before.state.next_number)
+    if known + new != state.next_slot:
+        raise CatalogueError(f"{known + new} versions of rows for {state.next_slot} vectors: a damaged catalogue")
+    numbers, born, products, died = (
+        np.concatenate([old, np.full(new, NEVER)])
+        for old in (before.numbers, before.born, before.products, before.died)
     )
-    has = {kind: np.concatenate([flags, *(part[3][kind] for part in parts)]) for kind, flags in before.has.items()}
-    if len(numbers) != snapshot.state.next_slot:
-        raise CatalogueError(
-            f"{len(numbers)} versions of rows for {snapshot.state.next_slot} vectors: a damaged catalogue"
-        )
-    died = np.concatenate([before.died, np.full(len(numbers) - len(before.died), NEVER)])
-    columns = before.columns.extended([part[4] for part in parts])
+    has = {kind: np.concatenate([flags, np.zeros(new, bool)]) for kind, flags in before.has.items()}
+    columns = before.columns.extended(_rows(snapshot, before, info, (numbers, born, products), has), new)
     updates = snapshot.updates(since=before.state.sequence, below=before.state.next_number)
     slots = before.slots_of(np.array([number for number, _ in updates], np.int64)).tolist()
     columns.replace({slot: json.loads(told) for slot, (_, told) in zip(slots, updates, strict=True)})
-    view = View(snapshot.state, numbers, dict(snapshot.vectors), has, products, born, died, columns)
+    view = View(state, numbers, dict(snapshot.vectors), has, products, born, died, columns)
     gone = np.array(snapshot.deaths(since=before.state.sequence), np.int64).reshape(-1, 2)
     died[view.slots_of(gone[:, 0])] = gone[:, 1]
     return view
 
 
-def _block(rows: Sequence[tuple[Any, ...]], info: CatalogueInfo) -> tuple[Any, ...]:
-    """Arrays of some versions, as `_VIEWED` selects them, and their attributes."""
-    numbers, born, products, attributes, checksums = zip(*rows, strict=True)
-    kinds = [kinds_in(crcs, info) for crcs in checksums]
-    has = {kind: np.array([kind in of_row for of_row in kinds]) for kind in info.kinds}
-    codes = np.array([product_code(product) for product in products], np.int64)
-    return np.array(numbers, np.int64), np.array(born, np.int64), codes, has, json.loads(f"[{','.join(attributes)}]")
+def _rows(
+    snapshot: Snapshot, before: View, info: CatalogueInfo, arrays: tuple[np.ndarray, ...], has: dict[str, np.ndarray]
+) -> Iterator[list[dict[str, Any]]]:
+    """Fill arrays with what came since a view, and give its attributes, some thousand rows at a time."""
+    start, first = len(before.numbers), before.state.next_number
+    numbers, born, products = arrays
+    for rows in snapshot.versions("number, sequence, product_id, attributes, checksums", first=first):
+        part = slice(start, start + len(rows))
+        numbers[part], born[part] = [row[0] for row in rows], [row[1] for row in rows]
+        products[part] = [product_code(row[2]) for row in rows]
+        kinds = [kinds_in(row[4], info) for row in rows]
+        for kind, flags in has.items():
+            flags[part] = [kind in of_row for of_row in kinds]
+        yield json.loads(f"[{','.join([row[3] for row in rows])}]")
+        start = part.stop
 
 
 def _empty(catalogue: Catalogue) -> View:
@@ -188,7 +229,6 @@ def _save(view: View, path: Path) -> None:
     arrays: dict[str, Any] = {"numbers": view.numbers, "products": view.products, "born": view.born, "died": view.died}
     arrays |= {f"has/{kind}": flags for kind, flags in view.has.items()}
     arrays |= {f"column/{name}": array for name, array in view.columns.arrays().items()}
-    about |= {"vocabularies": view.columns.vocabularies()}
     new = path.with_name(f".view.{os.getpid()}.new.npz")
     try:
         path.parent.mkdir(exist_ok=True)
@@ -214,8 +254,7 @@ def _load(catalogue: Catalogue, snapshot: Snapshot) -> View | None:
                 return None
             columns = Columns(kinds_of(catalogue.info))
             columns.restore(
-                {name.removeprefix("column/"): kept[name] for name in kept.files if name.startswith("column/")},
-                about["vocabularies"],
+                {name.removeprefix("column/"): kept[name] for name in kept.files if name.startswith("column/")}
             )
             has = {kind: kept[f"has/{kind}"] for kind in catalogue.info.kinds}
             numbers, products, born, died = (kept[name] for name in ("numbers", "products", "born", "died"))
