@@ -345,5 +345,5 @@ def test_a_view_follows_changed_attributes(catalogue: Catalogue) -> None:
         assert view.live_at(first.state.sequence).tolist() == [True, True, True, False]
     assert first.columns.satisfies(prices[0]).tolist() == [False, False, True]  # as it was
     catalogue.compact()
-    view = keeper.current()
+    view = keeper.newest()
     assert (view.live & view.columns.satisfies(prices[0])).tolist() == [True, True, False]
