@@ -23,6 +23,8 @@ class TextCNNTower(Tower):
         ConfigError: Kernels that cannot be, or a setting of another tower.
     """
 
+    compiles_for_all_lengths = False  # Inductor settles the sizes of a convolution's input
+
     def __init__(self, config: TextTowerConfig) -> None:
         super().__init__()
         config.refuse_encoder_settings()

@@ -21,10 +21,12 @@ class Tower(nn.Module, ABC):
     Attributes:
         width: Of the pooled features.
         token_width: Of the tokens; equal to `width` but for a few image backbones.
+        compiles_for_all_lengths: Whether torch.compile makes one program of a text tower for texts of all lengths.
     """
 
     width: int
     token_width: int
+    compiles_for_all_lengths: bool = True
 
     @abstractmethod
     def layers_above(self, name: str) -> int:

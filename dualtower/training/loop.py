@@ -39,6 +39,7 @@ from dualtower.training.checkpoint import (
     save_best,
     save_checkpoint,
 )
+from dualtower.training.compiling import compile_towers
 from dualtower.training.config import RunConfig
 from dualtower.training.distributed import agree, broadcast_
 from dualtower.training.gradients import (
@@ -143,7 +144,7 @@ class Trainer:
         if train.sync_batchnorm and accelerator.num_processes > 1:
             synchronise_batchnorm(model, accelerator.device)
         if train.compile:
-            model.compile()
+            compile_towers(model)
         self.unwrapped = model
         accelerator.prepare_model(self.objective, evaluation_mode=True)  # device and autocast; ranks are joined below
         self.optimizer = accelerator.prepare_optimizer(create_optimizer(model, train))
