@@ -237,6 +237,40 @@ def test_another_hub_dataset_in_place_of_the_cards(tmp_path: Path, shop_on_the_h
     assert "cannot load 'user/missing' from the Hub" in complaint and "--data.source" in complaint
 
 
+READ = """
+import json, sys
+from dualtower.data.cards import Columns, DataCard, Splits
+from dualtower.data.loading import load_products
+repo, image = sys.argv[1:]
+columns = Columns("title", id="sku", image=image or None, attributes=["colour"])
+products = load_products(DataCard("shop", columns, splits=Splits(by_hash=None)), "train", source=f"hub:{repo}")
+print(json.dumps([products.ids, products.texts, products.attributes["colour"]]))
+"""
+
+
+def test_tables_on_the_hub_are_read_as_local_ones(tmp_path: Path) -> None:
+    """What `datasets` would make of them: 7, no title, and no colour."""
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv" / "train.csv").write_text("sku,title,colour\n007,None,NA\n")
+    (tmp_path / "csv" / "test.csv").write_text("sku,title,colour\n008,mug,red\n")
+    (tmp_path / "jsonl").mkdir()
+    lines = [{"sku": "007", "title": "None", "colour": "NA"}, {"sku": 8, "title": "mug", "colour": "red"}]
+    (tmp_path / "jsonl" / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    folder = tmp_path / "folder" / "train"
+    folder.mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(shops.jpeg("red"))
+    (folder / "metadata.csv").write_text("file_name,sku,title,colour\na.jpg,007,None,NA\n")
+    with HubStandIn(tmp_path) as hub:
+        for name in ("csv", "jsonl", "folder"):
+            hub.add_repo("dataset", f"user/{name}", tmp_path / name)
+        read = {
+            name: json.loads(hub.run(READ, f"user/{name}", "image" if name == "folder" else ""))
+            for name in ("csv", "jsonl", "folder")
+        }
+    assert read["csv"] == read["folder"] == [["007"], [["None"]], ["NA"]]
+    assert read["jsonl"] == [["007", "8"], [["None"], ["mug"]], ["NA", "red"]]
+
+
 @pytest.mark.shared
 def test_fashion_products_from_the_hub(tmp_path: Path, shared_fashion: Path) -> None:
     """The Hub dataset has one split, which the card divides by a hash of the title."""

@@ -17,11 +17,12 @@ from __future__ import annotations
 import glob
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dualtower.data.cards import CardSource, DataCard, is_pattern
+from dualtower.data.hub_tables import download_tables
 from dualtower.data.layout import SPLIT_WORDS, Layout, find_layout
 from dualtower.data.tables import TABLE_SUFFIXES, open_table
 from dualtower.errors import CardError, DualTowerError, SourceError, brief
@@ -76,13 +77,24 @@ def _open_hub(card: DataCard, hub: CardSource) -> OpenSource:
 
     files = {split: value for split, value in card.splits.named.items() if is_pattern(value)} or None
     try:
-        splits = datasets.load_dataset(hub.hub, name=hub.config, revision=hub.revision, data_files=files, **hub.options)
+        builder = datasets.load_dataset_builder(
+            hub.hub, name=hub.config, revision=hub.revision, data_files=files, **hub.options
+        )
+        if tables := download_tables(builder, str(hub.hub)):
+            card = replace(card, source=hub)
+            splits = {split: _read(card, tables, paths) for split, paths in tables.splits.items()}
+        else:
+            builder.download_and_prepare()
+            splits = builder.as_dataset()
+    except DualTowerError:
+        raise
     except Exception as error:  # the network, the Hub and the dataset's own files have no common error
         raise SourceError(
             f"cannot load {hub.hub!r} from the Hub: {brief(error)}; check the name and the network, type "
             "`hf auth login` if the dataset is gated, or give a local copy with --data.source FOLDER"
         ) from error
-    return OpenSource(f"{hub.hub} on the Hub", _aligned(splits, f"{hub.hub} on the Hub", card), None)
+    folder = tables.folder if tables else None
+    return OpenSource(f"{hub.hub} on the Hub", _aligned(splits, f"{hub.hub} on the Hub", card), folder)
 
 
 def _open_local(card: DataCard, path: Path) -> OpenSource:
