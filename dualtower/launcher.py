@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass, replace
+from typing import Any
 
 import tyro
 
-from dualtower.errors import DualTowerError
+from dualtower.errors import ConfigError, DualTowerError
 from dualtower.training.config import RunConfig
 
 __all__ = ["launch", "parse_overrides"]
@@ -57,22 +59,66 @@ def launch(
 def parse_overrides(base: RunConfig, args: Sequence[str], *, description: str | None = None) -> RunConfig:
     """Apply command-line overrides such as ``--train.lr 1e-4`` to a config.
 
-    A budget on the command line replaces the recipe's budget, whatever its unit. Unusable arguments end the process
-    with status 2 and name the nearest option.
+    A budget on the command line replaces the recipe's budget, whatever its unit. A mapping is replaced as a whole by
+    JSON (``--model.image.options {}``), and key by key (``--model.image.options.stem-width 16``) where it has that key.
+    Unusable arguments end the process with status 2 and name the nearest option.
     """
     if any(a.split("=")[0] == f"--train.{name}" for a in args for name in _BUDGETS):
         base = replace(base, train=replace(base.train, epochs=None, steps=None, minutes=None))
     try:
+        base, rest = _replace_mappings(base, args)
         return tyro.cli(
             RunConfig,
             default=base,
-            args=list(args),
+            args=rest,
             description=description,
             config=(tyro.conf.AvoidSubcommands,),  # a head that a recipe leaves out is no choice of its command
         )
     except DualTowerError as error:  # a config checks its own values
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         sys.exit(2)
+
+
+def _replace_mappings(base: RunConfig, args: Sequence[str]) -> tuple[RunConfig, list[str]]:
+    """Take out of the arguments those that give a whole mapping, and put these into the config."""
+    rest, left = [], list(args)
+    while left:
+        option, equals, value = left.pop(0).partition("=")
+        path = option.removeprefix("--").replace("-", "_").split(".")
+        if not option.startswith("--") or not isinstance(_leaf(base, path), Mapping):
+            rest.append(option + equals + value)
+            continue
+        if not equals:
+            value = left.pop(0) if left else ""
+        base = _replaced(base, path, _mapping(option, value))
+    return base, rest
+
+
+def _leaf(config: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        config = getattr(config, name, None) if is_dataclass(config) else None
+    return config
+
+
+def _replaced(config: Any, path: Sequence[str], value: Any) -> Any:
+    """The config with another value at a path."""
+    inner = value if len(path) == 1 else _replaced(getattr(config, path[0]), path[1:], value)
+    return replace(config, **{path[0]: inner})
+
+
+def _mapping(option: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        value, reason = None, f" ({error})" if text.startswith("{") else ""
+    else:
+        reason = ""
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"{option} takes a JSON object, not {text[:60]!r}{reason}; "
+            f'type {option} \'{{"key": 1, "list": [1, 2]}}\', or {option} {{}} for none'
+        )
+    return value
 
 
 def _description(config: Callable[[], RunConfig]) -> str:

@@ -1,6 +1,6 @@
 """Fine-tune a pretrained BERT and a pretrained ViT: the picture tower stays locked while the heads settle.
 
-accelerate launch recipes/finetune_pretrained.py --data.card data_cards/fashion_products.md
+accelerate launch --quiet recipes/finetune_pretrained.py --data.card data_cards/fashion_products.md
 """
 
 from dataclasses import replace

@@ -1,6 +1,6 @@
 """Chinese titles: a vocabulary learned from the catalogue and a TextCNN, without word segmentation.
 
-accelerate launch recipes/train_chinese_titles.py
+accelerate launch --quiet recipes/train_chinese_titles.py
 """
 
 from pathlib import Path

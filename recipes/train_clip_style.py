@@ -1,7 +1,7 @@
 """The main job: a small dual tower from scratch with symmetric InfoNCE, as in CLIP.
 
-accelerate launch recipes/train_clip_style.py
-accelerate launch recipes/train_clip_style.py --data.card data_cards/fashion_products.md --out runs/fashion
+accelerate launch --quiet recipes/train_clip_style.py
+accelerate launch --quiet recipes/train_clip_style.py --data.card data_cards/fashion_products.md --out runs/fashion
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """One vector per product from title, picture and attributes, on the towers of a trained model.
 
-accelerate launch recipes/train_product_fusion.py --base runs/clip_style/model
-accelerate launch recipes/train_product_fusion.py --base runs/fashion/model \
+accelerate launch --quiet recipes/train_product_fusion.py --base runs/clip_style/model
+accelerate launch --quiet recipes/train_product_fusion.py --base runs/fashion/model \
     --data.card data_cards/fashion_products.md --task.labels articleType,baseColour --task.heads articleType,baseColour
 """
 

@@ -1,7 +1,7 @@
 """A cross-attention re-ranker on the towers of a trained model.
 
-accelerate launch recipes/train_reranker.py --base runs/clip_style/model
-accelerate launch recipes/train_reranker.py --base runs/fashion/model --data.card data_cards/fashion_products.md
+accelerate launch --quiet recipes/train_reranker.py --base runs/clip_style/model
+accelerate launch --quiet recipes/train_reranker.py --base runs/fashion/model --data.card data_cards/fashion_products.md
 """
 
 from dataclasses import replace

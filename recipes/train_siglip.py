@@ -1,6 +1,6 @@
 """The pairwise sigmoid loss of SigLIP, with its learned bias, on a short BERT and a small Swin.
 
-accelerate launch recipes/train_siglip.py
+accelerate launch --quiet recipes/train_siglip.py
 """
 
 from pathlib import Path

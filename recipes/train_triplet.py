@@ -1,6 +1,6 @@
 """Triplet loss with the hardest negatives of the batch (VSE++), on a bidirectional LSTM and a ResNet.
 
-accelerate launch recipes/train_triplet.py
+accelerate launch --quiet recipes/train_triplet.py
 """
 
 from pathlib import Path

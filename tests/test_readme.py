@@ -51,11 +51,19 @@ def test_commands_are_understood(words: list[str], capsys: pytest.CaptureFixture
     assert end.value.code == 0
 
 
-@pytest.mark.parametrize("words", commands("accelerate launch "), ids=" ".join)
+@pytest.mark.parametrize("words", commands("accelerate launch --quiet "), ids=" ".join)
 def test_recipes_exist_and_take_their_options(words: list[str]) -> None:
     recipe, *options = words
     assert (REPOSITORY / recipe).is_file()
     assert isinstance(parse_overrides(RunConfig(), options), RunConfig)
+
+
+def test_launched_recipes_end_without_the_launchers_own_traceback() -> None:
+    """After an error of ours, `accelerate launch` adds a traceback of its own, unless it is told to be quiet."""
+    texts = {"README.md": README} | {p.name: p.read_text() for p in (REPOSITORY / "recipes").glob("*.py")}
+    assert sum(text.count("accelerate launch --quiet ") for text in texts.values()) > 10
+    loud = r"accelerate launch (?!--quiet|--cpu --num_processes 2` starts only one)"
+    assert [name for name, text in texts.items() if re.search(loud, text)] == []
 
 
 def test_files_and_cards_that_are_named_exist() -> None:

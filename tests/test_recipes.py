@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from dualtower import RunConfig
+from dualtower.launcher import parse_overrides
+
 REPOSITORY = Path(__file__).parent.parent
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.py"))
 
@@ -58,9 +61,76 @@ def test_unknown_option_names_the_nearest(project: Path) -> None:
     assert "--train.batch-size" in done.stdout + done.stderr
 
 
+def test_an_error_is_one_line_under_the_launcher(project: Path) -> None:
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu"]
+    done = run([*launcher, str(RECIPES[0]), "--smoke", "--data.card", "missing.md"], project)
+    assert done.returncode == 1 and done.stdout == ""
+    before, _, said = done.stderr.partition("CardError: ")
+    assert "missing.md" in said and len(said.splitlines()) == 1
+    assert "Traceback" not in before, "at most Accelerate's own words on what it was not told"
+
+
+def main_recipe(*args: str) -> RunConfig:
+    sys.path.insert(0, str(REPOSITORY / "recipes"))
+    from train_clip_style import config
+
+    return parse_overrides(config(), args)
+
+
+@pytest.mark.parametrize(
+    ("args", "options"),
+    [
+        (["--model.image.options", "{}"], {}),
+        (["--model.image.options={}"], {}),
+        (["--model.image.options", '{"layers": [1, 1, 1, 1]}'], {"layers": [1, 1, 1, 1]}),
+        (
+            ["--model.image.options", '{"layers": [1, 1], "stem_width": 8}', "--model.image.options.stem-width", "4"],
+            {"layers": [1, 1], "stem_width": 4},
+        ),
+        (
+            ["--train.lr", "1e-4", "--model.image.options", '{"act_layer": "silu", "nested": {"a": null}}', "--resume"],
+            {"act_layer": "silu", "nested": {"a": None}},
+        ),
+    ],
+)
+def test_a_mapping_is_replaced_as_a_whole(args: list[str], options: dict) -> None:
+    assert main_recipe("--model.image.name", "resnet10t", *args).model.image.options == options
+
+
+def test_a_mapping_is_changed_key_by_key() -> None:
+    options = main_recipe("--model.image.options.stem-chs", "16").model.image.options
+    assert options["stem_chs"] == 16 and len(options["blocks"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--model.image.options", "layers"], "takes a JSON object, not 'layers'"),
+        (["--model.image.options", "[1]"], "takes a JSON object, not '[1]'"),
+        (["--model.image.options", '{"layers": }'], "Expecting value"),
+        (["--model.image.options"], "takes a JSON object, not ''"),
+        (["--model.image.option", "{}"], "--model.image.options"),
+    ],
+)
+def test_what_is_no_mapping_is_one_clear_error(given: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main_recipe(*given)
+    assert end.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_the_main_recipe_with_another_backbone(project: Path) -> None:
+    recipe = REPOSITORY / "recipes" / "train_clip_style.py"
+    backbone = ["--model.image.name", "resnet10t", "--model.image.options", "{}"]
+    done = run([sys.executable, str(recipe), "--smoke", *backbone], project)
+    assert done.returncode == 0, done.stderr
+    complete_run(project)
+    (out,) = (project / "runs" / "smoke").iterdir()
+    image = json.loads((out / "config.json").read_text())["model"]["image"]
+    assert (image["name"], image["options"]) == ("resnet10t", {})
+
+
 def test_budget_on_the_command_line_replaces_the_recipes() -> None:
-    from dualtower.launcher import parse_overrides
-    from dualtower.training.config import RunConfig, TrainConfig
+    from dualtower.training.config import TrainConfig
 
     base = RunConfig(train=TrainConfig(epochs=30))
     train = parse_overrides(base, ["--train.minutes", "10"]).train

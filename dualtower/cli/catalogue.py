@@ -39,7 +39,7 @@ class Index:
     """Embed a catalogue and make it searchable; started again after a stop, it goes on where it was.
 
     Several processes share the work: `torchrun --nproc_per_node 2 -m dualtower index ...` on CPUs,
-    `accelerate launch -m dualtower index ...` on GPUs, or --engine ray.
+    `accelerate launch --quiet -m dualtower index ...` on GPUs, or --engine ray.
     """
 
     model: Positional[str]

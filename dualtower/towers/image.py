@@ -38,7 +38,8 @@ class ImageTowerConfig:
     drop_path: float = 0.0
     """Stochastic depth while training."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """More arguments of timm.create_model, such as layers, channels, stem_width, depth, embed_dim."""
+    """More arguments of timm.create_model, such as layers, channels, stem_width, depth, embed_dim. On the command line
+    all of them at once, as JSON: --model.image.options '{"layers": [1, 1, 1, 1]}', or {} for none."""
     pad_to: int = 1
     """Pad pictures at the right and bottom to a multiple of this; patches are always filled."""
     channels_last: bool | None = None
