@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,3 +155,26 @@ def test_codes_are_those_of_the_products() -> None:
     batch = Collator(None, None)([Product("1", "x", ("a",)), Product("2", "y", ("b",))])
     assert batch.products.tolist() == [product_code("x"), product_code("y")]
     assert batch.products.dtype == torch.int64 and batch.products.numpy().dtype == np.int64
+
+
+@pytest.mark.parametrize(("rows", "in_transit"), [(25_000, 0), (20_000, 4_000_000), (10, 4_000_000)])
+def test_full_shared_memory_costs_the_cache_and_not_the_run(rows: int, in_transit: int) -> None:
+    """In a /dev/shm of 6 MB: a cache of 7.2 MB, and one of 5.8 MB or next to nothing beside 4 MB of batches."""
+    script = Path(__file__).with_name("small_shared_memory.py")
+    command = f"mount -t tmpfs -o size=6m tmpfs /dev/shm && exec {sys.executable} {script} {rows} {in_transit}"
+    mount = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs -o size=6m tmpfs /dev/shm"]
+    if shutil.which("unshare") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a small /dev/shm, and only in a mount namespace of its own")
+    path = os.pathsep.join([str(script.parent.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", command],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    kept = rows == 10
+    assert done.stdout.split() == ["cache" if kept else "none", "8"]
+    lines = [line for line in done.stderr.splitlines() if "no room to keep decoded pictures" in line]
+    assert len(lines) == (not kept) and len("".join(lines)) < 400, done.stderr

@@ -6,9 +6,12 @@ batch number n of epoch e holds. That is what makes a killed and resumed run equ
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +26,11 @@ from dualtower.types import Batch, Product, product_code
 
 __all__ = ["BatchPlan", "Collator", "PixelCache", "Sampling", "training_loader"]
 
+logger = logging.getLogger(__name__)
+
 Sampling = Literal["rows", "distinct"]
+PREFETCHED = 4
+"""Batches that each loader worker makes ahead."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,33 @@ class PixelCache:
         self.stored = torch.empty(shape, dtype=torch.uint8).share_memory_()
         self.filled = torch.zeros(count, dtype=torch.bool).share_memory_()
 
+    @classmethod
+    def if_there_is_room(cls, products: Products, settings: ImageSettings, *, in_transit: int = 0) -> PixelCache | None:
+        """Make a cache, or none where shared memory is too small for it, which the log then says.
+
+        Args:
+            products: Rows whose pictures to keep.
+            settings: Their size.
+            in_transit: Bytes of shared memory that must be left for the batches that loader workers hand over.
+        """
+        try:
+            cache = cls(products, settings)
+        except RuntimeError as error:  # torch asks for all pages at once, so nothing can go wrong later
+            free, reason = _free_shared_memory(), f" ({error})"
+        else:
+            free, reason = _free_shared_memory(), ""
+            if free is None or free >= in_transit:
+                return cache
+            del cache
+        logger.warning(
+            "no room to keep decoded pictures: they take %.0f MB, and %s is left in shared memory%s. They are decoded "
+            "anew in every epoch; make /dev/shm larger (docker run --shm-size 2g), or set --data.cache-mb 0",
+            cls.megabytes(products, settings),
+            "nothing" if free is None else f"{free / 1e6:.0f} MB",
+            reason,
+        )
+        return None
+
     @staticmethod
     def megabytes(products: Products, settings: ImageSettings) -> float:
         """Memory that a cache of these products would take, in MB."""
@@ -119,6 +153,14 @@ class PixelCache:
         """First pictures stand at their rows, further ones behind all of them."""
         row = self.row_of[product.id]
         return row if product.image_number == 0 else self.further[row] + product.image_number - 1
+
+
+def _free_shared_memory() -> int | None:
+    """Bytes that are free where torch keeps shared tensors; None where no file system holds them."""
+    if not Path("/dev/shm").is_dir():
+        return None
+    system = os.statvfs("/dev/shm")
+    return system.f_bavail * system.f_frsize
 
 
 def _first_places(rows: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -248,7 +290,7 @@ def training_loader(products: Products, plan: BatchPlan, collator: Collator, *, 
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=PREFETCHED if workers else None,
         generator=torch.Generator(),  # every new iterator draws a seed; from the global state, it would move dropout's
         worker_init_fn=_leave_signals_to_the_trainer,
     )

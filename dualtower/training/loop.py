@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dualtower.config import to_dict
 from dualtower.data.attributes import fit_classes
 from dualtower.data.augment import Draw, augment, drop_tokens, erase
-from dualtower.data.batches import BatchPlan, Collator, PixelCache, training_loader
+from dualtower.data.batches import PREFETCHED, BatchPlan, Collator, PixelCache, training_loader
 from dualtower.data.products import Products
 from dualtower.errors import ConfigError, NonFiniteLoss
 from dualtower.model import DualTower
@@ -159,7 +159,9 @@ class Trainer:
     def _collator(self, model: DualTower, products: Products) -> Collator:
         settings = self.config.model.image_settings
         fits = PixelCache.megabytes(products, settings) <= self.config.data.cache_mb
-        cache = PixelCache(products, settings) if fits else None
+        pictures = self.config.data.workers * (PREFETCHED + 1) * self.config.train.batch_size
+        in_transit = pictures * 3 * settings.height * settings.width
+        cache = PixelCache.if_there_is_room(products, settings, in_transit=in_transit) if fits else None
         collator = model.collator()
         classes = {**collator.classes, **fit_classes(self.config.task.labels, products.attributes)}
         return replace(collator, cache=cache, classes=classes)

@@ -1,0 +1,26 @@
+"""Run by `test_batches` with a tiny /dev/shm: ask for a cache, then read a batch through a loader worker."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from test_batches import SETTINGS, png
+
+from dualtower.data.batches import BatchPlan, Collator, PixelCache, training_loader
+from dualtower.data.products import Products
+from dualtower.types import Product
+
+
+def main(rows: int, in_transit: int) -> None:
+    logging.basicConfig(level=logging.WARNING)
+    picture = png(3)
+    products = Products.from_rows([Product(str(i), str(i), ("a title",), picture) for i in range(rows)])
+    cache = PixelCache.if_there_is_room(products, SETTINGS, in_transit=in_transit)
+    plan = BatchPlan(products, batch_size=8)
+    batch = next(iter(training_loader(products, plan, Collator(None, SETTINGS, cache=cache), workers=1)))
+    print("none" if cache is None else "cache", len(batch.pixels))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
