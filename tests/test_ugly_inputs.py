@@ -289,6 +289,19 @@ UGLY: dict[str, Ugly] = {
     "save_to_disk, only its Arrow file": Ugly(text("data-00000-of-00001.arrow", "?"), refused="dataset_dict.json"),
     "base64": Ugly(columns("shop.parquet", photo=[BASE64, BASE64], **parts("1", "2")), ["1", "2"], card=WITH_PHOTO),
     "data: URLs": Ugly(lines(row("a", photo=f"data:image/jpeg;base64,{BASE64}")), ["a"], card=WITH_PHOTO),
+    "small pictures in base64": Ugly(
+        columns("shop.parquet", photo=[base64.b64encode(PHOTO).decode()], **parts("1")), ["1"], card=WITH_PHOTO
+    ),
+    "a path of 900 characters": Ugly(
+        columns("shop.parquet", photo=["folder/" * 128 + "a.jpg"], **parts("1")),
+        refused=r"no picture at \.\.\. .*a\.jpg",
+        card=WITH_PHOTO,
+    ),
+    "ids of two types in a tar": Ugly(
+        lambda folder: shops.write_tar(folder / "a.tar", [row("a", photo=PHOTO), row(7, photo=PHOTO)]) and None,
+        refused="cannot read",
+        card={"text": "txt", "id": "json.sku", "attributes": ["json.colour"]},
+    ),
     "98,000 characters that are no picture": Ugly(
         columns("shop.parquet", photo=["no picture! " * 8_000], **parts("1")), refused="neither paths", card=WITH_PHOTO
     ),
@@ -412,6 +425,14 @@ def test_a_column_that_a_split_lacks_is_said(caplog: pytest.LogCaptureFixture) -
     with caplog.at_level(logging.WARNING, logger="dualtower"):
         assert load_products(card, "test", source="shop").attributes == {"colour": [None]}
     assert "split test has no column colour" in caplog.text
+
+
+def test_tables_of_another_kind_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    columns("shop.parquet", **parts("a"))(Path("shop"))
+    lines(row("b"), name="more.jsonl")(Path("shop"))
+    with caplog.at_level(logging.WARNING, logger="dualtower"):
+        assert load_products(UGLY["months"].read_as(), "train", source="shop").ids == ["a"]
+    assert "shop is read as parquet; left out: more.jsonl" in caplog.text
 
 
 def test_a_changed_file_is_read_again() -> None:

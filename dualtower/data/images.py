@@ -155,7 +155,8 @@ def _deep_to_rgb(image: Image.Image) -> Image.Image:
 
 def _reason(image: object, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return f"no picture at {image}"
+        path = str(image)
+        return f"no picture at {path if len(path) <= 150 else f'... {path[-146:]}'}"
     if isinstance(error, Image.UnidentifiedImageError):
         return "empty file" if image == b"" else "not a picture, or of a format that Pillow cannot read"
     if isinstance(error, Image.DecompressionBombError):

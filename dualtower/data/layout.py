@@ -27,6 +27,7 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "csv": (".csv", ".tsv"),
     "json": (".jsonl", ".json"),
 }
+KNOWN = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 NOT_ROWS = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
@@ -74,6 +75,10 @@ def find_layout(card: DataCard, path: Path) -> Layout:
     for file in _tables(builder, files) if not only_patterns else []:
         if file not in taken:
             splits.setdefault(_split_of(file.relative_to(folder), builder, card), []).append(file)
+    used = {file for group in splits.values() for file in group}
+    if left_out := [file for file in files if file.suffix.lower() in KNOWN and file not in used]:
+        names = brief(", ".join(str(file.relative_to(folder)) for file in left_out))
+        logger.warning("%s is read as %s; left out: %s", path, builder, names)
     if not splits:
         raise SourceError(f"{path} holds no file for {builder}; known sources are {_known()}")
     return Layout(folder, builder, splits)
@@ -125,10 +130,7 @@ def _tables(builder: str, files: Sequence[Path]) -> list[Path]:
         raise UnknownName("builder", builder, [*SUFFIXES, "imagefolder"])
     tables = [file for file in files if file.suffix.lower() in SUFFIXES[builder] and file.name not in NOT_ROWS]
     lines = [file for file in tables if file.suffix.lower() == ".jsonl"]
-    if lines and len(lines) < len(tables):
-        logger.info("%d files *.json beside *.jsonl are taken for settings, not rows", len(tables) - len(lines))
-        return lines
-    return tables
+    return lines or tables  # beside JSON Lines, other JSON is settings
 
 
 def _split_of(file: Path, builder: str, card: DataCard) -> str:
@@ -143,4 +145,4 @@ def _split_of(file: Path, builder: str, card: DataCard) -> str:
 
 
 def _known() -> str:
-    return ", ".join(f"*{s}" for suffixes in SUFFIXES.values() for s in suffixes) + ", pictures with metadata.csv"
+    return ", ".join(f"*{suffix}" for suffix in KNOWN) + ", pictures with metadata.csv"

@@ -21,7 +21,8 @@ __all__ = ["ArrowPictures", "Picture", "Pictures", "broken_pictures", "digest"]
 
 Picture = bytes | Path | None
 CHECKED_AT_ONCE = 256  # pictures per task of the thread pool
-LONGEST_PATH = 1_024  # characters; the smallest JPEG is some 500 characters of base64
+LONGEST_PATH = 1_024  # characters
+BASE64_PICTURES = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")  # how JPEG, PNG, GIF and WebP begin in base64
 
 
 class ArrowPictures:
@@ -185,11 +186,11 @@ def _first(column: Any) -> str:
 
 def _is_base64(text: str, name: str) -> bool:
     """Whether a column that begins with this text holds pictures in base64, not paths."""
-    if text.startswith("data:"):
+    if text.startswith("data:") or (text.startswith(BASE64_PICTURES) and "." not in text and _from_base64(text)):
         return True
     if len(text) < LONGEST_PATH:
         return False
-    if _from_base64(text):
+    if _from_base64(text):  # of no picture that we know, which the decoder will say
         return True
     raise CardError(f"image column {name!r} holds texts of {len(text):,} characters, neither paths nor base64")
 
