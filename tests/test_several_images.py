@@ -16,6 +16,7 @@ import pytest
 import shops
 import tiny
 from shops import own_cache  # noqa: F401
+from test_catalogue import stored_vectors
 from test_cli import command
 
 from dualtower.data.batches import BatchPlan, Collator, PixelCache, training_loader
@@ -26,6 +27,7 @@ from dualtower.data.loading import find_broken_images, load_products
 from dualtower.data.products import Products
 from dualtower.errors import BrokenImage, DataError, QrelsError
 from dualtower.evaluation import Qrels, evaluate
+from dualtower.evaluation.exports import save_run
 from dualtower.retrieval.catalogue import Catalogue
 from dualtower.retrieval.indexing import digest_of, embed
 from dualtower.types import Product
@@ -214,6 +216,14 @@ def test_a_relevance_file_names_rows_and_means_every_picture_of_them() -> None:
         evaluate(Angles(), three_rows(), queries=Qrels(("1",), ("b",), ({"a#2": 1, "b": 1},), name="mine"))
 
 
+def test_a_row_is_one_document_of_a_run_file(tmp_path: Path) -> None:
+    queries = Qrels(("1", "2"), ("a front", "b too"), ({"a": 2}, {"b": 1, "c": 1}), name="mine")
+    save_run(tmp_path / "run", evaluate(Angles(), three_rows(), queries=queries, ks=(1,), bootstrap=0), tag="t")
+    found = [line.split()[:4] for line in (tmp_path / "run").read_text().splitlines()]
+    first, second = ("a", "b", "c"), ("a", "c", "b")  # a by its second picture, at 40 degrees
+    assert found == [[q, "Q0", d, str(n)] for q, ds in (("1", first), ("2", second)) for n, d in enumerate(ds, 1)]
+
+
 def test_equal_captions_of_one_product_stay_one_query() -> None:
     rows = [
         Product("a", "A", ("a front", "b"), b"A1"),
@@ -244,8 +254,7 @@ def test_a_catalogue_holds_the_mean_of_a_rows_pictures(tmp_path: Path, capsys: p
     assert "2 rows have several pictures: their picture vector is the mean of all" in printed
     assert "3 rows have several captions: their text vector is that of the first" in printed
     catalogue = Catalogue(tmp_path / "shop")
-    slots = np.array([row.slot for row in catalogue.get([f"sku-{i}" for i in range(3)])])
-    held = catalogue.vectors("image").open(3).gather(slots).astype(np.float32)
+    held = stored_vectors(catalogue, catalogue.get([f"sku-{i}" for i in range(3)]), "image").astype(np.float32)
     for vector, album in zip(held, albums, strict=True):
         mean = model.encode_image(list(album)).mean(0)
         np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=2e-3)

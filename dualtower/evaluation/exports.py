@@ -33,7 +33,8 @@ def save_run(
 ) -> None:
     """Write the best hits of every query as lines of ``qid Q0 docid rank score tag``, atomically.
 
-    Query and document ids are those of the relevance file and of the rows (``id#2`` for the second picture of a row).
+    Query and document ids are those of the relevance file and of the rows. A row with several pictures is one document,
+    which stands where its best picture does, whereas in the report each picture is an item of the gallery.
     trec_eval and its relatives (https://github.com/usnistgov/trec_eval) read such a file. They break ties of the score
     by document id, whereas the report expects them to fall either way.
 
@@ -41,7 +42,7 @@ def save_run(
         path: File to write.
         result: Of `evaluate`.
         direction: One of the result's directions.
-        depth: Hits per query at most.
+        depth: Hits per query at most, before pictures of one row become one document.
         tag: Name of the run; spaces become hyphens.
 
     Raises:
@@ -51,11 +52,14 @@ def save_run(
     if direction not in result.directions:
         raise UnknownName("direction", direction, result.directions)
     searched = result.directions[direction]
-    for what, keys in (("query", searched.queries.keys), ("row", searched.gallery.keys)):
+    documents = searched.gallery.keys
+    if searched.gallery.pictures is not None:
+        documents = [result.products.ids[row] for row in searched.gallery.rows]
+    for what, keys in (("query", searched.queries.keys), ("row", documents)):
         if spaced := next((key for key in keys if re.search(r"\s", key)), None):
             raise DataError(f"id {spaced!r} of a {what} has a space, which a run file cannot hold; rename it")
     with text_file_atomically(Path(path)) as stream:
-        stream.writelines(_run_lines(searched, depth, re.sub(r"\s+", "-", tag)))
+        stream.writelines(_run_lines(searched, documents, depth, re.sub(r"\s+", "-", tag)))
 
 
 def query_rows(result: Evaluation) -> Iterator[dict[str, Any]]:
@@ -106,18 +110,20 @@ def check_query_table(path: str | Path) -> Path:
     return Path(path)
 
 
-def _run_lines(searched: Direction, depth: int, tag: str) -> Iterator[str]:
-    keys: Sequence[str] = searched.gallery.keys
+def _run_lines(searched: Direction, documents: Sequence[str], depth: int, tag: str) -> Iterator[str]:
     for start in range(0, len(searched.queries.keys), QUERIES_AT_ONCE):
         chosen = slice(start, start + QUERIES_AT_ONCE)
         hits, scores = top_k(
             searched.queries.embeddings[chosen],
             searched.gallery.embeddings,
-            k=min(depth, len(keys)),
+            k=min(depth, len(documents)),
             exclude=None if searched.exclude is None else searched.exclude[chosen],
             similarity=searched.similarity,
         )
         for query, row, values in zip(searched.queries.keys[chosen], hits, scores, strict=True):
-            for rank, (hit, score) in enumerate(zip(row.tolist(), values.tolist(), strict=True), 1):
+            best: dict[str, float] = {}  # of each document the first, which is its best
+            for hit, score in zip(row.tolist(), values.tolist(), strict=True):
                 if hit >= 0:
-                    yield f"{query} Q0 {keys[hit]} {rank} {score:.9g} {tag}\n"
+                    best.setdefault(documents[hit], score)
+            for rank, (document, score) in enumerate(best.items(), 1):
+                yield f"{query} Q0 {document} {rank} {score:.9g} {tag}\n"
