@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dualtower.config import to_dict, to_json
+from dualtower.training.budget import Budget
 from dualtower.training.checkpoint import Position
 from dualtower.training.config import RunConfig
 
@@ -33,13 +34,14 @@ class Journal:
         config: The run.
         accelerator: Its trackers get the same numbers.
         position: Lines of later steps, from before a kill, are dropped.
+        budget: What the progress bar counts up to.
         steps_per_epoch: To show fractions of epochs.
     """
 
     def __init__(
-        self, config: RunConfig, accelerator: Accelerator, position: Position, *, steps_per_epoch: int
+        self, config: RunConfig, accelerator: Accelerator, position: Position, *, budget: Budget, steps_per_epoch: int
     ) -> None:
-        self.accelerator, self.steps_per_epoch = accelerator, steps_per_epoch
+        self.accelerator, self.budget, self.steps_per_epoch = accelerator, budget, steps_per_epoch
         self.main = accelerator.is_main_process
         self.path = config.out / "history.jsonl"
         self.config = config
@@ -54,17 +56,19 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text("".join(to_json(line) + "\n" for line in kept))
             self._since = time.monotonic()
-            self._bar = tqdm(initial=self.first.step, unit="step", dynamic_ncols=True)
+            self._bar = progress_bar(self.budget, self.first)
         if self.config.train.trackers:
             self.accelerator.init_trackers("dualtower", config=_flat(to_dict(self.config)))
         return self
 
     def step(self, position: Position, *, loss: Tensor, lr: float, logit_scale: Tensor, samples: int) -> None:
         """Note one step of `samples` rows; loss and scale stay on the device until a line is due."""
+        if not self.main:
+            return
         self._losses.append(loss.detach())
         self._samples += samples
         if self._bar is not None:
-            self._bar.update()
+            self._bar.update(used(self.budget, position) - self._bar.n)
         seconds = time.monotonic() - self._since
         if position.step > 1 and seconds < _EVERY_SECONDS:
             return
@@ -72,7 +76,9 @@ class Journal:
         losses = torch.stack(self._losses).tolist()
         mean, scale = sum(losses) / len(losses), math.exp(logit_scale.item())
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {mean:.3f}, {rate:.0f} samples/s, scale {scale:.1f}")
+            epoch = position.step / self.steps_per_epoch
+            figures = f"epoch {epoch:.1f}, loss {mean:.3f}, {rate:.0f} samples/s, scale {scale:.1f}"
+            self._bar.set_postfix_str(figures, refresh=False)
         self._write(position, {"loss": mean, "lr": lr, "scale": scale, "samples_per_s": round(rate, 1)})
         self._losses, self._samples, self._since = [], 0, time.monotonic()
 
@@ -99,6 +105,26 @@ class Journal:
             self._bar.close()
         for tracker in self.accelerator.trackers:
             tracker.finish()
+
+
+def progress_bar(budget: Budget, position: Position) -> tqdm:
+    """A bar that counts steps, or minutes where those are the budget; the time left counts validations in."""
+    total: float
+    if budget.steps is not None:
+        total, unit, count = budget.steps, "step", "{n_fmt}/{total_fmt} steps"
+    else:
+        assert budget.seconds is not None
+        total, unit, count = budget.seconds / 60, "min", "{n:.1f}/{total:.4g} min"
+    layout = "{l_bar}{bar}| " + count + " [{elapsed}<{remaining} left{postfix}]"
+    start = used(budget, position)
+    return tqdm(total=total, initial=start, unit=unit, bar_format=layout, smoothing=0, dynamic_ncols=True)
+
+
+def used(budget: Budget, position: Position) -> float:
+    """Steps, or minutes where those are the budget, so far; never more than the budget has."""
+    if budget.seconds is not None:
+        return min(position.seconds, budget.seconds) / 60
+    return position.step
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

@@ -154,7 +154,9 @@ class Trainer:
         self.position = self._restore()
         self.trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._let_rest(self._resting_parts(self.budget.progress(self.position.step, self.position.seconds)))
-        self.journal = Journal(config, accelerator, self.position, steps_per_epoch=self.steps_per_epoch)
+        self.journal = Journal(
+            config, accelerator, self.position, budget=self.budget, steps_per_epoch=self.steps_per_epoch
+        )
 
     def _collator(self, model: DualTower, products: Products) -> Collator:
         settings = self.config.model.image_settings
