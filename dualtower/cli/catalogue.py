@@ -14,6 +14,7 @@ from dualtower.cli.measure import CardSource
 from dualtower.cli.placing import say_where, to_place
 from dualtower.config import to_json
 from dualtower.errors import CatalogueError, ConfigError, DataError, UnknownName
+from dualtower.retrieval.milvus_address import parse_address, shown_address
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -114,7 +115,8 @@ class Index:
             print(f"left out {len(products.skipped)} rows; the first: {products.skipped[0]}")
         for sentence in said_of_several(products):
             print(sentence)
-        print(f"{done.written:,} rows embedded, {done.unchanged:,} unchanged; {len(store):,} rows in {self.out}")
+        where = shown_address(self.out)
+        print(f"{done.written:,} rows embedded, {done.unchanged:,} unchanged; {len(store):,} rows in {where}")
 
     def _agreed(self, info: CatalogueInfo) -> TowerPrecision:
         """The catalogue's precision; of one that notes none it is float32."""
@@ -123,8 +125,8 @@ class Index:
         noted = info.precision or TowerPrecision()
         if self.precision not in ("auto", noted.text) or self.precision not in ("auto", noted.image):
             raise ConfigError(
-                f"{self.out} was embedded in another precision ({noted}); leave out --precision {self.precision}, "
-                "or index into a new folder"
+                f"{shown_address(self.out)} was embedded in another precision ({noted}); "
+                f"leave out --precision {self.precision}, or index into a new folder"
             )
         return noted
 
@@ -143,7 +145,7 @@ class Index:
         from dualtower.retrieval.indexing import Indexed
         from dualtower.retrieval.shards import embed_shard, embed_with_ray, import_shards, plan_shards
 
-        beside = Path(self.out.rpartition("/")[2] if self.out.startswith("milvus:") else self.out)
+        beside = Path(parse_address(self.out).collection if self.out.startswith("milvus:") else self.out)
         folder = self.shards or beside.with_name(f"{beside.name}.shards")
         shards = plan_shards(products, store.info, folder, held=store.digests())
         if self.engine == "ray":
@@ -196,7 +198,7 @@ class Search:
         if self.similar is not None:
             page = finder.similar(self.similar, where=self.where, limit=self.limit, cursor=self.cursor)
             if page is None:
-                raise DataError(f"no row {self.similar!r} in {self.catalogue}")
+                raise DataError(f"no row {self.similar!r} in {shown_address(self.catalogue)}")
             return self._print(page)
         if self.image is not None:
             open_image(self.image, where="--image", row=self.image)  # a missing file is named
@@ -278,10 +280,11 @@ class Update:
         from dualtower.retrieval.updates import update_rows
 
         store = open_store(self.catalogue)
+        where = shown_address(self.catalogue)
         done = update_rows(store, self.rows, id_column=self.id_column or self._id_of_card(), on_error=self.on_error)
         if done.skipped:
             print(f"left out {len(done.skipped)} rows; the first: {done.skipped[0]}")
-        print(f"{done.changed:,} rows changed, {done.unchanged:,} unchanged; {len(store):,} rows in {self.catalogue}")
+        print(f"{done.changed:,} rows changed, {done.unchanged:,} unchanged; {len(store):,} rows in {where}")
 
     def _id_of_card(self) -> str:
         from dualtower.data.cards import load_card

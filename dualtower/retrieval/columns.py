@@ -33,12 +33,14 @@ class Counts:
         values: Of a text: value and number of rows, the most frequent first.
         low: Of a number: the least.
         high: And the greatest.
+        approximate: Whether some rows were not looked at, so that there may be more of each.
     """
 
     kind: Kind
     values: tuple[tuple[str, int], ...] = ()
     low: float | None = None
     high: float | None = None
+    approximate: bool = False
 
 
 class TextColumn:

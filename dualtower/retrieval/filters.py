@@ -13,6 +13,7 @@ comparison with it, and so every ``not`` of one.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -184,7 +185,9 @@ def _build(tree: Any) -> Filter:
 def _value(tree: Any) -> str | float:
     token = tree.children[0]
     if token.type == "NUMBER":
-        return float(token)
+        if not math.isfinite(number := float(token)):
+            raise FilterError(f"{str(token)[:40]} is beyond all numbers that a catalogue holds")
+        return number
     inner = str(token)[1:-1]
     return "".join(_unescaped(inner))
 

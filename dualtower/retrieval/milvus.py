@@ -1,41 +1,54 @@
 """The same store on a Milvus cluster, for catalogues that outgrow one machine.
 
 ``milvus://host:19530/shop`` is a collection of a cluster, ``milvus:shop.db/shop`` one of Milvus Lite in a file, which
-needs no server. Filters, grouping and paging mean what they mean on disk, with one difference: a page shows the
-catalogue as it is when it is asked for, not as it was when the search began. Pages still never overlap.
+needs no server; see `dualtower.retrieval.milvus_address` for databases, TLS and tokens. Filters, grouping and paging
+mean what they mean on disk, with one difference: a page shows the catalogue as it is when it is asked for, not as it
+was when the search began. Pages still never overlap.
+
+A process reads what it has written itself. What others write shows within some seconds, the bounded staleness of
+Milvus; waiting for the newest of all writers at every search would cost it most of its speed.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from dualtower.config import from_dict, to_dict
-from dualtower.errors import CatalogueError, ConfigError, DualTowerError, MissingExtra, UnknownRow
+from dualtower.errors import CatalogueError, DataError, DualTowerError, UnknownRow
 from dualtower.retrieval.columns import Columns, Counts
 from dualtower.retrieval.filters import parse_filter
-from dualtower.retrieval.milvus_filters import MISSING_NUMBER, expression
-from dualtower.retrieval.queries import Page, Place, Query, begin, write_cursor
+from dualtower.retrieval.milvus_address import Address, connect, parse_address, talking
+from dualtower.retrieval.milvus_filters import MISSING_NUMBER, among, expression
+from dualtower.retrieval.milvus_schema import (
+    MOST_TEXT,
+    PICTURES,
+    attribute_fields,
+    complete,
+    make_collections,
+    read_info,
+)
+from dualtower.retrieval.milvus_search import SEQUENCE, Asked, Found, answer, in_order
+from dualtower.retrieval.queries import Page, Query, begin
 from dualtower.retrieval.records import CatalogueInfo, Item, StoredRow, check_changes, check_items, kinds_of
-from dualtower.retrieval.search import exact_scores
-from dualtower.retrieval.shown import shown_picture
-from dualtower.types import Hit
 
 __all__ = ["MilvusStore", "collection_exists"]
 
-MOST_AT_ONCE = 16_384
-"""Milvus answers no more rows at a time."""
-MOST_TEXT = 65_535
-COUNTED = 10_000
+COUNTED = 100_000
 """Rows that `counts` looks at: Milvus counts no values by itself."""
-ABOUT = "_about"
-"""Added to a collection's name: a collection that says what it holds."""
-_SEQUENCE = 0
+PART = 60_000
+"""Characters of a picture, in base64, in one row of the pictures' collection."""
+MOST_PARTS = 40
+AT_ONCE = 8 * 2**20
+"""Bytes of one write, about; a server takes 64 MiB."""
+FRESH_SECONDS = 30.0
+"""So long after a write of its own a process asks for what it has written."""
+STRONG = "Strong"
 
 
 class MilvusStore:
@@ -43,13 +56,15 @@ class MilvusStore:
 
     Args:
         client: ``pymilvus.MilvusClient``.
-        name: Of the collection.
+        address: Of the collection.
         info: What it holds.
     """
 
-    def __init__(self, client: Any, name: str, info: CatalogueInfo) -> None:
-        self._client, self._name, self._info = client, name, info
-        self._columns = {attribute: f"a{i}" for i, attribute in enumerate(sorted(info.attributes))}
+    def __init__(self, client: Any, address: Address, info: CatalogueInfo) -> None:
+        self._client, self._address, self._info = client, address, info
+        self._name, self._pictures = address.collection, f"{address.collection}{PICTURES}"
+        self._columns = attribute_fields(info)
+        self._written = -FRESH_SECONDS
 
     @classmethod
     def open(cls, uri: str) -> MilvusStore:
@@ -58,17 +73,12 @@ class MilvusStore:
         Raises:
             CatalogueError: There is none, or it is not ours, or the cluster does not answer.
         """
-        client, name = _connect(uri)
-        from pymilvus import MilvusException
-
-        if not client.has_collection(name):
-            raise CatalogueError(f"no collection {name!r} at {uri}; `dualtower index MODEL --out {uri}` makes one")
-        try:
-            (about,) = client.query(f"{name}{ABOUT}", ids=["info"], output_fields=["content"])
-            info = from_dict(CatalogueInfo, json.loads(about["content"]))
-        except (ValueError, KeyError, ConfigError, MilvusException) as error:
-            raise CatalogueError(f"collection {name!r} at {uri} was not made by dualtower: {error}") from error
-        return cls(client, name, info)
+        address = parse_address(uri)
+        client = connect(address)
+        with talking(address):
+            info = read_info(client, address.collection, shown=address.shown)
+            complete(client, address.collection, info)
+        return cls(client, address, info)
 
     @classmethod
     def create(cls, uri: str, info: CatalogueInfo) -> MilvusStore:
@@ -77,35 +87,16 @@ class MilvusStore:
         Raises:
             CatalogueError: It exists already, or the cluster does not answer.
         """
-        from pymilvus import DataType
-
-        client, name = _connect(uri)
-        if client.has_collection(name):
-            raise CatalogueError(f"collection {name!r} exists already at {uri}; open it, or choose another name")
-        schema = client.create_schema(auto_id=False)
-        schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=2000)
-        for field in ("product_id", "title", "attributes", "picture", "digest"):
-            schema.add_field(field, DataType.VARCHAR, max_length=MOST_TEXT)
-        for i, attribute in enumerate(sorted(info.attributes)):
-            if info.attributes[attribute] == "number":
-                schema.add_field(f"a{i}", DataType.DOUBLE)
-            else:
-                schema.add_field(f"a{i}", DataType.VARCHAR, max_length=MOST_TEXT)
-        index = client.prepare_index_params()
-        for kind in info.kinds:
-            schema.add_field(f"has_{kind}", DataType.BOOL)
-            schema.add_field(kind, DataType.FLOAT_VECTOR, dim=info.dim)
-            index.add_index(kind, index_type="AUTOINDEX", metric_type="IP")
-        client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
-        about = client.create_schema(auto_id=False)
-        about.add_field("id", DataType.VARCHAR, is_primary=True, max_length=100)
-        about.add_field("content", DataType.VARCHAR, max_length=MOST_TEXT)
-        about.add_field("nothing", DataType.FLOAT_VECTOR, dim=2)  # no collection goes without a vector
-        index = client.prepare_index_params()
-        index.add_index("nothing", index_type="AUTOINDEX", metric_type="IP")
-        client.create_collection(f"{name}{ABOUT}", schema=about, index_params=index, consistency_level="Strong")
-        client.insert(f"{name}{ABOUT}", [{"id": "info", "content": json.dumps(to_dict(info)), "nothing": [0.0, 0.0]}])
-        return cls(client, name, info)
+        address = parse_address(uri)
+        client = connect(address)
+        with talking(address):
+            if client.has_collection(address.collection):
+                raise CatalogueError(
+                    f"collection {address.collection!r} exists already at {address.shown}; "
+                    "open it, or choose another name"
+                )
+            make_collections(client, address.collection, info)
+        return cls(client, address, info)
 
     @property
     def info(self) -> CatalogueInfo:
@@ -113,19 +104,21 @@ class MilvusStore:
         return self._info
 
     def __len__(self) -> int:
-        counted = self._client.query(self._name, filter="", output_fields=["count(*)"])
-        return int(counted[0]["count(*)"])
+        return int(self._query("", ["count(*)"])[0]["count(*)"])
 
     def upsert(self, items: Sequence[Item]) -> None:
-        """Add rows, replacing those with the same ids.
+        """Add rows, replacing those with the same ids; each picture is there before its row.
 
         Raises:
             DataError: An item does not fit the collection.
         """
-        if items:
-            blocks = check_items(self._info, items)
-            rows = [self._row(item, {kind: block[i] for kind, block in blocks.items()}) for i, item in enumerate(items)]
-            self._client.upsert(self._name, rows)
+        if not items:
+            return
+        blocks = check_items(self._info, items)
+        rows = [self._row(item, {kind: block[i] for kind, block in blocks.items()}) for i, item in enumerate(items)]
+        self._write(self._pictures, [row for item in items for row in _picture_rows(item)])
+        self._drop_pictures([item.id for item in items if item.picture is None])
+        self._write(self._name, rows)
 
     def update_attributes(self, changes: Mapping[str, Mapping[str, Any]]) -> int:
         """Change attributes of rows, see `Catalogue.update_attributes`; vectors are read and written back as they are.
@@ -133,66 +126,86 @@ class MilvusStore:
         Milvus knows no transactions: a row that somebody else writes meanwhile may lose that write.
         """
         check_changes(self._info, changes)
-        held = {row["id"]: row for row in self._query(list(changes), ["*"])}
+        held = {row["id"]: row for row in self._by_ids(list(changes), ["*"], level=STRONG)}
         if unknown := [row_id for row_id in changes if row_id not in held]:
             raise UnknownRow(unknown)
         rows = []
         for row_id, given in changes.items():
             old = json.loads(held[row_id]["attributes"])
             if (new := old | dict(given)) != old:
-                rows.append({**held[row_id], **self._fields(new), "digest": ""})
-        if rows:
-            self._client.upsert(self._name, rows)
+                rows.append(_checked({**held[row_id], **self._fields(new), "digest": ""}))
+        self._write(self._name, rows)
         return len(rows)
 
     def delete(self, ids: Iterable[str]) -> int:
         """Remove rows; returns how many there were."""
-        found = [row["id"] for row in self._query(list(dict.fromkeys(ids)), ["id"])]
-        if found:
-            self._client.delete(self._name, ids=found)
+        found = [row["id"] for row in self._by_ids(list(dict.fromkeys(ids)), ["id"], level=STRONG)]
+        for some in _batches(found):
+            with self._talking():
+                self._client.delete(self._name, filter=among("id", some))
+            self._drop_pictures(some)
+        self._written = time.monotonic()
         return len(found)
 
     def get(self, ids: Sequence[str]) -> list[StoredRow]:
         """Rows by id, in the order of `ids`; those that do not exist are left out."""
         fields = ["id", "product_id", "title", "attributes", *(f"has_{kind}" for kind in self._info.kinds)]
-        found = {row["id"]: row for row in self._query(list(ids), fields)}
+        found = {row["id"]: row for row in self._by_ids(ids, fields)}
         return [self._stored(found[row_id]) for row_id in ids if row_id in found]
 
     def picture(self, row_id: str) -> bytes | None:
         """Encoded picture of a row, or None."""
-        found = self._query([row_id], ["picture"])
-        return base64.b64decode(found[0]["picture"]) if found and found[0]["picture"] else None
+        if not (first := self._picture_parts([_part_id(0, row_id)])):
+            return None
+        parts = first[0]["parts"]
+        rest = self._picture_parts([_part_id(part, row_id) for part in range(1, parts)])
+        content = {row["id"]: row["content"] for row in [*first, *rest]}
+        try:
+            return base64.b64decode("".join(content[_part_id(part, row_id)] for part in range(parts)))
+        except KeyError:
+            raise CatalogueError(f"the picture of row {row_id!r} lacks a part; upsert the row again") from None
 
     def vector(self, row_id: str, kind: str) -> np.ndarray | None:
         """A row's vector, float32 ``[D]``; None where the row, or this kind of it, does not exist."""
-        found = self._query([row_id], [kind, f"has_{kind}"])
+        found = self._by_ids([row_id], [kind, f"has_{kind}"])
         return np.array(found[0][kind], np.float32) if found and found[0][f"has_{kind}"] else None
 
     def digests(self) -> dict[str, str]:
         """Id -> digest of all rows."""
-        held: dict[str, str] = {}
-        pages = self._client.query_iterator(self._name, batch_size=1000, filter="", output_fields=["id", "digest"])
-        while batch := pages.next():
-            held |= {row["id"]: row["digest"] for row in batch}
-        pages.close()
-        return held
+        pages = self._pages("", ["id", "digest"], level=STRONG)
+        return {row["id"]: row["digest"] for page in pages for row in page}
+
+    def vectors(self, kind: str) -> Iterator[tuple[list[str], np.ndarray]]:
+        """Ids and vectors of all rows that have such a vector, float32 ``[N, D]``, some thousand at a time."""
+        for page in self._pages(self._filter("", kind), ["id", kind]):
+            yield [row["id"] for row in page], np.array([row[kind] for row in page], np.float32)
 
     def counts(self, where: str = "", *, most: int = 20) -> dict[str, Counts]:
-        """What stands in the attributes of the rows that satisfy a filter; of at most `COUNTED` rows."""
-        filters = self._filter(where, None)
-        rows = self._client.query(self._name, filter=filters, output_fields=["attributes"], limit=COUNTED)
-        columns = Columns(kinds_of(self._info)).extended([[json.loads(row["attributes"]) for row in rows]], len(rows))
-        return columns.counts(np.arange(len(rows)), most=most)
+        """What stands in the attributes of the rows that satisfy a filter; of at most `COUNTED` rows, which it says."""
+        blocks: list[list[dict[str, Any]]] = []
+        counted, approximate = 0, False
+        for page in self._pages(self._filter(where, None), ["attributes"]):
+            approximate = counted + len(page) > COUNTED
+            blocks.append([json.loads(row["attributes"]) for row in page[: COUNTED - counted]])
+            counted += len(blocks[-1])
+            if approximate:
+                break
+        columns = Columns(kinds_of(self._info)).extended(blocks, counted)
+        found = columns.counts(np.arange(counted), most=most)
+        return {name: replace(counts, approximate=approximate) for name, counts in found.items()}
 
     def search_many(self, queries: Sequence[Query]) -> list[Page | DualTowerError]:
-        """For each query what `search` returns or raises."""
-        answers: list[Page | DualTowerError] = []
-        for query in queries:
+        """For each query what `search` returns or raises; those with the same filter go to Milvus together."""
+        answers: dict[int, Page | DualTowerError] = {}
+        asked: dict[int, Asked] = {}
+        for i, query in enumerate(queries):
             try:
-                answers.append(self.search(query))
+                asked[i] = self._asked(query)
             except DualTowerError as error:
-                answers.append(error)
-        return answers
+                answers[i] = error
+        row_bytes = 4 * self._info.dim + 200
+        answers |= zip(asked, answer(list(asked.values()), self._nearest, self.get, row_bytes=row_bytes), strict=True)
+        return [answers[i] for i in range(len(queries))]
 
     def search(self, query: Query) -> Page:
         """The next page of hits: by score, then by id.
@@ -200,56 +213,42 @@ class MilvusStore:
         Raises:
             FilterError: The filter cannot be read.
             CursorError: The cursor is broken, or of another search.
-            ConfigError: The collection has no vectors of that kind, or the vector does not fit.
+            ConfigError: The collection has no vectors of that kind, the vector does not fit, or paging ends here.
+            CatalogueError: Milvus does not answer.
         """
-        place = begin(query, self._info, newest=_SEQUENCE)
-        filters = self._filter(query.where, query.kind)
-        hidden = {row.product_id for row in self.get(sorted(query.without))}
-        wanted = place.hits + query.limit + 1 + len(hidden)
-        while True:
-            number = min(wanted + 8, MOST_AT_ONCE)
-            found = self._nearest(query.kind, place.vector, number, filters)
-            complete = len(found) < number or number == MOST_AT_ONCE
-            later = _after(found, place, grouped=query.grouped, hidden=hidden)
-            # Rows as good as the last one that was found may not have been found.
-            if complete or (len(later) > query.limit and later[query.limit][0] > found[-1][0]):
-                return self._page(query, place, later)
-            wanted *= 4
+        (page,) = self.search_many([query])
+        if isinstance(page, DualTowerError):
+            raise page
+        return page
 
     def close(self) -> None:
         """Let go of the connection."""
         self._client.close()
 
-    def _nearest(self, kind: str, vector: np.ndarray, number: int, filters: str) -> list[tuple[float, str, str]]:
-        """Score, id and product of the nearest rows, in their order; scores are computed here, always alike."""
-        (hits,) = self._client.search(
-            self._name,
-            data=[vector.tolist()],
-            anns_field=kind,
-            filter=filters,
-            limit=number,
-            output_fields=["id", "product_id", kind],
-            search_params={"metric_type": "IP"},
-        )
-        rows = [hit["entity"] for hit in hits]
-        if not rows:
-            return []
-        scores = exact_scores(np.array([row[kind] for row in rows], np.float16), vector)
-        found = [(float(s), row["id"], row["product_id"]) for s, row in zip(scores, rows, strict=True)]
-        return sorted(found, key=lambda row: (-row[0], row[1]))
+    def _asked(self, query: Query) -> Asked:
+        place = begin(query, self._info, newest=SEQUENCE)
+        filters = self._filter(query.where, query.kind)
+        hidden = frozenset(row.product_id for row in self.get(sorted(query.without)))
+        return Asked(query, place, filters, hidden, place.hits + query.limit + 1 + len(hidden))
 
-    def _page(self, query: Query, place: Place, later: Sequence[tuple[float, str, str]]) -> Page:
-        shown = later[: query.limit]
-        rows = {row.id: row for row in self.get([row_id for _, row_id, _ in shown])}
-        hits = [
-            Hit(row.id, row.product_id, score, {"title": row.title, "attributes": row.attributes})
-            for score, row_id, _ in shown
-            if (row := rows.get(row_id)) is not None
-        ]
-        if len(later) <= query.limit:
-            return Page(hits, None)
-        end = Place(place.vector, _SEQUENCE, place.hits + len(shown), shown[-1][0], shown[-1][1])
-        return Page(hits, write_cursor(query, end))
+    def _nearest(self, kind: str, vectors: list[np.ndarray], filters: str, number: int) -> list[Found]:
+        with self._talking():
+            answers = self._client.search(
+                self._name,
+                data=[vector.tolist() for vector in vectors],
+                anns_field=kind,
+                filter=filters,
+                limit=number,
+                output_fields=["id", "product_id", kind],
+                search_params={"metric_type": "IP"},
+                consistency_level=self._level,
+            )
+        found: list[Found] = []
+        for vector, hits in zip(vectors, answers, strict=True):
+            rows = [hit["entity"] for hit in hits]
+            held = np.array([row[kind] for row in rows], np.float32).reshape(len(rows), self._info.dim)
+            found.append(in_order([row["id"] for row in rows], [row["product_id"] for row in rows], held, vector))
+        return found
 
     def _filter(self, where: str, kind: str | None) -> str:
         parts = [f"has_{kind} == true"] if kind else []
@@ -257,25 +256,81 @@ class MilvusStore:
             parts.append(expression(parse_filter(where, kinds_of(self._info)), self._columns))
         return " and ".join(parts)
 
-    def _query(self, ids: list[str], fields: list[str]) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        for start in range(0, len(ids), 1000):
-            found += self._client.query(self._name, ids=ids[start : start + 1000], output_fields=["id", *fields])
+    @property
+    def _level(self) -> str:
+        """How new an answer must be."""
+        return "Session" if time.monotonic() - self._written < FRESH_SECONDS else "Bounded"
+
+    def _talking(self) -> Any:
+        return talking(self._address)
+
+    def _query(self, filters: str, fields: list[str], *, level: str = "", pictures: bool = False) -> list[Any]:
+        with self._talking():
+            return list(
+                self._client.query(
+                    self._pictures if pictures else self._name,
+                    filter=filters,
+                    output_fields=fields,
+                    consistency_level=level or self._level,
+                )
+            )
+
+    def _by_ids(self, ids: Sequence[str], fields: list[str], *, level: str = "") -> list[Any]:
+        found: list[Any] = []
+        for some in _batches([row_id for row_id in ids if _is_text(row_id)]):
+            found += self._query(among("id", some), ["id", *fields], level=level)
         return found
+
+    def _pages(self, filters: str, fields: list[str], *, level: str = "") -> Iterator[list[Any]]:
+        """All rows that satisfy a filter, some thousand at a time."""
+        level = level or self._level
+        with self._talking():
+            pages = self._client.query_iterator(
+                self._name, batch_size=5000, filter=filters, output_fields=fields, consistency_level=level
+            )
+            try:
+                while page := pages.next():
+                    yield page
+            finally:
+                pages.close()
+
+    def _write(self, collection: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Upsert rows, not too many bytes at a time."""
+        batch: list[dict[str, Any]] = []
+        size = 0
+        for row in rows:
+            batch.append(row)
+            size += sum(len(value) if isinstance(value, str) else 4 * np.size(value) for value in row.values())
+            if size >= AT_ONCE or row is rows[-1]:
+                with self._talking():
+                    self._client.upsert(collection, batch)
+                batch, size = [], 0
+        if rows:
+            self._written = time.monotonic()
+
+    def _picture_parts(self, ids: Sequence[str]) -> list[Any]:
+        texts = [part for part in ids if _is_text(part)]
+        return self._query(among("id", texts), ["id", "parts", "content"], pictures=True) if texts else []
+
+    def _drop_pictures(self, ids: Sequence[str]) -> None:
+        """Remove pictures; parts that a shorter picture has left behind go as well."""
+        for some in _batches(ids, 1000 // MOST_PARTS):
+            parts = [_part_id(part, row_id) for row_id in some for part in range(MOST_PARTS)]
+            with self._talking():
+                self._client.delete(self._pictures, filter=among("id", parts))
 
     def _row(self, item: Item, vectors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         row: dict[str, Any] = {
             "id": item.id,
             "product_id": item.product_id,
             "title": item.title,
-            "picture": _small(item.picture),
             "digest": item.digest,
             **self._fields(item.attributes),
         }
         for kind, vector in vectors.items():
             row[f"has_{kind}"] = kind in item.vectors
             row[kind] = vector.astype(np.float32).tolist()  # of float16 numbers, as on disk
-        return row
+        return _checked(row)
 
     def _fields(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
         """Attributes as they are shown, and as fields that filters compare."""
@@ -291,54 +346,59 @@ class MilvusStore:
 
     def _stored(self, row: Mapping[str, Any]) -> StoredRow:
         kinds = tuple(kind for kind in self._info.kinds if row[f"has_{kind}"])
-        return StoredRow(
-            row["id"], -1, _SEQUENCE, row["product_id"], row["title"], json.loads(row["attributes"]), kinds
-        )
+        return StoredRow(row["id"], -1, SEQUENCE, row["product_id"], row["title"], json.loads(row["attributes"]), kinds)
 
 
 def collection_exists(uri: str) -> bool:
     """Whether there is such a collection."""
-    client, name = _connect(uri)
-    return bool(client.has_collection(name))
+    address = parse_address(uri)
+    client = connect(address)
+    with talking(address):
+        return bool(client.has_collection(address.collection))
 
 
-def _after(
-    found: Sequence[tuple[float, str, str]], place: Place, *, grouped: bool, hidden: set[str]
-) -> list[tuple[float, str, str]]:
-    """What comes after a place, one row per product where asked."""
-    seen, later = set(hidden), []
-    for score, row_id, product in found:
-        if product in seen:
-            continue
-        if grouped:
-            seen.add(product)
-        if (-score, row_id) > (-place.score, place.id):
-            later.append((score, row_id, product))
-    return later
+def _picture_rows(item: Item) -> list[dict[str, Any]]:
+    """A picture in base64, in parts that fit into a field of Milvus."""
+    if item.picture is None:
+        return []
+    encoded = base64.b64encode(item.picture).decode()
+    parts = [encoded[start : start + PART] for start in range(0, len(encoded), PART)] or [""]
+    if len(parts) > MOST_PARTS:
+        raise DataError(f"item {item.id!r}: its picture has {len(item.picture):,} bytes, too many for Milvus")
+    return [
+        {"id": _part_id(i, item.id), "parts": len(parts), "content": part, "nothing": [0.0, 0.0]}
+        for i, part in enumerate(parts)
+    ]
 
 
-def _small(picture: bytes | None) -> str:
-    """A picture that fits into a field of Milvus."""
-    if picture is None:
-        return ""
-    side = 512
-    while len(encoded := base64.b64encode(picture).decode()) > MOST_TEXT:
-        picture, side = shown_picture(picture, most_bytes=0, side=side), side // 2
-    return encoded
+def _part_id(part: int, row_id: str) -> str:
+    return f"{part}:{row_id}"
 
 
-def _connect(uri: str) -> tuple[Any, str]:
-    """Client and name of the collection."""
+def _checked(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose texts Milvus can hold.
+
+    Raises:
+        DataError: One is too long, or holds half a character.
+    """
+    for field, value in row.items():
+        if isinstance(value, str):
+            most = 2000 if field == "id" else MOST_TEXT
+            if not _is_text(value):
+                raise DataError(f"item {row['id']!r}: its {field} holds half a character, which Milvus cannot store")
+            if len(value.encode()) > most:
+                raise DataError(f"item {row['id'][:40]!r}: its {field} has more than {most:,} bytes, Milvus' limit")
+    return row
+
+
+def _is_text(text: str) -> bool:
     try:
-        import pymilvus
-    except ImportError:
-        raise MissingExtra("pymilvus", "milvus") from None
-    address, _, name = uri.removeprefix("milvus:").rpartition("/")
-    if not address or not name:
-        raise ConfigError(f"{uri!r} names no collection; write milvus://host:19530/name or milvus:FILE.db/name")
-    try:
-        if address.startswith("//"):
-            return pymilvus.MilvusClient(f"http:{address}"), name
-        return pymilvus.MilvusClient(str(Path(address).resolve())), name
-    except pymilvus.MilvusException as error:
-        raise CatalogueError(f"no Milvus answers at {uri}: {error}") from error
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _batches(ids: Sequence[str], size: int = 1000) -> Iterator[Sequence[str]]:
+    for start in range(0, len(ids), size):
+        yield ids[start : start + size]

@@ -252,9 +252,10 @@ def _add_page(app: FastAPI, shop: Shop) -> None:
         for name, counts in (await shop.lookups.run(partial(store.counts, where))).items():
             if counts.kind == "text":
                 values = [{"value": value, "count": count} for value, count in counts.values]
-                attributes[name] = {"kind": "text", "values": values}
+                attributes[name] = {"kind": "text", "values": values, "approximate": counts.approximate}
             else:
-                attributes[name] = {"kind": "number", "low": counts.low, "high": counts.high}
+                span = {"low": counts.low, "high": counts.high}
+                attributes[name] = {"kind": "number", **span, "approximate": counts.approximate}
         info = store.info
         return {
             "card": info.card,

@@ -139,6 +139,7 @@ class Attribute(BaseModel):
     values: list[Value] = []
     low: float | None = None
     high: float | None = None
+    approximate: Annotated[bool, Field(description="Some rows were not looked at: there may be more of each.")] = False
 
 
 class About(BaseModel):

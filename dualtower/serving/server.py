@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dualtower.errors import ConfigError, MissingExtra
+from dualtower.retrieval.milvus_address import shown_address
 
 __all__ = ["ServerConfig", "serve"]
 
@@ -86,7 +87,8 @@ def serve(config: ServerConfig) -> None:
         host, port = listener.getsockname()[:2]
         computes = app.shop.finder.model.computes
         log.warning("on %s: text %s, image %s", computes["device"], computes["text"], computes["image"])
-        log.warning("serving %s on http://%s:%d", config.catalogue, f"[{host}]" if ":" in host else host, port)
+        where = shown_address(config.catalogue)
+        log.warning("serving %s on http://%s:%d", where, f"[{host}]" if ":" in host else host, port)
         uvicorn.Server(settings).run(sockets=[listener])
 
 

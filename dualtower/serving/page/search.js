@@ -170,7 +170,7 @@ function values(name, attribute) {
     });
     const number = document.createElement("span");
     number.className = "count";
-    number.textContent = count.toLocaleString();
+    number.textContent = (attribute.approximate ? "≥ " : "") + count.toLocaleString();
     label.append(box, value, number);
     return label;
   });
