@@ -13,6 +13,7 @@ from typing import Any
 import tyro
 
 from dualtower.errors import ConfigError, DualTowerError
+from dualtower.model_config import ModelConfig
 from dualtower.training.config import RunConfig
 
 __all__ = ["launch", "parse_overrides"]
@@ -59,12 +60,16 @@ def launch(
 def parse_overrides(base: RunConfig, args: Sequence[str], *, description: str | None = None) -> RunConfig:
     """Apply command-line overrides such as ``--train.lr 1e-4`` to a config.
 
-    A budget on the command line replaces the recipe's budget, whatever its unit. A mapping is replaced as a whole by
+    A budget on the command line replaces the recipe's budget, whatever its unit, and a ``--base`` the recipe's
+    towers. A mapping is replaced as a whole by
     JSON (``--model.image.options {}``), and key by key (``--model.image.options.stem-width 16``) where it has that key.
     Unusable arguments end the process with status 2 and name the nearest option.
     """
     if any(a.split("=")[0] == f"--train.{name}" for a in args for name in _BUDGETS):
         base = replace(base, train=replace(base.train, epochs=None, steps=None, minutes=None))
+    if _given(args, "--base") not in (None, "None"):
+        model = ModelConfig(reranker=base.model.reranker, fusion=base.model.fusion)
+        base = replace(base, model=model)
     try:
         base, rest = _replace_mappings(base, args)
         return tyro.cli(
@@ -119,6 +124,15 @@ def _mapping(option: str, text: str) -> dict[str, Any]:
             f'type {option} \'{{"key": 1, "list": [1, 2]}}\', or {option} {{}} for none'
         )
     return value
+
+
+def _given(args: Sequence[str], option: str) -> str | None:
+    """Value of an option on the command line, or None."""
+    for place, argument in enumerate(args):
+        name, equals, value = argument.partition("=")
+        if name == option:
+            return value if equals else next(iter(args[place + 1 : place + 2]), None)
+    return None
 
 
 def _description(config: Callable[[], RunConfig]) -> str:

@@ -78,6 +78,39 @@ def test_what_changes_no_number_may_change(tmp_path: Path) -> None:
     assert load_checkpoint(path, moved).position.step == 7
 
 
+def test_the_budget_may_change(tmp_path: Path) -> None:
+    path = save_checkpoint(checkpoint(7), tmp_path, keep=2)
+    more = replace(CONFIG, train=replace(CONFIG.train, steps=None, epochs=12.0, patience=3))
+    assert load_checkpoint(path, more).position.step == 7
+
+
+@pytest.mark.parametrize(
+    ("changed", "advice"),
+    [
+        ({"processes": "1"}, "launch 2 again"),
+        ({"tokenizer": "101 tokens"}, "--base .*model --out ANOTHER"),
+        ({"split train": "11 rows"}, "--base .*model --out ANOTHER"),
+        ({"pictures of train": "b"}, "restore what has changed"),
+    ],
+)
+def test_other_inputs_are_refused_by_name(changed: dict[str, str], advice: str, tmp_path: Path) -> None:
+    inputs = {"processes": "2", "tokenizer": "100 tokens", "split train": "10 rows", "pictures of train": "a"}
+    path = save_checkpoint(replace(checkpoint(7), inputs=inputs), tmp_path, keep=2)
+    assert load_checkpoint(path, CONFIG, inputs).position.step == 7
+    ((name, now),) = changed.items()
+    with pytest.raises(CheckpointError, match=f"{name}: {inputs[name]} then, {now} now.*{advice}"):
+        load_checkpoint(path, CONFIG, inputs | changed)
+
+
+def test_a_run_that_skips_broken_pictures_goes_on_with_changed_ones(tmp_path: Path) -> None:
+    inputs = {"split train": "10 rows", "pictures of train": "a"}
+    path = save_checkpoint(replace(checkpoint(7), inputs=inputs), tmp_path, keep=2)
+    skipping = replace(CONFIG, data=replace(CONFIG.data, on_error="skip"))
+    assert load_checkpoint(path, skipping, inputs | {"pictures of train": "b"}).position.step == 7
+    with pytest.raises(CheckpointError, match="split train"):
+        load_checkpoint(path, skipping, {"split train": "11 rows", "pictures of train": "b"})
+
+
 def test_pickled_code_is_not_executed(tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> tuple:

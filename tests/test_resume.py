@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny
 
 REPOSITORY = Path(__file__).parent.parent
 RECIPE = REPOSITORY / "recipes" / "train_clip_style.py"
@@ -125,6 +127,60 @@ def test_resume_without_a_run_says_so(tmp_path: Path) -> None:
 
 
 def test_resume_with_another_config_is_refused(uninterrupted: Path) -> None:
+    before = (uninterrupted / "config.json").read_text()
     process = start(uninterrupted, "--resume", "--train.lr", "0.5")
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 1 and "train.lr" in output
+    assert (uninterrupted / "config.json").read_text() == before, "a refused config is not the run's"
+
+
+def test_a_larger_budget_extends_a_finished_run(uninterrupted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "extended"
+    shutil.copytree(uninterrupted, out)
+    output = finish(out, "--resume", "--train.steps", str(2 * STEPS))
+    assert f"steps {STEPS} -> {2 * STEPS}" in output and "50 % of it are used up" in output
+    lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    rates = {line["step"]: line["lr"] for line in lines if "lr" in line}
+    assert max(rates) > STEPS and lines[-1]["step"] == 2 * STEPS
+    assert json.loads((out / "config.json").read_text())["train"]["steps"] == 2 * STEPS
+    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (uninterrupted, out)]
+    assert weights[0] != weights[1]
+
+
+def catalogue(folder: Path, rows: int) -> Path:
+    """A card over pictures on disk and a table of `rows` of them."""
+    folder.mkdir(exist_ok=True)
+    lines = ["id,title,image,split"]
+    for i in range(rows):
+        (folder / f"{i}.png").write_bytes(tiny.png(tiny.picture(i)))
+        split = "train" if i % 4 < 2 else ("validation", "test")[i % 2]
+        lines.append(f"{i},{tiny.TITLES[i % 36]} {'abcdefghij'[i % 10] * 3},{i}.png,{split}")
+    for name in ("train", "validation", "test"):
+        chosen = [lines[0], *(line for line in lines[1:] if line.endswith(name))]
+        (folder / f"{name}.csv").write_text("\n".join(chosen) + "\n")
+    card = folder.with_suffix(".md")
+    card.write_text(
+        f"---\nname: mugs\ntitle: Mugs\nsource: {{path: {folder.name}}}\nlicense: none\nlanguages: [en]\n"
+        "columns: {id: id, product_id: id, text: title, image: image}\n"
+        "splits: {named: {train: train, validation: validation, test: test}}\n---\n"
+    )
+    return card
+
+
+def test_a_grown_catalogue_is_refused_and_the_vocabulary_kept(tmp_path: Path) -> None:
+    card, out = catalogue(tmp_path / "mugs", 160), tmp_path / "run"
+    options = ["--data.card", str(card), "--data.workers", "0"]
+    finish(out, *options)
+    vocabulary = (out / "tokenizer" / "tokenizer.json").read_bytes()
+    assert vocabulary == (out / "model" / "tokenizer" / "tokenizer.json").read_bytes()
+
+    catalogue(tmp_path / "mugs", 200)
+    process = start(out, *options, "--resume", "--train.steps", str(2 * STEPS))
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 1, output
+    assert "split train: 80 rows" in output and "100 rows" in output and f"--base {out / 'model'}" in output
+    assert "tokenizer:" not in output, "the vocabulary is the run's own"
+    assert (out / "tokenizer" / "tokenizer.json").read_bytes() == vocabulary
+
+    catalogue(tmp_path / "mugs", 160)
+    finish(out, *options, "--resume", "--train.steps", str(STEPS + 2))

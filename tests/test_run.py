@@ -20,13 +20,15 @@ from dualtower.evaluation import evaluate
 
 REPOSITORY = Path(__file__).parent.parent
 SLOW = Path(__file__).with_name("distributed_slow_run.py")
+OWN_FOLDERS = Path(__file__).with_name("distributed_own_folders.py")
+RECIPE = REPOSITORY / "recipes" / "train_clip_style.py"
 OPTIONS = ["--smoke", "--train.trackers", "--evaluation.bootstrap", "20"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-def start(out: Path, script: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(script: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*TORCHRUN, str(script), *arguments, *OPTIONS, "--out", str(out)],
+        [*TORCHRUN, str(script), *arguments, *OPTIONS],
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
@@ -35,13 +37,25 @@ def start(out: Path, script: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 300
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < end, process.communicate()[0][-4000:]
+        time.sleep(0.01)
+
+
+def finish(script: Path, *arguments: str) -> str:
+    process = start(script, *arguments)
+    output = process.communicate(timeout=500)[0]
+    assert process.returncode == 0, output[-4000:]
+    return output
+
+
 @pytest.fixture(scope="module")
 def slowly_measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose measurement takes one process 30 s, of processes that wait 15 s for each other."""
     out = tmp_path_factory.mktemp("runs") / "slow"
-    process = start(out, SLOW, "15", "30")
-    output = process.communicate(timeout=500)[0]
-    assert process.returncode == 0, output[-4000:]
+    output = finish(SLOW, "15", "30", "--out", str(out))
     assert "2 process(es)" in output
     return out
 
@@ -66,11 +80,8 @@ def test_two_processes_report_what_one_measures(slowly_measured: Path) -> None:
 
 def test_a_main_process_that_dies_while_measuring_leaves_the_model(tmp_path: Path) -> None:
     out = tmp_path / "killed"
-    process = start(out, SLOW, "60", "600")
-    end = time.monotonic() + 300
-    while not (out / "model" / "config.json").exists():
-        assert process.poll() is None and time.monotonic() < end, process.communicate()[0][-4000:]
-        time.sleep(0.05)
+    process = start(SLOW, "60", "600", "--out", str(out))
+    wait_for(out / "model" / "config.json", process)
     os.kill(int((tmp_path / "rank0.pid").read_text()), signal.SIGKILL)
     output = process.communicate(timeout=120)[0]
     assert process.returncode != 0, output[-4000:]
@@ -78,3 +89,38 @@ def test_a_main_process_that_dies_while_measuring_leaves_the_model(tmp_path: Pat
     model = DualTower.from_pretrained(out / "model")
     assert model.encode_text(["blue mug"]).shape == (1, model.config.embed_dim)
     assert "None yet" in (out / "model" / "README.md").read_text()
+
+
+LONG = ("--train.steps", "12", "--train.checkpoint-steps", "4", "--train.ema", "0.9")
+
+
+def test_only_the_main_process_needs_the_run_s_folder(tmp_path: Path) -> None:
+    whole, root = tmp_path / "whole", tmp_path / "apart"
+    finish(RECIPE, *LONG, "--out", str(whole))
+    process = start(OWN_FOLDERS, str(root), *LONG)
+    wait_for(root / "machine0" / "checkpoints" / "step_00000004.pt", process)
+    for pid in root.glob("rank*.pid"):
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+    process.communicate(timeout=120)
+    assert not (root / "machine0" / "model").exists(), "killed too late to test anything"
+    output = finish(OWN_FOLDERS, str(root), *LONG, "--resume")
+    assert "resuming from" in output
+    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (whole, root / "machine0")]
+    assert weights[0] == weights[1]
+    assert not (root / "machine1").exists()
+
+
+def test_another_number_of_processes_is_refused(slowly_measured: Path) -> None:
+    """Batches of two processes are not those of one: the resumed run would not be the one that was begun."""
+    config = (slowly_measured / "config.json").read_text()
+    done = subprocess.run(
+        [sys.executable, str(RECIPE), *OPTIONS, "--out", str(slowly_measured), "--resume"],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "processes: 2 then, 1 now" in done.stderr and "--nproc_per_node 2" in done.stderr
+    assert (slowly_measured / "config.json").read_text() == config

@@ -64,6 +64,19 @@ class ArrowPictures:
             there |= np.asarray(pc.fill_null(pc.not_equal(self.paths, ""), False))
         return there
 
+    def sizes(self) -> np.ndarray:
+        """Length of each one's bytes, of its base64, or of its file, int64 ``[N]``; -1 where there is none."""
+        import pyarrow.compute as pc
+
+        found = np.full(self.length, -1, np.int64)
+        for column in (self.bytes, self.paths if self.is_base64 else None):
+            if column is not None:
+                found = np.maximum(found, np.asarray(pc.fill_null(pc.binary_length(column), -1), np.int64))
+        if self.paths is not None and not self.is_base64:
+            for row in np.flatnonzero((found < 0) & self.present()):
+                found[row] = _size(self[int(row)])
+        return found
+
     def __getitem__(self, row: int) -> Picture:
         if self.bytes is not None and (encoded := self.bytes[row].as_py()) is not None:
             return encoded
@@ -98,6 +111,15 @@ class Pictures(Sequence[Picture]):
             return self.stores[0][address]
         store = int(np.searchsorted(self.starts, address, side="right")) - 1
         return self.stores[store][address - int(self.starts[store])]
+
+    def sizes(self) -> np.ndarray:
+        """Size of each encoded picture in bytes, int64 ``[N]``, -1 where there is none; reads no picture."""
+        of_stores = [
+            store.sizes() if isinstance(store, ArrowPictures) else np.array([_size(p) for p in store], np.int64)
+            for store in self.stores
+        ]
+        sizes: np.ndarray = np.concatenate([np.empty(0, np.int64), *of_stores])[self.addresses]
+        return sizes
 
     def select(self, rows: np.ndarray) -> Pictures:
         """The pictures of some rows."""
@@ -134,6 +156,15 @@ def digest(picture: Picture) -> bytes:
     except OSError:  # a missing file is for the check to report
         content = None
     return b"" if content is None else hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _size(picture: Picture) -> int:
+    if isinstance(picture, bytes):
+        return len(picture)
+    try:
+        return -1 if picture is None else picture.stat().st_size
+    except OSError:  # a missing file is for the check to report
+        return -1
 
 
 def _check_some(

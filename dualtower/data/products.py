@@ -191,3 +191,21 @@ class Products(Sequence[Product]):
             further = self.further_digests[slice(*self.further.span(row))]
             state.update(json.dumps([row_id, product_id, texts, picture.hex(), *(d.hex() for d in further)]).encode())
         return state.hexdigest()
+
+    @cached_property
+    def rows_fingerprint(self) -> str:
+        """Twelve hex digits over ids, product ids, texts and attributes, in their order."""
+        state = hashlib.blake2b(digest_size=6)
+        for row in zip(self.ids, self.product_ids, self.texts, strict=True):
+            state.update(json.dumps(row).encode())
+        for name, values in sorted(self.attributes.items()):
+            state.update(json.dumps([name, values], default=str).encode())
+        return state.hexdigest()
+
+    @cached_property
+    def sizes_fingerprint(self) -> str:
+        """Twelve hex digits over the sizes of all pictures; reads none of them."""
+        state = hashlib.blake2b(digest_size=6)
+        for numbers in (self.pictures.sizes(), self.further.pictures.sizes(), self.further.rows):
+            state.update(numbers.tobytes())
+        return state.hexdigest()

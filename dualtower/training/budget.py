@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from dualtower.errors import ConfigError
 from dualtower.training.config import TrainConfig
 
-__all__ = ["Budget", "Clock", "learning_rate_factor"]
+__all__ = ["BUDGET", "Budget", "Clock", "learning_rate_factor", "say_budget"]
+
+logger = logging.getLogger(__name__)
+
+BUDGET = ("epochs", "steps", "minutes", "patience")
+"""What of a `TrainConfig` says how long a run goes on."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,29 @@ class Clock:
     def seconds(self) -> float:
         """Seconds since the run began, less the time that it lay stopped."""
         return time.monotonic() - self._begin
+
+
+def say_budget(before: Mapping[str, Any], now: TrainConfig, used: float) -> None:
+    """Log what a resumed run makes of another budget than it began with.
+
+    The learning rate follows the schedule of the whole new budget: extending a finished run of 60 epochs to 120 raises
+    it again, to what it is in the middle of 120 epochs.
+
+    Args:
+        before: The `TrainConfig` of the checkpoint, as plain values.
+        now: That of the run.
+        used: Share of the budget that is used up.
+    """
+    pairs = {name: (before[name], getattr(now, name)) for name in BUDGET}
+    changed = [f"{name} {old} -> {new}" for name, (old, new) in pairs.items() if old != new]
+    if changed:
+        logger.info(
+            "another budget (%s): %.0f %% of it are used up, and the learning rate goes on from there",
+            ", ".join(changed),
+            100 * used,
+        )
+    if used >= 1:
+        logger.info("the budget is used up; a larger one, such as --train.epochs 120, would extend the run")
 
 
 def learning_rate_factor(progress: float, *, warmup: float, final: float) -> float:

@@ -6,6 +6,7 @@ the data. It is written beside its final name, synced and renamed, so a file wit
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import re
@@ -18,15 +19,27 @@ import torch
 
 from dualtower.config import differences, from_dict, to_dict
 from dualtower.errors import CheckpointError
+from dualtower.training.budget import BUDGET
 from dualtower.training.config import RunConfig
+from dualtower.training.inputs import check_inputs
 
-__all__ = ["Checkpoint", "Position", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "Position",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "parse_checkpoint",
+    "read_best",
+    "read_checkpoint",
+    "save_best",
+    "save_checkpoint",
+]
 
-# What may differ between a run and its continuation: none of it changes the weights.
+# What may differ between a run and its continuation: but for the budget, none of it changes the weights.
 _FREE = {"out", "resume", "overwrite", "evaluation"}
 _FREE_WITHIN = {
-    "data": {"card", "source", "workers", "cache_mb"},
-    "train": {"trackers", "keep", "checkpoint_steps", "checkpoint_minutes"},
+    "data": {"card", "source", "on_error", "workers", "cache_mb"},  # the rows themselves are compared
+    "train": {"trackers", "keep", "checkpoint_steps", "checkpoint_minutes", *BUDGET},
 }
 
 
@@ -57,7 +70,18 @@ class Position:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All state of a run between two steps. `rng` holds one random state per rank."""
+    """All state of a run between two steps.
+
+    Attributes:
+        config: The run's, as plain values.
+        position: Where it stands.
+        model: Weights.
+        optimizer: State of the optimiser.
+        ema: Averaged weights, or None.
+        scaler: State of the gradient scaler, or None.
+        rng: One random state per rank.
+        inputs: What the run was made from besides its config (`run_inputs`).
+    """
 
     config: Mapping[str, Any]
     position: Position
@@ -66,6 +90,7 @@ class Checkpoint:
     ema: Mapping[str, torch.Tensor] | None = None
     scaler: Mapping[str, Any] | None = None
     rng: list[Mapping[str, torch.Tensor]] = field(default_factory=list)
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path, *, keep: int) -> Path:
@@ -133,20 +158,41 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return steps[-1] if steps else None
 
 
-def load_checkpoint(path: Path, config: RunConfig) -> Checkpoint:
-    """Read a checkpoint that belongs to `config`.
+def load_checkpoint(path: Path, config: RunConfig, inputs: Mapping[str, str] | None = None) -> Checkpoint:
+    """Read a checkpoint that belongs to `config` and `inputs`.
 
     Raises:
-        CheckpointError: The file is broken, or it was written under a config that trains differently.
+        CheckpointError: The file is broken, or it was written under a config that trains differently, or from other
+            inputs.
+    """
+    return parse_checkpoint(read_checkpoint(path), path, config, inputs)
+
+
+def read_checkpoint(path: Path) -> bytes:
+    """Read the bytes of a checkpoint.
+
+    Raises:
+        CheckpointError: The file cannot be read.
     """
     try:
-        parts = torch.load(path, map_location="cpu", weights_only=True)
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); delete it to go on from an older one") from error
+
+
+def parse_checkpoint(
+    content: bytes, path: Path, config: RunConfig, inputs: Mapping[str, str] | None = None
+) -> Checkpoint:
+    """Make a checkpoint of its bytes, as `load_checkpoint` does; `path` is for messages."""
+    try:
+        parts = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         position = from_dict(Position, parts.pop("position"), where=f"{path}: position")
         checkpoint = Checkpoint(position=position, **parts)
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+    except (OSError, ValueError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"{path} is not a complete checkpoint ({error}); delete it to go on from an older one"
         ) from error
+    check_inputs(checkpoint.inputs, inputs or {}, path=path, lenient=config.data.on_error == "skip")
     changed = differences(_binding(checkpoint.config), _binding(to_dict(config)))
     if changed:
         raise CheckpointError(

@@ -10,7 +10,8 @@ All functions are the identity where torch.distributed is not initialised, or ha
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -18,10 +19,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dualtower.errors import ConfigError
+from dualtower import errors
+from dualtower.errors import ConfigError, DualTowerError
 from dualtower.sharding import process_group_device, rank, world_size
 
-__all__ = ["agree", "broadcast_", "gather", "gather_codes", "rank", "share", "world_size"]
+__all__ = ["agree", "broadcast_", "from_main", "gather", "gather_codes", "rank", "share", "world_size"]
+
+_BYTES_AT_ONCE = 1 << 26  # which an accelerator must hold to exchange them
 
 
 def gather(embeddings: Tensor) -> Tensor:
@@ -107,6 +111,37 @@ def broadcast_(tensors: Iterable[Tensor]) -> None:
             sent = tensor.detach().to(device).contiguous()
             dist.broadcast(sent, 0)
             tensor.copy_(sent)
+
+
+def from_main(read: Callable[[], bytes]) -> bytes:
+    """Return on all ranks what `read` returns on rank 0, which alone calls it: others may have no such file.
+
+    An error of dualtower that it raises is raised on all ranks.
+    """
+    if world_size() == 1:
+        return read()
+    content, failed = b"", None
+    if rank() == 0:
+        try:
+            content = read()
+        except DualTowerError as error:
+            failed, content = error, json.dumps([type(error).__name__, str(error)]).encode()
+    header = torch.tensor([len(content), failed is not None])
+    broadcast_([header])
+    size, is_error = header.tolist()
+    sent = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.zeros(size, dtype=torch.uint8)
+    broadcast_(sent.split(_BYTES_AT_ONCE) if size else ())
+    if failed is not None:
+        raise failed
+    if is_error:
+        raise _told(*json.loads(sent.numpy().tobytes()))
+    return sent.numpy().tobytes()
+
+
+def _told(name: str, message: str) -> DualTowerError:
+    """An error of rank 0, on another rank."""
+    kind = getattr(errors, name)
+    return kind(message) if kind.__init__ is DualTowerError.__init__ else DualTowerError(message)
 
 
 def _joined(values: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,25 +30,27 @@ from dualtower.model import DualTower
 from dualtower.sharding import sharded
 from dualtower.training.allocator import keep_freed_memory
 from dualtower.training.batchnorm import synchronise_batchnorm
-from dualtower.training.budget import Budget, Clock
+from dualtower.training.budget import Budget, Clock, say_budget
 from dualtower.training.checkpoint import (
     Checkpoint,
     Position,
     latest_checkpoint,
-    load_checkpoint,
+    parse_checkpoint,
     read_best,
+    read_checkpoint,
     save_best,
     save_checkpoint,
 )
 from dualtower.training.compiling import compile_towers
 from dualtower.training.config import RunConfig
-from dualtower.training.distributed import agree, broadcast_
+from dualtower.training.distributed import agree, broadcast_, from_main
 from dualtower.training.gradients import (
     SMALLEST_LOSS_SCALE,
     clip_gradients,
     nan_unless_finite,
     non_finite_weights,
 )
+from dualtower.training.inputs import run_inputs, same_everywhere
 from dualtower.training.journal import Journal
 from dualtower.training.objectives import build_objective
 from dualtower.training.optim import create_optimizer, freeze_locked, resting_parts, set_learning_rates, set_modes
@@ -96,9 +99,10 @@ class Trainer:
         accelerator: Device, precision and processes.
         validate: Measures a model, in all processes at once (see `dualtower.sharding`); must hold the key ``score``, of
             which more is better. None never validates.
+        validation: What it measures on; a resumed run must find the same rows.
 
     Raises:
-        ConfigError: The budget or the batch does not fit the data.
+        ConfigError: The budget or the batch does not fit the data, or the processes see different data.
         CheckpointError: There is a checkpoint to resume from, but it does not fit.
     """
 
@@ -110,6 +114,7 @@ class Trainer:
         *,
         accelerator: Accelerator,
         validate: Validate | None = None,
+        validation: Products | None = None,
     ) -> None:
         self.config, self.accelerator, self.validate = config, accelerator, validate
         train = config.train
@@ -118,6 +123,9 @@ class Trainer:
                 f"{accelerator.distributed_type.value} shards the weights, but here every process holds them all; "
                 "choose plain multi-GPU training in `accelerate config`"
             )
+        splits = {"train": products} if validation is None else {"train": products, "validation": validation}
+        self.inputs = run_inputs(model.tokenizer, splits, processes=accelerator.num_processes)
+        same_everywhere(self.inputs)
         if accelerator.device.type == "cpu":
             keep_freed_memory()
         self.plan = BatchPlan(
@@ -172,6 +180,8 @@ class Trainer:
         """Train until the budget is used up, patience runs out, or a signal asks to stop."""
         clock = Clock(self.position.seconds)
         saved_at, ended = clock.seconds(), "budget"
+        if self._out_of_patience():  # as it was when the run ended that is resumed here
+            return Outcome(self.position, "patience", self._best())
         with StopRequest() as stop, self.journal:
             for group in self._groups():
                 stopping, seconds = agree(float(stop.requested), clock.seconds(), self.accelerator.device)
@@ -366,6 +376,9 @@ class Trainer:
         )
         if better and self.accelerator.is_main_process:
             save_best(model.state_dict(), self.checkpoints, score=score, step=self.position.step)
+        return self._out_of_patience()
+
+    def _out_of_patience(self) -> bool:
         patience = self.config.train.patience
         return patience is not None and self.position.stale >= patience
 
@@ -397,6 +410,7 @@ class Trainer:
                 ema=self.ema.module.state_dict() if self.ema is not None else None,
                 scaler=scaler.state_dict() if scaler is not None else None,
                 rng=states,
+                inputs=self.inputs,
             )
             save_checkpoint(checkpoint, self.checkpoints, keep=self.config.train.keep)
         self.accelerator.wait_for_everyone()
@@ -413,13 +427,19 @@ class Trainer:
         return states
 
     def _restore(self) -> Position:
-        """Load the newest checkpoint when the config says resume; otherwise seed this rank's dropout."""
+        """Load the newest checkpoint when the config says resume; otherwise seed this rank's dropout.
+
+        The main process reads it; others may have no such file.
+        """
         rank = self.accelerator.process_index
         torch.manual_seed(self.config.train.seed + 1_000_003 * (rank + 1))
-        path = latest_checkpoint(self.checkpoints) if self.config.resume else None
-        if path is None:
+        if not self.config.resume:
             return Position()
-        checkpoint = load_checkpoint(path, self.config)
+        found = from_main(lambda: str(latest_checkpoint(self.checkpoints) or "").encode()).decode()
+        if not found:
+            return Position()
+        path = Path(found)
+        checkpoint = parse_checkpoint(from_main(lambda: read_checkpoint(path)), path, self.config, self.inputs)
         self.unwrapped.load_state_dict(checkpoint.model)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         if self.ema is not None and checkpoint.ema is not None:
@@ -431,4 +451,6 @@ class Trainer:
             if "cuda" in checkpoint.rng[rank]:
                 torch.cuda.set_rng_state(checkpoint.rng[rank]["cuda"], self.accelerator.device)
         logger.info("resuming from %s", path)
+        used = self.budget.progress(checkpoint.position.step, checkpoint.position.seconds)
+        say_budget(checkpoint.config["train"], self.config.train, used)
         return checkpoint.position

@@ -20,7 +20,6 @@ from dualtower.data.attributes import fit_attributes, fit_classes
 from dualtower.data.cards import DataCard, load_card
 from dualtower.data.loading import load_products
 from dualtower.data.products import Products
-from dualtower.data.text import load_tokenizer, train_tokenizer
 from dualtower.errors import ConfigError, MissingExtra
 from dualtower.evaluation import (
     Evaluation,
@@ -39,9 +38,11 @@ from dualtower.model_card import ModelCard
 from dualtower.model_config import ModelConfig
 from dualtower.sharding import sharded
 from dualtower.training.config import RunConfig
+from dualtower.training.distributed import from_main
 from dualtower.training.journal import read_history
 from dualtower.training.loop import Outcome, Trainer
 from dualtower.training.precision import autocast_precision, with_tower_precision
+from dualtower.training.vocabulary import shared_tokenizer
 
 __all__ = ["run"]
 
@@ -77,8 +78,6 @@ def run(config: RunConfig) -> bool:
     config = replace(config, model=_with_known_values(config, card, train))
     model = _build_model(config, train)
     config = with_tower_precision(replace(config, model=model.config), model, train, accelerator)
-    if accelerator.is_main_process:
-        write_text_atomically(config.out / "config.json", json.dumps(to_dict(config), indent=2))
     _log_start(config, train, model, accelerator)
 
     trainer = Trainer(
@@ -87,7 +86,10 @@ def run(config: RunConfig) -> bool:
         train,
         accelerator=accelerator,
         validate=lambda m: _validation_figures(m, validation, config),
+        validation=validation,
     )
+    if accelerator.is_main_process:  # not before: the config of a refused resumption is not the run's
+        write_text_atomically(config.out / "config.json", json.dumps(to_dict(config), indent=2))
     outcome = trainer.fit()
     if outcome.ended == "stopped":
         logger.info("stopped at step %d, saved. To go on, type the same command with --resume", outcome.position.step)
@@ -129,9 +131,13 @@ def _accelerator(config: RunConfig) -> Accelerator:
 
 
 def _claim_folder(config: RunConfig, accelerator: Accelerator) -> None:
-    """Refuse to write over another run, and to resume where there is none."""
+    """Refuse to write over another run, and to resume where there is none: the main process says for all."""
+    from_main(lambda: _claim(config))
+    accelerator.wait_for_everyone()
+
+
+def _claim(config: RunConfig) -> bytes:
     taken = (config.out / "config.json").exists()
-    accelerator.wait_for_everyone()  # before the main process removes or writes anything
     if config.resume and not taken:
         raise ConfigError(f"nothing to resume: {config.out} holds no run; leave out --resume to begin one")
     if taken and not config.resume and not config.overwrite:
@@ -139,16 +145,16 @@ def _claim_folder(config: RunConfig, accelerator: Accelerator) -> None:
             f"{config.out} already holds a run; type --resume to go on with it, --overwrite to replace it, "
             "or choose another --out"
         )
-    if taken and config.overwrite and not config.resume and accelerator.is_main_process:
+    if taken and config.overwrite and not config.resume:
         _remove_run(config.out)
-    accelerator.wait_for_everyone()
+    return b""
 
 
 def _remove_run(folder: Path) -> None:
     """Remove what a run wrote, and nothing that somebody else may keep in the same folder."""
     for name in ("config.json", "history.jsonl", "metrics.json", "queries.parquet", "report.md"):
         (folder / name).unlink(missing_ok=True)
-    for name in ("checkpoints", "logs", "model", "report"):
+    for name in ("checkpoints", "logs", "model", "report", "tokenizer"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
@@ -161,21 +167,11 @@ def _load(card: DataCard, split: str, config: RunConfig) -> Products:
 
 
 def _build_model(config: RunConfig, train: Products) -> DualTower:
-    """The base's towers under the heads that the config asks for, or a model with fresh weights.
-
-    A text tower from scratch gets a vocabulary trained on the catalogue.
-    """
+    """The base's towers under the heads that the config asks for, or a model with fresh weights."""
     torch.manual_seed(config.train.seed)
     if config.base is not None:
         return _based(config, config.base)
-    text = config.model.text
-    saved = config.out / "tokenizer"
-    if text.pretrained:
-        tokenizer = load_tokenizer(text.pretrained)
-    elif saved.is_dir():  # a resumed run keeps its vocabulary even if the source has grown
-        tokenizer = load_tokenizer(saved)
-    else:
-        tokenizer = train_tokenizer((t for texts in train.texts for t in texts), vocab_size=text.vocab_size)
+    tokenizer = shared_tokenizer(config, train.texts)
     torch.manual_seed(config.train.seed)
     return DualTower.create(config.model, tokenizer)
 
@@ -202,7 +198,12 @@ def _based(config: RunConfig, base: str) -> DualTower:
             f"with base = {base!r} the towers are the base's, but model sets others ({'; '.join(given[:3])}); "
             "leave them out, or leave out --base"
         )
-    return DualTower.from_pretrained(base).with_heads(reranker=reranker, fusion=fusion)
+    model = DualTower.from_pretrained(base)
+    logger.info("towers, vocabulary and picture size come from %s, not from the recipe's model settings", base)
+    dropped = [n for n in ("reranker", "fusion") if getattr(model, n) is not None and getattr(config.model, n) is None]
+    if dropped:
+        logger.info("the %s of %s is left out: it would not fit towers that learn on", " and ".join(dropped), base)
+    return model.with_heads(reranker=reranker, fusion=fusion)
 
 
 def _log_start(config: RunConfig, train: Products, model: DualTower, accelerator: Accelerator) -> None:
