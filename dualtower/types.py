@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dualtower.errors import RowError
+
 __all__ = ["AttributeValues", "Batch", "Embeddings", "Features", "Hit", "Product", "product_code"]
 
 
@@ -77,6 +79,7 @@ class Batch:
         labels: Classes that heads learn, int64 ``[B, H]``; -1 is unknown.
         present: Which rows have a picture and which a text, bool ``[B, 2]``; None where all have both. What stands in
             `pixels` and `tokens` of a row without it is never read.
+        broken: Errors of rows whose picture could not be decoded, and which other rows of the batch stand in for.
     """
 
     ids: tuple[str, ...]
@@ -86,6 +89,7 @@ class Batch:
     attributes: AttributeValues | None = None
     labels: Tensor | None = None
     present: Tensor | None = None
+    broken: tuple[RowError, ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch with its tensors on `device`."""

@@ -55,6 +55,45 @@ def test_smoke_on_two_processes(recipe: Path, project: Path) -> None:
     complete_run(project)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that a recipe has trained."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "data_cards").symlink_to(REPOSITORY / "data_cards")
+    recipe = str(REPOSITORY / "recipes" / "train_clip_style.py")
+    done = run([sys.executable, recipe, "--smoke", "--out", "model_of_mine", "--train.steps", "2"], folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "model_of_mine" / "model"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
+def test_smoke_from_a_model_of_ones_own(recipe: Path, trained: Path, project: Path) -> None:
+    done = run([sys.executable, str(recipe), "--smoke", "--base", str(trained), "--train.steps", "2"], project)
+    assert done.returncode == 0, done.stderr
+    assert f"come from {trained}" in done.stderr
+    complete_run(project)
+    (out,) = (project / "runs" / "smoke").iterdir()
+    of_base, of_run = (json.loads((model / "config.json").read_text())["model"] for model in (trained, out / "model"))
+    towers = ("text", "image", "image_settings", "embed_dim")
+    assert {name: of_base[name] for name in towers} == {name: of_run[name] for name in towers}
+
+
+def test_a_base_replaces_the_recipe_s_towers_but_not_what_is_typed() -> None:
+    from dualtower.launcher import parse_overrides
+    from dualtower.model_config import ModelConfig
+
+    sys.path.insert(0, str(REPOSITORY / "recipes"))
+    from train_clip_style import config
+    from train_reranker import smoke
+
+    assert parse_overrides(config(), ["--base", "mine"]).model == ModelConfig()
+    assert parse_overrides(config(), ["--base=mine"]).model == ModelConfig()
+    assert parse_overrides(config(), ["--base", "None"]).model == config().model
+    assert parse_overrides(config(), ["--base", "mine", "--model.embed-dim", "64"]).model == ModelConfig(embed_dim=64)
+    head = smoke().model.reranker
+    assert parse_overrides(smoke(), ["--base", "mine"]).model == ModelConfig(reranker=head)
+
+
 def test_unknown_option_names_the_nearest(project: Path) -> None:
     done = run([sys.executable, str(RECIPES[0]), "--smoke", "--train.bach-size", "3"], project)
     assert done.returncode == 2

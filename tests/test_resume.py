@@ -172,7 +172,8 @@ def test_a_grown_catalogue_is_refused_and_the_vocabulary_kept(tmp_path: Path) ->
     options = ["--data.card", str(card), "--data.workers", "0"]
     finish(out, *options)
     vocabulary = (out / "tokenizer" / "tokenizer.json").read_bytes()
-    assert vocabulary == (out / "model" / "tokenizer" / "tokenizer.json").read_bytes()
+    saved = json.loads((out / "model" / "tokenizer" / "tokenizer.json").read_text())
+    assert saved["model"] == json.loads(vocabulary)["model"]
 
     catalogue(tmp_path / "mugs", 200)
     process = start(out, *options, "--resume", "--train.steps", str(2 * STEPS))

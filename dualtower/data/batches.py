@@ -6,11 +6,12 @@ batch number n of epoch e holds. That is what makes a killed and resumed run equ
 
 from __future__ import annotations
 
+import bisect
 import logging
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dualtower.data.attributes import AttributesConfig, attribute_values, class_labels, fit_classes
 from dualtower.data.images import ImageSettings, open_image, to_pixels
 from dualtower.data.products import Products
-from dualtower.errors import BrokenImage, ConfigError
+from dualtower.errors import BrokenImage, ConfigError, DataError
 from dualtower.types import Batch, Product, product_code
 
 __all__ = ["BatchPlan", "Collator", "PixelCache", "Sampling", "training_loader"]
@@ -83,6 +84,43 @@ class Collator:
             list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
         )
         return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+
+
+class TrainingCollator:
+    """Collates for training, where a picture that has broken since it was checked must not end a run of days.
+
+    A row whose picture cannot be decoded gives its place to the next good row of the batch, so that shapes stay equal
+    on all ranks, and the batch is the same whenever it is made again. The copy is a positive of its original, like any
+    two rows of one product. `Batch.broken` says which rows that happened to.
+    """
+
+    def __init__(self, collator: Collator) -> None:
+        self.collator = collator
+
+    def __call__(self, products: Sequence[Product]) -> Batch:
+        """Collate.
+
+        Raises:
+            DataError: Not one picture of the batch can be decoded.
+        """
+        try:
+            return self.collator(products)
+        except BrokenImage:
+            pass
+        errors = [self._error(product) for product in products]
+        good = [place for place, error in enumerate(errors) if error is None]
+        broken = tuple(error for error in errors if error is not None)
+        if not good:
+            raise DataError(f"none of the {len(products)} pictures of a batch can be decoded; the first: {broken[0]}")
+        nearest = [good[bisect.bisect_left(good, place) % len(good)] for place in range(len(products))]
+        return replace(self.collator([products[place] for place in nearest]), broken=broken)
+
+    def _error(self, product: Product) -> BrokenImage | None:
+        try:
+            self.collator.pixels([product])
+        except BrokenImage as error:
+            return error
+        return None
 
 
 def decode(product: Product, settings: ImageSettings) -> np.ndarray:
@@ -286,7 +324,7 @@ def training_loader(products: Products, plan: BatchPlan, collator: Collator, *, 
     return DataLoader(
         _DrawnRows(products),
         batch_sampler=plan,
-        collate_fn=collator,
+        collate_fn=TrainingCollator(collator),
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,

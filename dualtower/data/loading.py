@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
-from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from dualtower.data.cards import DataCard
-from dualtower.data.pictures import broken_pictures
+from dualtower.data.image_check import broken_images
 from dualtower.data.products import Products
 from dualtower.data.rows import bad_rows, hash_values, read_rows
 from dualtower.data.sources import OpenSource, open_source
 from dualtower.data.splits import EVERYTHING, Share, hashed, split_parts
 from dualtower.errors import BrokenImage, RowError, SourceError
 
-__all__ = ["find_broken_images", "load_products", "read_split"]
+__all__ = ["find_broken_images", "load_products", "read_split", "with_advice", "without_broken_images"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +30,7 @@ def load_products(
     source: str | Path | None = None,
     on_error: OnError = "raise",
     check_images: bool = True,
+    remember: bool = False,
 ) -> Products:
     """Load and check one split of a card.
 
@@ -43,6 +42,7 @@ def load_products(
             ``skipped``.
         check_images: Decode every picture once (some 6,000 thumbnails per second). Without it, a broken
             picture is found only when a batch needs it.
+        remember: Leave pictures out of the check that were checked before and have not changed since.
 
     Raises:
         SourceError: The source is missing, empty or unreadable.
@@ -51,7 +51,7 @@ def load_products(
         RowError: A row has no id, text or product id, or the id of another row, or a number that is none.
         BrokenImage: A picture is missing or cannot be decoded.
     """
-    products = read_split(card, split, source=source, on_error=on_error, check_images=check_images)
+    products = read_split(card, split, source=source, on_error=on_error, check_images=check_images, remember=remember)
     if products.skipped:
         logger.warning("%s, %s: left out %d bad rows", card.name, split, len(products.skipped))
     if not len(products):
@@ -67,6 +67,7 @@ def read_split(
     source: str | Path | None = None,
     on_error: OnError = "raise",
     check_images: bool = True,
+    remember: bool = False,
 ) -> Products:
     """Do what `load_products` does, but accept a split without any usable row."""
     if card.source.drawn is not None and source is None:
@@ -77,7 +78,8 @@ def read_split(
     for name, share in split_parts(card, opened, split):
         part = _load_part(card, opened, name, share, on_error, taken)
         if check_images and card.columns.image is not None:
-            part = _without_broken_images(part, f"{opened.where} ({name})", on_error)
+            where = f"{opened.where} ({name})"
+            part = without_broken_images(part, where, on_error=on_error, remember=remember)
         parts.append(part)
     return Products.concatenate(parts, split=split)
 
@@ -85,7 +87,7 @@ def read_split(
 def find_broken_images(products: Products) -> list[BrokenImage]:
     """Decode every picture; return those that are missing or cannot be decoded, in the order of the rows."""
     where = f"{products.card} ({products.split})"
-    return [error for _, error in _broken(products, where)]
+    return [error for _, error in broken_images(products, where)]
 
 
 def _draw(card: DataCard, split: str) -> Products:
@@ -110,7 +112,7 @@ def _load_part(
         chosen = np.flatnonzero((share[0] <= shares) & (shares < share[1])).tolist()
     problems = bad_rows(rows, chosen, taken, numeric=card.columns.numeric)
     if problems and on_error == "raise":
-        raise _with_advice(next(iter(problems.values())))
+        raise with_advice(next(iter(problems.values())))
     good = [i for i in chosen if i not in problems]
     return Products(
         [rows.ids[i] for i in good],
@@ -125,29 +127,33 @@ def _load_part(
     )
 
 
-def _broken(products: Products, where: str) -> Generator[tuple[int, BrokenImage], None, None]:
-    """Row number and error of each picture that is missing or cannot be decoded; first pictures first."""
-    yield from broken_pictures(products.pictures, products.ids, where=where)
-    further = products.further
-    numbers = np.arange(len(further)) - np.searchsorted(further.rows, further.rows) + 2
-    names = [f"{products.ids[row]}, picture {n}" for row, n in zip(further.rows, numbers, strict=True)]
-    for i, error in broken_pictures(further.pictures, names, where=where):
-        yield int(further.rows[i]), error
+def without_broken_images(
+    products: Products, where: str, *, on_error: OnError = "raise", remember: bool = False
+) -> Products:
+    """Decode every picture, and leave out the rows of those that cannot be, or stop at one.
 
+    Args:
+        products: Any rows.
+        where: File or dataset of the pictures, for messages.
+        on_error: As in `load_products`.
+        remember: As in `load_products`.
 
-def _without_broken_images(products: Products, where: str, on_error: OnError) -> Products:
-    broken: dict[int, RowError] = {}
-    with closing(_broken(products, where)) as found:
-        for i, error in found:
-            if on_error == "raise":
-                raise _with_advice(error)
-            broken.setdefault(i, error)
-    if not broken:
+    Raises:
+        BrokenImage: A picture is missing or cannot be decoded, and `on_error` is ``raise``.
+    """
+    found = broken_images(products, where, stop_early=on_error == "raise", remember=remember)
+    if not found:
         return products
+    if on_error == "raise":
+        raise with_advice(found[0][1])
+    broken: dict[int, RowError] = {}
+    for row, error in found:
+        broken.setdefault(row, error)
     kept = products.select(i for i in range(len(products)) if i not in broken)
     kept.skipped += broken.values()
     return kept
 
 
-def _with_advice(error: RowError) -> RowError:
+def with_advice(error: RowError) -> RowError:
+    """The error, with what to type where one row is not worth a stop."""
     return type(error)(error.where, error.row, f"{error.reason}; --data.on_error skip leaves such rows out")

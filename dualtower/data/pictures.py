@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,19 @@ class ArrowPictures:
             there |= np.asarray(pc.fill_null(pc.not_equal(self.paths, ""), False))
         return there
 
+    def identity(self, rows: np.ndarray) -> Iterator[bytes]:
+        """What changes whenever a picture does."""
+        import pyarrow.compute as pc
+
+        files = [Path(file["filename"]) for file in self.dataset.cache_files]
+        yield f"{self.name} {self.folder}".encode()
+        yield from map(_state, files)
+        if files and (self.paths is None or self.is_base64):
+            return
+        if files and self.bytes is not None:  # these lie in the files
+            rows = rows[~np.asarray(pc.is_valid(self.bytes))[rows]]
+        yield from map(_state, (self[row] for row in rows.tolist()))
+
     def sizes(self) -> np.ndarray:
         """Length of each one's bytes, of its base64, or of its file, int64 ``[N]``; -1 where there is none."""
         import pyarrow.compute as pc
@@ -112,6 +125,21 @@ class Pictures(Sequence[Picture]):
         store = int(np.searchsorted(self.starts, address, side="right")) - 1
         return self.stores[store][address - int(self.starts[store])]
 
+    def identity(self) -> Iterator[bytes]:
+        """What changes whenever a picture does, but for one in memory without reading any: hash it.
+
+        Arrow files by path, size and time of modification, and so the files that they name; pictures in memory by
+        their bytes.
+        """
+        for number, store in enumerate(self.stores):
+            places = self.addresses - self.starts[number]
+            used = np.unique(places[(places >= 0) & (places < len(store))])
+            if isinstance(store, ArrowPictures):
+                yield from store.identity(used)
+            else:
+                yield from map(_state, (store[int(place)] for place in used))
+        yield self.addresses.tobytes()
+
     def sizes(self) -> np.ndarray:
         """Size of each encoded picture in bytes, int64 ``[N]``, -1 where there is none; reads no picture."""
         of_stores = [
@@ -156,6 +184,17 @@ def digest(picture: Picture) -> bytes:
     except OSError:  # a missing file is for the check to report
         content = None
     return b"" if content is None else hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _state(picture: Picture) -> bytes:
+    """Path, size and time of modification of a file; a hash of bytes."""
+    if not isinstance(picture, Path):
+        return digest(picture)
+    try:
+        state = picture.stat()
+    except OSError:
+        return f"{picture} is missing".encode()
+    return f"{picture.absolute()} {state.st_size} {state.st_mtime_ns}".encode()
 
 
 def _size(picture: Picture) -> int:

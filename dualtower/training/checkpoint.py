@@ -38,7 +38,7 @@ __all__ = [
 # What may differ between a run and its continuation: but for the budget, none of it changes the weights.
 _FREE = {"out", "resume", "overwrite", "evaluation"}
 _FREE_WITHIN = {
-    "data": {"card", "source", "on_error", "workers", "cache_mb"},  # the rows themselves are compared
+    "data": {"card", "source", "on_error", "check_images", "workers", "cache_mb"},  # the rows themselves are compared
     "train": {"trackers", "keep", "checkpoint_steps", "checkpoint_minutes", *BUDGET},
 }
 
@@ -81,6 +81,7 @@ class Checkpoint:
         scaler: State of the gradient scaler, or None.
         rng: One random state per rank.
         inputs: What the run was made from besides its config (`run_inputs`).
+        left_out: Rows whose pictures broke on the way (`LeftOut`).
     """
 
     config: Mapping[str, Any]
@@ -91,6 +92,7 @@ class Checkpoint:
     scaler: Mapping[str, Any] | None = None
     rng: list[Mapping[str, torch.Tensor]] = field(default_factory=list)
     inputs: Mapping[str, str] = field(default_factory=dict)
+    left_out: list[tuple[str, str, str, int]] = field(default_factory=list)
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path, *, keep: int) -> Path:

@@ -28,7 +28,10 @@ class DataConfig:
     source: str | None = None
     """Folder or Hub dataset to read instead of the card's own source."""
     on_error: Literal["raise", "skip"] = "raise"
-    """Stop at the first bad row, or leave bad rows out and list them in the report."""
+    """Stop at the first bad row, or leave bad rows out and list them in the report. That includes a picture that breaks
+    while training goes on: another row of its batch stands in for it."""
+    check_images: Literal["once", "always", "never"] = "once"
+    """Decode every picture before training: `once`, until a picture changes; at `always` every start; or `never`."""
     train_split: str = "train"
     """Split to train on."""
     validation_split: str = "validation"

@@ -11,7 +11,7 @@ import gc
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from dualtower.data.attributes import fit_classes
 from dualtower.data.augment import Draw, augment, drop_tokens, erase
 from dualtower.data.batches import PREFETCHED, BatchPlan, Collator, PixelCache, training_loader
 from dualtower.data.products import Products
-from dualtower.errors import ConfigError, NonFiniteLoss
+from dualtower.errors import ConfigError, NonFiniteLoss, RowError
 from dualtower.model import DualTower
 from dualtower.sharding import sharded
 from dualtower.training.allocator import keep_freed_memory
@@ -52,6 +52,7 @@ from dualtower.training.gradients import (
 )
 from dualtower.training.inputs import run_inputs, same_everywhere
 from dualtower.training.journal import Journal
+from dualtower.training.left_out import LeftOut
 from dualtower.training.objectives import build_objective
 from dualtower.training.optim import create_optimizer, freeze_locked, resting_parts, set_learning_rates, set_modes
 from dualtower.training.signals import StopRequest
@@ -82,11 +83,13 @@ class Outcome:
         position: Where it stands.
         ended: ``budget`` (used up), ``patience`` (no better validation) or ``stopped`` (a signal; resumable).
         model: The unwrapped model with the best validated weights (the last ones where nothing was validated).
+        left_out: Rows whose pictures broke on the way, in any process.
     """
 
     position: Position
     ended: str
     model: DualTower
+    left_out: list[RowError] = field(default_factory=list)
 
 
 class Trainer:
@@ -159,6 +162,7 @@ class Trainer:
         if self.ema is not None:
             self.ema.to(accelerator.device)
         self.checkpoints = config.out / "checkpoints"
+        self.left_out = LeftOut(config.data.on_error)
         self.position = self._restore()
         self.trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._let_rest(self._resting_parts(self.budget.progress(self.position.step, self.position.seconds)))
@@ -181,7 +185,7 @@ class Trainer:
         clock = Clock(self.position.seconds)
         saved_at, ended = clock.seconds(), "budget"
         if self._out_of_patience():  # as it was when the run ended that is resumed here
-            return Outcome(self.position, "patience", self._best())
+            return self._outcome("patience")
         with StopRequest() as stop, self.journal:
             for group in self._groups():
                 stopping, seconds = agree(float(stop.requested), clock.seconds(), self.accelerator.device)
@@ -202,7 +206,10 @@ class Trainer:
             if ended == "budget" and self.position.validated < self.position.step:
                 self._validated_enough()
             self._save()
-        return Outcome(self.position, ended, self._best())
+        return self._outcome(ended)
+
+    def _outcome(self, ended: str) -> Outcome:
+        return Outcome(self.position, ended, self._best(), self.left_out.errors())
 
     def _groups(self) -> Iterator[_Group]:
         """Endless groups of `accumulate` batches, starting at the position."""
@@ -211,6 +218,7 @@ class Trainer:
             self.plan.set_epoch(epoch, start)
             batches: list[Batch] = []
             for number, batch in enumerate(self.loader, start=start + 1):
+                self.left_out.note(batch.broken)
                 batches.append(batch)
                 if len(batches) == self.config.train.accumulate:
                     yield _Group(batches, epoch, number)
@@ -399,7 +407,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._refuse_ruined_weights()
-        states = self._random_states()
+        states, left_out = self._random_states(), self.left_out.everywhere()
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             checkpoint = Checkpoint(
@@ -411,6 +419,7 @@ class Trainer:
                 scaler=scaler.state_dict() if scaler is not None else None,
                 rng=states,
                 inputs=self.inputs,
+                left_out=left_out,
             )
             save_checkpoint(checkpoint, self.checkpoints, keep=self.config.train.keep)
         self.accelerator.wait_for_everyone()
@@ -451,6 +460,7 @@ class Trainer:
             if "cuda" in checkpoint.rng[rank]:
                 torch.cuda.set_rng_state(checkpoint.rng[rank]["cuda"], self.accelerator.device)
         logger.info("resuming from %s", path)
+        self.left_out.restore(checkpoint.left_out)
         used = self.budget.progress(checkpoint.position.step, checkpoint.position.seconds)
         say_budget(checkpoint.config["train"], self.config.train, used)
         return checkpoint.position

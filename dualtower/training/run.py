@@ -9,7 +9,6 @@ import shutil
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,9 +17,9 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from dualtower.config import differences, to_dict
 from dualtower.data.attributes import fit_attributes, fit_classes
 from dualtower.data.cards import DataCard, load_card
-from dualtower.data.loading import load_products
+from dualtower.data.loading import load_products, without_broken_images
 from dualtower.data.products import Products
-from dualtower.errors import ConfigError, MissingExtra
+from dualtower.errors import ConfigError, MissingExtra, RowError, SourceError
 from dualtower.evaluation import (
     Evaluation,
     Section,
@@ -73,8 +72,7 @@ def run(config: RunConfig) -> bool:
     accelerator = _accelerator(config)
     _claim_folder(config, accelerator)
     card = load_card(config.data.card)
-    with accelerator.main_process_first():
-        train, validation = (_load(card, split, config) for split in _splits(config))
+    train, validation = (_load(card, split, config, accelerator) for split in _splits(config))
     config = replace(config, model=_with_known_values(config, card, train))
     model = _build_model(config, train)
     config = with_tower_precision(replace(config, model=model.config), model, train, accelerator)
@@ -95,9 +93,8 @@ def run(config: RunConfig) -> bool:
         logger.info("stopped at step %d, saved. To go on, type the same command with --resume", outcome.position.step)
         return False
     del trainer
-    _save_and_measure(
-        outcome, card, config, train=train, skipped=train.skipped + validation.skipped, accelerator=accelerator
-    )
+    skipped = [*train.skipped, *validation.skipped, *outcome.left_out]
+    _save_and_measure(outcome, card, config, accelerator, train=train, skipped=skipped)
     accelerator.free_memory()  # DDP must let go of the process group before it ends, or the exit may abort
     accelerator.end_training()
     return True
@@ -162,8 +159,26 @@ def _splits(config: RunConfig) -> tuple[str, str]:
     return config.data.train_split, config.data.validation_split
 
 
-def _load(card: DataCard, split: str, config: RunConfig) -> Products:
-    return load_products(card, split, source=config.data.source, on_error=config.data.on_error)
+def _load(card: DataCard, split: str, config: RunConfig, accelerator: Accelerator) -> Products:
+    """The rows of one split; all processes check its pictures together."""
+    data = config.data
+    with accelerator.main_process_first():  # it fetches and converts for those of its machine
+        products = load_products(card, split, source=data.source, on_error=data.on_error, check_images=False)
+    if data.check_images == "never" or (card.source.drawn is not None and data.source is None):
+        return products
+    with sharded():
+        return _checked(products, config, remember=data.check_images == "once")
+
+
+def _checked(products: Products, config: RunConfig, *, remember: bool) -> Products:
+    """The rows whose pictures can be decoded; called by all processes, under `sharded`."""
+    where = f"{config.data.source or products.card} ({products.split})"
+    checked = without_broken_images(products, where, on_error=config.data.on_error, remember=remember)
+    if len(checked) < len(products):
+        logger.warning("%s: left out %d rows with broken pictures", where, len(products) - len(checked))
+    if not len(checked):
+        raise SourceError(f"{where}: no picture can be decoded; the first: {checked.skipped[-len(products)]}")
+    return checked
 
 
 def _build_model(config: RunConfig, train: Products) -> DualTower:
@@ -224,7 +239,10 @@ def _validation_figures(model: DualTower, products: Products, config: RunConfig)
     """What picks the best checkpoint.
 
     That is the mean recall@10 of both directions, what a re-ranker makes of the MRR, or the nDCG of fused vectors.
+    Where bad rows are skipped, so are those whose pictures have broken since the start.
     """
+    if config.data.on_error == "skip":
+        products = _checked(products, config, remember=True)  # a look at what has changed
     batch_size = config.evaluation.batch_size
     if model.fusion is not None:
         similar = similar_products(
@@ -247,10 +265,10 @@ def _save_and_measure(
     outcome: Outcome,
     card: DataCard,
     config: RunConfig,
+    accelerator: Accelerator,
     *,
     train: Products,
-    skipped: list[Any],
-    accelerator: Accelerator,
+    skipped: list[RowError],
 ) -> None:
     """Save first: what took hours must not hang on the minutes of the measurement, which all processes share.
 
@@ -264,7 +282,7 @@ def _save_and_measure(
         logger.info("saved %s; measuring it", folder)
     asked = config.train.precision
     model = model.placed(accelerator.device, "auto" if asked == "fp16" else asked)
-    gallery = _load(card, "all" if settings.qrels else settings.split, config)
+    gallery = _load(card, "all" if settings.qrels else settings.split, config, accelerator)
     with sharded():
         result = evaluate(
             model,

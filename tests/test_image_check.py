@@ -1,0 +1,179 @@
+"""Pictures are checked once, by all processes together; a changed one is looked at again, a broken one survived."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from accelerate import Accelerator
+from test_loop import run_config
+
+from dualtower import Product
+from dualtower.data import pictures
+from dualtower.data.batches import TrainingCollator
+from dualtower.data.image_check import broken_images
+from dualtower.data.products import Products
+from dualtower.errors import BrokenImage, DataError
+from dualtower.training.loop import Trainer
+
+ROWS = 48
+SCRIPT = Path(__file__).with_name("distributed_image_check.py")
+
+
+def catalogue(folder: Path) -> Products:
+    """Rows over picture files, the last of them with a second picture."""
+    folder.mkdir(exist_ok=True)
+    for i in range(ROWS + 1):
+        (folder / f"{i}.png").write_bytes(tiny.png(tiny.picture(i)))
+    rows = [Product(str(i), str(i % 24), (tiny.TITLES[i % 24],), folder / f"{i}.png") for i in range(ROWS)]
+    rows[-1] = replace(rows[-1], more_images=(folder / f"{ROWS}.png",))
+    return Products.from_rows(rows, split="train")
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
+    """Rows that the check has decoded, with a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    seen: list[str] = []
+    real = pictures.open_image
+
+    def noted(picture: Any, **named: Any) -> Any:
+        seen.append(str(named["row"]))
+        return real(picture, **named)
+
+    monkeypatch.setattr(pictures, "open_image", noted)
+    yield seen
+
+
+def test_the_second_check_decodes_nothing(decoded: list[str], tmp_path: Path) -> None:
+    assert broken_images(catalogue(tmp_path / "shop"), "shop", remember=True) == []
+    assert len(decoded) == ROWS + 1
+    decoded.clear()
+    again = Products.from_rows(list(catalogue_as_it_is(tmp_path / "shop")), split="train")
+    assert broken_images(again, "shop", remember=True) == [] and decoded == []
+    assert broken_images(again, "shop") == [] and len(decoded) == ROWS + 1, "without remember it looks"
+
+
+def catalogue_as_it_is(folder: Path) -> Products:
+    times = {path: path.stat() for path in folder.iterdir()}
+    made = catalogue(folder)
+    for path, state in times.items():
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    return made
+
+
+def test_a_changed_picture_is_looked_at_again(decoded: list[str], tmp_path: Path) -> None:
+    products = catalogue(tmp_path / "shop")
+    broken_images(products, "shop", remember=True)
+    path = tmp_path / "shop" / f"{ROWS}.png"
+    path.write_bytes(path.read_bytes()[:50])
+    (found,) = broken_images(products, "shop", remember=True)
+    assert found[0] == ROWS - 1 and found[1].row == f"{ROWS - 1}, picture 2"
+    decoded.clear()
+    ((row, error),) = broken_images(products, "shop", remember=True)
+    assert row == ROWS - 1 and "cannot be decoded" in error.reason
+    assert len(decoded) == 1, "a broken one is remembered, and looked at for its reason"
+
+
+def test_stopping_early_is_not_remembered_as_a_check(decoded: list[str], tmp_path: Path) -> None:
+    products = catalogue(tmp_path / "shop")
+    for i in (3, 40):
+        (tmp_path / "shop" / f"{i}.png").unlink()
+    assert [row for row, _ in broken_images(products, "shop", stop_early=True, remember=True)] == [3]
+    assert [row for row, _ in broken_images(products, "shop", remember=True)] == [3, 40]
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"pictures": 3, "broken": []}', '{"pictures": 49, "broken": "x"}'])
+def test_a_damaged_stamp_is_no_stamp(damage: str, decoded: list[str], tmp_path: Path) -> None:
+    products = catalogue(tmp_path / "shop")
+    broken_images(products, "shop", remember=True)
+    (stamp,) = (tmp_path / "cache" / "dualtower" / "checked").iterdir()
+    stamp.write_text(damage)
+    decoded.clear()
+    assert broken_images(products, "shop", remember=True) == [] and len(decoded) == ROWS + 1
+
+
+def test_two_processes_check_half_each(tmp_path: Path) -> None:
+    path = os.pathsep.join([str(SCRIPT.parent.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            str(SCRIPT),
+            str(tmp_path),
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    first, second = (json.loads((tmp_path / f"rank{number}.json").read_text()) for number in range(2))
+    assert first["broken"] == second["broken"] == [10, 700]
+    assert 0 < first["decoded"] < 700 and 0 < second["decoded"] < 700
+    assert first["again"] == second["again"] == 2, "only the broken ones, for their reasons"
+
+
+def batch_of(broken: set[int], count: int = 6) -> list[Product]:
+    return [
+        Product(str(i), str(i), (tiny.TITLES[i],), b"no picture" if i in broken else tiny.png(tiny.picture(i)))
+        for i in range(count)
+    ]
+
+
+def test_the_next_good_row_stands_in_for_a_broken_one() -> None:
+    collate = TrainingCollator(tiny.model().collator())
+    batch = collate(batch_of({1, 2, 5}))
+    assert batch.ids == ("0", "3", "3", "3", "4", "0")
+    assert [str(error.row) for error in batch.broken] == ["1", "2", "5"]
+    assert batch.products[1] == batch.products[3], "copies are positives of each other"
+    assert torch.equal(batch.pixels, collate(batch_of({1, 2, 5})).pixels)
+    whole = collate(batch_of(set()))
+    assert whole.broken == () and whole.ids == tuple("012345")
+
+
+def test_a_batch_without_any_picture_is_an_error() -> None:
+    with pytest.raises(DataError, match="none of the 6 pictures of a batch can be decoded; the first: "):
+        TrainingCollator(tiny.model().collator())(batch_of(set(range(6))))
+
+
+def trainer(out: Path, products: Products, on_error: str, workers: int) -> Trainer:
+    model = tiny.model()
+    config = run_config(out, model, steps=6)
+    data = replace(config.data, on_error=on_error, workers=workers, cache_mb=0)
+    return Trainer(replace(config, data=data), model, products, accelerator=Accelerator(cpu=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_breaks_later_is_left_out_and_listed(workers: int, tmp_path: Path) -> None:
+    products = catalogue(tmp_path / "shop")
+    made = trainer(tmp_path / "run", products, "skip", workers)
+    (tmp_path / "shop" / "7.png").write_bytes(b"")
+    outcome = made.fit()  # two epochs
+    assert outcome.ended == "budget" and outcome.position.step == 6
+    (error,) = outcome.left_out
+    assert error.row == "7" and "not a picture" in error.reason and "left out of 2 batch(es)" in error.reason
+
+    resumed = replace(made.config, resume=True, train=replace(made.config.train, steps=9))
+    again = Trainer(resumed, tiny.model(), products, accelerator=Accelerator(cpu=True)).fit()
+    assert "left out of 3 batch(es)" in again.left_out[0].reason, "the count goes on"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_or_it_is_an_error_that_says_what_to_type(workers: int, tmp_path: Path) -> None:
+    made = trainer(tmp_path / "run", catalogue(tmp_path / "shop"), "raise", workers)
+    (tmp_path / "shop" / "7.png").write_bytes(b"")
+    with pytest.raises(BrokenImage, match=r"row 7: not a picture.*; --data\.on_error skip leaves"):
+        made.fit()
