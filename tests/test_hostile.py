@@ -31,11 +31,12 @@ from test_serving import TOKEN, WRITER, Server, make_shop, until
 from dualtower.data.images import ImageSettings, open_image, to_size
 from dualtower.retrieval.finder import open_finder
 from dualtower.serving.app import create_app
-from dualtower.serving.batching import Background, QueueFull
+from dualtower.serving.batching import Background, Batcher, QueueFull
 from dualtower.serving.reading import JsonGauge
 
 SECONDS = {"HEAD_SECONDS": 1.5, "BODY_SECONDS": 1.5, "MOST_CONNECTIONS": 24}
 WRITE = b"PUT /items HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+JSON = {"content-type": "application/json"}
 SEARCH = b"POST /search HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 
 
@@ -139,9 +140,9 @@ def test_the_gauge_sees_what_json_says_however_it_is_cut() -> None:
     ("sent", "status", "words"),
     [
         ({"json": {"text": "mug", "cursor": base64.urlsafe_b64encode(b"[" * 14_000).decode()}}, 422, "cursor"),
-        ({"content": b"[" * 14_000, "headers": {"content-type": "application/json"}}, 422, "more than 8 deep"),
-        ({"content": '{"text": "mug"}'.encode("utf-16"), "headers": {"content-type": "application/json"}}, 422, "JSON"),
-        ({"content": b'{"limit": ' + b"9" * 10_000 + b"}", "headers": {"content-type": "application/json"}}, 422, ""),
+        ({"content": b"[" * 14_000, "headers": JSON}, 422, "more than 8 deep"),
+        ({"content": '{"text": "mug"}'.encode("utf-16"), "headers": JSON}, 422, "JSON"),
+        ({"content": b'{"limit": ' + b"9" * 10_000 + b"}", "headers": JSON}, 422, ""),
         ({"json": {"text": "mug", "unwanted": ["x"] * 5000}}, 413, "more than 200 values"),
     ],
 )
@@ -247,12 +248,12 @@ def test_explanations_do_not_stand_in_the_way_of_writers(shop: Path) -> None:
         asked = [asyncio.ensure_future(service.shop.explaining.run(held.wait)) for _ in range(16)]
         await asyncio.sleep(0.05)
         with pytest.raises(QueueFull):
-            await service.shop.explain("red mug", tiny.png(tiny.picture(1)))
+            await service.shop.explain("red mug", "r1")
         assert await asyncio.wait_for(service.shop.background.run(lambda: 5), 20) == 5
         held.set()
         await asyncio.gather(*asked)
-        explained = await service.shop.explain("red mug", tiny.png(tiny.picture(1)))
-        assert [word for word, _ in explained.words] == ["red", "mug"]
+        explained = await service.shop.explain("red mug", "r1")
+        assert explained is not None and [word for word, _ in explained.words] == ["red", "mug"]
         await service.shop.close()
 
     asyncio.run(scenario())
@@ -439,3 +440,44 @@ def test_an_integer_is_no_fraction(client: httpx.Client) -> None:
     assert client.get("/items/year").json()["row"]["attributes"] == {"colour": "2005", "price": 12}
     found = client.post("/search", json={"text": "dress", "where": "colour = '2005'", "against": "text"}).json()["hits"]
     assert [hit["id"] for hit in found] == ["year"]
+
+
+def test_a_large_picture_in_json_is_read_like_a_small_one(client: httpx.Client) -> None:
+    picture = base64.b64encode(tiny.png(tiny.picture(7, (900, 700)))).decode()
+    assert len(picture) > 1 << 20
+    small = client.post("/search", files={"image": ("a.png", base64.b64decode(picture))}).json()["hits"]
+    assert client.post("/search", json={"image": picture}).json()["hits"] == small
+    for wrong in ("%" + picture[1:], picture[:-1], picture + "é"):
+        answer = client.post("/search", json={"image": wrong})
+        assert answer.status_code == 422, answer.text
+    assert client.post("/search", json=[picture]).status_code == 422
+    assert client.post("/search", json={"image": picture, "txet": "a"}).status_code == 422
+    assert client.post("/search", content=b"[" + picture.encode(), headers=JSON).status_code == 422
+
+
+def test_a_body_that_nobody_reads_does_not_go_on_for_ever(server: Server) -> None:
+    with connected(server, WRITE + b"content-length: 1000000000\r\n\r\n") as connection:
+        assert answer_of(connection)[0] == 413
+        with pytest.raises(OSError):
+            for _ in range(1000):
+                connection.sendall(bytes(1_000_000))
+
+
+def test_questions_of_those_who_left_are_not_answered() -> None:
+    seen: list[int] = []
+
+    def answer(questions: list[int]) -> list[int]:
+        seen.extend(questions)
+        time.sleep(0.1)
+        return questions
+
+    async def scenario() -> None:
+        batcher: Batcher[int, int] = Batcher(answer)
+        first = asyncio.ensure_future(batcher.ask(1))
+        await asyncio.sleep(0.05)
+        others = [batcher.ask(number, is_moot=lambda number=number: number % 2 == 0) for number in range(2, 200)]
+        assert await asyncio.gather(first, *others) == [1, *(n if n % 2 else None for n in range(2, 200))]
+        await batcher.close()
+
+    asyncio.run(scenario())
+    assert sorted(seen) == list(range(1, 200, 2))

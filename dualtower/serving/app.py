@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import io
@@ -27,7 +28,8 @@ from dualtower.retrieval.finder import Finder
 from dualtower.retrieval.records import StoredRow, stored_attributes
 from dualtower.retrieval.shown import media_type
 from dualtower.serving.batching import QueueFull
-from dualtower.serving.guards import GONE, Guard
+from dualtower.serving.connections import GONE
+from dualtower.serving.guards import HAS_GONE, Guard
 from dualtower.serving.reading import read_question, route_for
 from dualtower.serving.schemas import About, Answer, ItemChange, ItemIn, ItemOut, SearchIn, Why
 from dualtower.serving.shop import Shop
@@ -37,6 +39,8 @@ __all__ = ["create_app"]
 
 MOST_BYTES = 16_000_000
 MOST_ITEMS = 200
+PUT_OFF = 1.0
+"""Seconds until those are answered for whom there is no room; or they would ask again at once."""
 PAGE = {"style.css": "text/css; charset=utf-8", "search.js": "text/javascript; charset=utf-8"}
 SEARCH_BODY = {
     "requestBody": {
@@ -113,10 +117,11 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(ClientDisconnect)
     async def gone(_: Request, __: ClientDisconnect) -> JSONResponse:
-        return says(GONE, "the client has gone")
+        return says(HAS_GONE, "the client has gone")
 
     @app.exception_handler(QueueFull)
     async def busy(_: Request, __: QueueFull) -> JSONResponse:
+        await asyncio.sleep(PUT_OFF)
         return says(429, "too many questions wait; ask again in a moment", **{"retry-after": "1"})
 
     @app.exception_handler(DualTowerError)
@@ -135,7 +140,11 @@ def _add_search(app: FastAPI, shop: Shop) -> None:
     @app.post("/search", response_model=Answer, openapi_extra=SEARCH_BODY)
     async def search(request: Request) -> Response:
         """Find products by text, by picture (JSON with base64, or a multipart form), or by both."""
-        return JSONResponse((await shop.answer(await read_question(request))).to_dict())
+        question = await read_question(request)
+        page = await shop.answer(question, is_moot=lambda: GONE in request.scope)
+        if page is None:
+            raise ClientDisconnect
+        return JSONResponse(page.to_dict())
 
     @app.get("/items/{row_id:path}/similar", response_model=Answer)
     async def similar(row_id: RowId, where: Where = "", limit: Limit = 10, cursor: Cursor = None) -> Any:
@@ -149,10 +158,9 @@ def _add_search(app: FastAPI, shop: Shop) -> None:
     @app.get("/items/{row_id:path}/why", response_model=Why)
     async def why(row_id: RowId, text: Annotated[str, Query(min_length=1, max_length=500)]) -> Any:
         """Which words and which regions of the picture made the score of a text and a row."""
-        content = await run_in_threadpool(shop.finder.store.picture, row_id)
-        if content is None:
+        found = await shop.explain(text, row_id)
+        if found is None:
             raise HTTPException(404, "there is no such row, or it has no picture")
-        found = await shop.explain(text, content)
         picture = await run_in_threadpool(_drawn, found)
         words = [{"word": word, "weight": weight} for word, weight in found.words]
         return {"score": found.score, "method": found.method, "words": words, "picture": picture}

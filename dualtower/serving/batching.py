@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from dualtower.workers import background_worker
 
@@ -76,7 +76,7 @@ class Batcher(Generic[Asked, Answer]):
 
     def __init__(self, answer: Callable[[list[Asked]], Sequence[Answer]], *, waiting: int = 256) -> None:
         self._answer, self._most = answer, waiting
-        self._waiting: deque[tuple[Asked, asyncio.Future[Answer]]] = deque()
+        self._waiting: deque[tuple[Asked, Callable[[], bool], asyncio.Future[Answer | None]]] = deque()
         self._asked = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers")
         self._task: asyncio.Task[None] | None = None
@@ -85,8 +85,12 @@ class Batcher(Generic[Asked, Answer]):
         """Questions that wait."""
         return len(self._waiting)
 
-    async def ask(self, question: Asked) -> Answer:
+    async def ask(self, question: Asked, *, is_moot: Callable[[], bool] = lambda: False) -> Answer | None:
         """Answer one question.
+
+        Args:
+            question: What is asked.
+            is_moot: Asked when the question's turn comes: whether nobody wants the answer any more. It is None then.
 
         Raises:
             QueueFull: Too many wait already.
@@ -95,8 +99,8 @@ class Batcher(Generic[Asked, Answer]):
             self._task = asyncio.create_task(self._work())
         if len(self._waiting) >= self._most:
             raise QueueFull
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.append((question, future))
+        future: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((question, is_moot, future))
         self._asked.set()
         return await future
 
@@ -126,14 +130,18 @@ class Batcher(Generic[Asked, Answer]):
             if not self._waiting:
                 self._asked.clear()
 
-    def _answer_waiting(self) -> tuple[list[asyncio.Future[Answer]], Sequence[Answer | _Failed]]:
+    def _answer_waiting(self) -> tuple[list[asyncio.Future[Answer | None]], Sequence[Answer | _Failed | None]]:
         """Answer the questions that wait when the thread gets to them, which may be more than when it was called."""
-        batch = [self._waiting.popleft() for _ in range(min(LARGEST, len(self._waiting)))]
-        asked = [(question, future) for question, future in batch if not future.cancelled()]
-        futures = [future for _, future in asked]
-        if not asked:
-            return [], []
-        return futures, self._answers([question for question, _ in asked])
+        moot, asked, futures = list[Any](), list[Asked](), list[Any]()
+        while self._waiting and len(asked) < LARGEST:
+            question, is_moot, future = self._waiting.popleft()
+            if is_moot() or future.cancelled():
+                moot.append(future)
+            else:
+                asked.append(question)
+                futures.append(future)
+        answers = self._answers(asked) if asked else []
+        return futures + moot, [*answers, *[None] * len(moot)]
 
     def _answers(self, questions: list[Asked]) -> list[Answer | _Failed]:
         """One question's error is one question's answer: what fails is halved until it stands alone."""

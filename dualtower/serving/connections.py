@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-__all__ = ["MOST_CONNECTIONS", "Impatient", "raise_file_limit"]
+__all__ = ["GONE", "MOST_CONNECTIONS", "Impatient", "raise_file_limit"]
 
 HEAD_SECONDS = 10.0
 """For the head of a request, from the connection's begin or the request's first byte on."""
 BODY_SECONDS = 20.0
 LEAST_BYTES = 200_000
 """Of a body in each `BODY_SECONDS` that it takes; slower ones are given up, as Apache's mod_reqtimeout does."""
+MOST_UNREAD = 256_000
+"""Bytes of a body that nobody reads, its request having been answered, until the connection is cut."""
 MOST_CONNECTIONS = 1000
+LINGERING = 1.0
+GONE = "dualtower.gone"
+"""Key of a request's scope, true when its client has gone."""
 LATE = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -28,6 +33,7 @@ class Impatient(HttpToolsProtocol):
 
     _timer: asyncio.TimerHandle | None = None
     _received = 0
+    _in_body = False
 
     @property
     def _waiting(self) -> dict[Impatient, None]:
@@ -47,12 +53,18 @@ class Impatient(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone."""
         self._come()
+        if self.scope is not None:
+            cast(dict[str, Any], self.scope)[GONE] = True
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Some bytes have come."""
         self._received += len(data)
         super().data_received(data)
+        if self._in_body and self._received > MOST_UNREAD and self.cycle.response_complete:
+            self._come()
+            self.transport.pause_reading()  # what else it sends fills its own buffers
+            self.loop.call_later(LINGERING, self.transport.abort)  # until then the answer can be read
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
@@ -61,12 +73,13 @@ class Impatient(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A request's head is there."""
-        self._received = 0
+        self._received, self._in_body = 0, True
         self._wait(BODY_SECONDS)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """A request is there."""
+        self._in_body = False
         self._come()
         super().on_message_complete()
 
@@ -96,7 +109,7 @@ class Impatient(HttpToolsProtocol):
     def _late(self) -> None:
         self._timer = None
         enough, self._received = self._received >= LEAST_BYTES, 0
-        if enough and self.cycle is not None and self.cycle.more_body:
+        if enough and self._in_body:
             self._timer = self.loop.call_later(BODY_SECONDS, self._late)
             return
         self._waiting.pop(self, None)

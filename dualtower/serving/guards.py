@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import logging
@@ -13,7 +14,7 @@ from urllib.parse import quote
 from fastapi import HTTPException
 from starlette.requests import ClientDisconnect
 
-__all__ = ["GONE", "Guard", "Refused", "may_write"]
+__all__ = ["HAS_GONE", "Guard", "Refused", "may_write"]
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -31,8 +32,10 @@ HEADERS = {
 LOOPBACK = {"localhost", "127.0.0.1", "[::1]", "::1"}
 MOST_HELD = 64_000_000
 SMALL = 64_000
-"""Bytes of a body that is read however much is held already."""
-GONE = 499
+"""Bytes of a body that is read at once, and however much is held already."""
+BYTES_PER_SECOND = 20_000_000
+"""Of all larger bodies together: reading them must leave the time to answer others."""
+HAS_GONE = 499
 """Status, for the figures alone, of a request whose client went away; nginx counts them so."""
 log = logging.getLogger(__name__)
 
@@ -66,7 +69,7 @@ class Guard:
         answered: Callable[[str, int, float], None],
     ) -> None:
         self._app, self._most_bytes, self._loopback_only = app, most_bytes, loopback_only
-        self._most_held, self._held = most_held, 0
+        self._most_held, self._held, self._read_until = most_held, 0, 0.0
         self._answered = answered
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -84,8 +87,10 @@ class Guard:
             self._held += size
             if read > self._most_bytes:
                 raise self._too_large()
-            if read > SMALL and self._held > self._most_held:
-                raise Refused(429, "too much is sent at once; send it again in a moment", {"retry-after": "1"})
+            if read > SMALL:
+                if self._held > self._most_held:
+                    raise Refused(429, "too much is sent at once; send it again in a moment", {"retry-after": "1"})
+                await self._in_turn(size)
             return message
 
         async def with_headers(message: Message) -> None:
@@ -109,7 +114,7 @@ class Guard:
             if not status:
                 await _refuse(with_headers, error.status_code, error.detail)
         except ClientDisconnect:
-            status = status or GONE
+            status = status or HAS_GONE
         except Exception:
             log.exception("a request failed")  # for whoever runs the service; the client learns nothing of its inside
             if not status:
@@ -117,6 +122,13 @@ class Guard:
         finally:
             self._held -= read
             self._answered(getattr(scope.get("route"), "path", "none"), status, time.perf_counter() - begin)
+
+    async def _in_turn(self, size: int) -> None:
+        """Wait until some bytes of a large body may be read."""
+        now = time.perf_counter()
+        self._read_until = max(now, self._read_until) + size / BYTES_PER_SECOND
+        if self._read_until - now > 0.01:
+            await asyncio.sleep(self._read_until - now)
 
     def _too_large(self) -> Refused:
         return Refused(413, f"the request is larger than {self._most_bytes:,} bytes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable, Coroutine
@@ -13,6 +14,7 @@ from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 
@@ -26,6 +28,8 @@ DEEPEST = 8
 """Lists and objects within each other."""
 MOST_VALUES = 100_000
 """Of a writer's JSON: 200 rows of a hundred attributes each, and more."""
+LARGE = 1 << 20
+"""Bytes of a body that is read in one go; a multiple of four characters, as base64 comes."""
 MOST_ASKED = 200
 """Values of a question's JSON."""
 _MARK = re.compile(rb'[][{},"]')
@@ -159,10 +163,26 @@ async def read_question(request: Request) -> Question:
                 raise HTTPException(400, "the form cannot be read: send it in UTF-8")
             return await _read_form(request)
         if kind.get_content_type() == "application/json":
-            return SearchIn.model_validate_json(await request.body()).question()
+            body = await request.body()
+            if len(body) <= LARGE:
+                return SearchIn.model_validate_json(body).question()
+            return await run_in_threadpool(_read_large, body)
     except ValidationError as error:
         raise RequestValidationError(error.errors(include_url=False, include_input=False)) from error
+    except ValueError as error:  # of what is too large for pydantic to be asked at once
+        raise HTTPException(422, f"the question cannot be read: {str(error)[:100]}") from error
     raise HTTPException(415, "send application/json or multipart/form-data")
+
+
+def _read_large(body: bytes) -> Question:
+    """A question of JSON with a large picture, read in pieces, between which other threads have their turn."""
+    values = json.loads(body.decode())
+    image = values.pop("image", None) if isinstance(values, dict) else None
+    if not isinstance(image, str):  # then something else is wrong with it
+        return SearchIn.model_validate_json(body).question()
+    question = SearchIn.model_validate(values).question()
+    pieces = (image[start : start + LARGE] for start in range(0, len(image), LARGE))
+    return replace(question, image=b"".join(base64.b64decode(piece, validate=True) for piece in pieces))
 
 
 async def _read_form(request: Request) -> Question:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import socket
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +82,9 @@ def serve(config: ServerConfig) -> None:
             http=Impatient,
         )
         raise_file_limit()
+        warnings.filterwarnings(
+            "ignore", module=r"PIL\."
+        )  # about pictures of strangers, who could fill the log with it
         settings.load()
         signal.signal(signal.SIGHUP, lambda *_: app.shop.reload_beside())
         listener.listen(settings.backlog)  # who reads the next line may ask at once

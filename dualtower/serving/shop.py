@@ -96,8 +96,12 @@ class Shop:
             items += await self.background.run(partial(_items, opened.writing, some, opened.finder.store.info))
         return opened.finder.store, items
 
-    async def answer(self, question: Question) -> Page:
+    async def answer(self, question: Question, *, is_moot: Callable[[], bool] = lambda: False) -> Page | None:
         """Answer a question; its picture is decoded before it joins others.
+
+        Args:
+            question: What is asked.
+            is_moot: See `Batcher.ask`.
 
         Raises:
             QueueFull: Too many wait already.
@@ -106,18 +110,24 @@ class Shop:
         if isinstance(question.image, bytes):
             open_picture = partial(self.finder.open_picture, for_page=question.cursor is not None)
             question = replace(question, image=await self.decoder.decode(question.image, open_picture))
-        page = await self.batcher.ask(question)
+        page = await self.batcher.ask(question, is_moot=is_moot)
         if isinstance(page, DualTowerError):
             raise page
         return page
 
-    async def explain(self, text: str, content: bytes) -> Explanation:
-        """Say which words and regions made the score of a text and a picture.
+    async def explain(self, text: str, row_id: str) -> Explanation | None:
+        """Say which words and regions made the score of a text and a row; None where it has no picture.
 
         Raises:
             QueueFull: Too many wait already.
         """
-        return await self.explaining.run(partial(explain, self._opened.explaining, text, content))
+        opened = self._opened
+
+        def work() -> Explanation | None:
+            content = opened.finder.store.picture(row_id)
+            return None if content is None else explain(opened.explaining, text, content)
+
+        return await self.explaining.run(work)
 
     def tidy(self, *, thorough: bool = False) -> None:
         """Build the indexes anew beside the running search, if too much came since they were built.
