@@ -59,6 +59,7 @@ def serving(shop: Path, **changed: float) -> Iterator[Server]:
     for line in process.stderr:
         log.append(line)
         if found := re.search(r"on (http://\S+)", line):
+            del log[:-1]
             break
     else:
         raise AssertionError("".join(log))

@@ -75,7 +75,7 @@ class Server:
 
 
 def start(shop: Path, *more: str) -> Server:
-    """Start a service on a free port, and wait until it listens."""
+    """Start a service on a free port, and wait until it listens; its log begins with that line."""
     command = [sys.executable, "-c", "from dualtower.cli import main; main()", "serve", str(shop), "--port", "0", *more]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -83,6 +83,7 @@ def start(shop: Path, *more: str) -> Server:
     for line in process.stderr:
         log.append(line)
         if found := re.search(r"on (http://\S+)", line):
+            del log[:-1]
             reader = threading.Thread(target=lambda: log.extend(process.stderr or ()), daemon=True)
             reader.start()
             return Server(found[1], process, log, reader)
