@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -164,7 +165,7 @@ def write_text_atomically(path: Path, text: str) -> None:
 def text_file_atomically(path: Path) -> Iterator[TextIO]:
     """Open a text file to be written piece by piece; it appears whole when the block ends, and not after an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _partial(path)
     try:
         with partial.open("w", encoding="utf-8", newline="") as stream:
             yield stream
@@ -178,12 +179,17 @@ def text_file_atomically(path: Path) -> Iterator[TextIO]:
 def write_bytes_atomically(path: Path, content: bytes) -> None:
     """Write a file that is either old or new, never half; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _partial(path)
     try:
         _write_synced(partial, content)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    """A name beside a file that no other process or thread has."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 
 def _write_parts(folder: Path, parts: FolderParts) -> None:
@@ -198,6 +204,8 @@ def _write_parts(folder: Path, parts: FolderParts) -> None:
     # Memory order (channels_last) and shared storage are the running model's business.
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in parts.weights.items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    # safetensors lets nobody but the owner read; the other files have what the user's umask says.
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode & 0o666)
     for path in [*folder.rglob("*"), folder]:
         _sync(path)
 

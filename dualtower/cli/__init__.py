@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitSubcommandPrefixes, subcommand
 
-from dualtower.cli.catalogue import Compact, Delete, Index, Search, Tune, Update, Upsert, Verify
+from dualtower.cli.catalogue import Compact, Delete, Index, Repair, Search, Tune, Update, Upsert, Verify
 from dualtower.cli.data import Data
 from dualtower.cli.measure import Compare, Evaluate, Explain
 from dualtower.cli.shop import Classify, Outliers, Serve
@@ -33,6 +33,7 @@ Command = (
     | Annotated[Update, subcommand("update")]
     | Annotated[Delete, subcommand("delete")]
     | Annotated[Verify, subcommand("verify")]
+    | Annotated[Repair, subcommand("repair")]
     | Annotated[Compact, subcommand("compact")]
     | Annotated[Tune, subcommand("tune")]
     | Annotated[Classify, subcommand("classify")]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dualtower.retrieval.store import Store
     from dualtower.retrieval.tune import Measured
 
-__all__ = ["Compact", "Delete", "Index", "Search", "Tune", "Update", "Upsert", "Verify", "open_local"]
+__all__ = ["Compact", "Delete", "Index", "Repair", "Search", "Tune", "Update", "Upsert", "Verify", "open_local"]
 
 CARD = "card.md"
 
@@ -313,7 +313,7 @@ class Delete:
 
 @dataclass(frozen=True)
 class Verify:
-    """Read a whole catalogue and compare every vector with its checksum."""
+    """Read a whole catalogue and compare every row, picture and vector with its checksum."""
 
     catalogue: Positional[Path]
     """Folder of the catalogue."""
@@ -321,7 +321,39 @@ class Verify:
     def run(self) -> None:
         store = open_local(self.catalogue)
         if problems := store.catalogue.verify():
-            raise CatalogueError("\n".join([f"{len(problems)} problems in {self.catalogue}:", *problems[:50]]))
+            advice = f"`dualtower repair {self.catalogue}` heals what the rest of it still tells"
+            raise CatalogueError("\n".join([f"{len(problems)} problems in {self.catalogue}:", *problems[:50], advice]))
+        unchecked = store.catalogue.unchecked()
+        without = f", except {unchecked:,} pictures of an older format, which kept no checksums" if unchecked else ""
+        print(f"{len(store):,} rows, all whole{without}")
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Make a damaged catalogue whole again: embed what has lost its vectors, remove what nothing tells any more."""
+
+    catalogue: Positional[Path]
+    """Folder of the catalogue."""
+    model: str | None = None
+    """Where the model lies now, if it has moved since the catalogue was made."""
+
+    def run(self) -> None:
+        from dualtower.model import DualTower
+        from dualtower.retrieval.repair import LOST, repair
+
+        store = open_local(self.catalogue)
+        done = repair(store, lambda: DualTower.from_pretrained(self.model or store.info.model))
+        for ids, what in (
+            (done.embedded, "rows embedded anew from their stored title and picture"),
+            (done.without_picture, "rows have lost their picture"),
+            (done.lost, f"rows removed, as they had changed on the disk; {self.catalogue / LOST} keeps what is left"),
+        ):
+            if ids:
+                print(f"{len(ids):,} {what}: {', '.join(ids[:10])}{' ...' if len(ids) > 10 else ''}")
+        if done.embedded or done.without_picture or done.lost:
+            print(
+                "`dualtower index` with the data that the catalogue was made from brings these rows back as they were"
+            )
         print(f"{len(store):,} rows, all whole")
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import secrets
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -40,13 +41,14 @@ from dualtower.retrieval.records import (
     check_items,
     kinds_in,
 )
-from dualtower.retrieval.schema import SCHEMA, insert_versions, retire, set_columns, upgrade
+from dualtower.retrieval.schema import SCHEMA, WHOLE, insert_versions, retire, set_columns, upgrade
 from dualtower.retrieval.snapshot import READ_STATE, Snapshot, has_been
 from dualtower.retrieval.vectors import VectorFile, crc_of, sync_folder
-from dualtower.retrieval.verify import problems_of
+from dualtower.retrieval.verify import problems_of, unchecked_pictures
 
 __all__ = ["Catalogue"]
 
+log = logging.getLogger(__name__)
 _STORED = "id, number, sequence, product_id, title, attributes, checksums, died, updated"
 REMEMBERED = 100_000
 """Changes by which a cache is told from one of another catalogue."""
@@ -82,6 +84,7 @@ class Catalogue:
             (folder / "vectors").mkdir(parents=True, exist_ok=True)
             (folder / "cache").mkdir(exist_ok=True)
             with contextlib.closing(sqlite3.connect(folder / "rows.sqlite")) as connection:
+                connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(SCHEMA)
                 connection.execute("INSERT INTO state VALUES (0, 0, 0, 0, ?)", (_new_token(),))
@@ -246,10 +249,17 @@ class Catalogue:
 
         Readers that have the old files open go on with them, and writers go on meanwhile.
         """
-        return compact(self)
+        freed = compact(self)
+        self._database.shrink()
+        return freed
+
+    def unchecked(self) -> int:
+        """Number of pictures that `verify` cannot check, as an older format kept no checksums of them."""
+        with self.snapshot() as snapshot:
+            return unchecked_pictures(snapshot)
 
     def verify(self) -> list[str]:
-        """Look for what is wrong: SQLite's own check, slots, lengths and checksums of all vectors. Empty is clean."""
+        """Look for what is wrong, by SQLite's own check and all checksums of rows, pictures and vectors."""
         try:
             with self.snapshot() as snapshot:
                 return list(problems_of(snapshot, self.info))
@@ -285,12 +295,14 @@ class Catalogue:
     def _rows_where(self, column: str, keys: Sequence[Any], condition: str = "TRUE") -> Iterator[StoredRow]:
         """Versions that have one of some ids or numbers, in any order."""
         for some in _batches(keys):
-            statement = f"SELECT {_STORED} FROM rows WHERE {column} IN ({_marks(some)}) AND {condition}"
-            rows = self._database.read(statement, some)
+            statement = f"SELECT {_STORED}, {WHOLE} FROM rows WHERE {column} IN ({_marks(some)}) AND {condition}"
+            found = self._database.read(statement, some)
+            rows = [row for row in found if row[-1]]
+            if len(rows) < len(found):
+                log.warning("%s: rows have changed on the disk and are left out; see `dualtower verify`", self.folder)
             attributes = json.loads(f"[{','.join([row[5] for row in rows])}]")  # read in one go
-            for (row_id, number, sequence, product_id, title, _, crcs, *times), values in zip(
-                rows, attributes, strict=True
-            ):
+            for row, values in zip(rows, attributes, strict=True):
+                row_id, number, sequence, product_id, title, _, crcs, *times, _ = row
                 kinds = kinds_in(crcs, self.info)
                 yield StoredRow(row_id, number, sequence, product_id, title, values, kinds, *times)
 

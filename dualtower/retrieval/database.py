@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import sqlite3
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -15,6 +17,10 @@ from dualtower.retrieval.schema import register_checksums
 __all__ = ["Database"]
 
 BUSY_SECONDS = 60.0
+INCREMENTAL = 2
+"""What SQLite says of a database that gives its space back in steps."""
+PAGES_AT_ONCE = 2000
+log = logging.getLogger(__name__)
 
 
 class Database:
@@ -29,6 +35,8 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._idle: deque[sqlite3.Connection] = deque()
+        self._read_only = not os.access(path.parent, os.W_OK)
+        self._opened = (0, 0)
 
     def read(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of one statement.
@@ -82,18 +90,74 @@ class Database:
     @contextlib.contextmanager
     def lent(self) -> Iterator[sqlite3.Connection]:
         """A connection that nobody else uses meanwhile."""
+        self._drop_outdated()
         try:
             connection = self._idle.pop()
         except IndexError:
-            connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-            connection.execute("PRAGMA synchronous = FULL")
-            register_checksums(connection)
+            connection = self._connect()
         try:
             yield connection
         finally:
             self._idle.append(connection)
 
+    def _connect(self) -> sqlite3.Connection:
+        address = self.path.absolute().as_uri()
+        if self._read_only:
+            # Where SQLite can make no files beside it, it reads what it is told never changes, or, with the log that a
+            # writer elsewhere has left, what does.
+            address += "?immutable=1" if self._state_of_files()[1] == 0 else "?mode=ro"
+        connection = sqlite3.connect(
+            address, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True
+        )
+        if not self._read_only:
+            connection.execute("PRAGMA synchronous = FULL")
+        register_checksums(connection)
+        return connection
+
+    def _drop_outdated(self) -> None:
+        """Close connections to a file that was said never to change, once somebody else has changed it."""
+        if self._read_only and (now := self._state_of_files()) != self._opened:
+            self.close()
+            self._opened = now
+
+    def _state_of_files(self) -> tuple[int, int]:
+        """When the database was changed, and the size of its log."""
+        log_file = self.path.with_name(f"{self.path.name}-wal")
+        try:
+            return self.path.stat().st_mtime_ns, log_file.stat().st_size if log_file.exists() else 0
+        except OSError:
+            return 0, 0
+
+    def shrink(self) -> None:
+        """Give the space of what was deleted back to the file system, in steps for which other writers hardly wait."""
+        try:
+            with self.lent() as connection:
+                if _value(connection, "auto_vacuum") != INCREMENTAL:
+                    _begin_to_shrink(connection)
+                free = _value(connection, "freelist_count")
+                while free:
+                    connection.execute(f"PRAGMA incremental_vacuum({PAGES_AT_ONCE})").fetchall()
+                    before, free = free, _value(connection, "freelist_count")
+                    if free >= before:  # writers free more than this gives back
+                        break
+                connection.execute("PRAGMA busy_timeout = 1000")  # readers may hold the log
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                connection.execute(f"PRAGMA busy_timeout = {int(1000 * BUSY_SECONDS)}")
+        except sqlite3.OperationalError as error:
+            log.warning("%s keeps the space of what was deleted until the next compaction: %s", self.path, error)
+
     def close(self) -> None:
         """Close what is idle; the next use opens the file again."""
         while self._idle:
             self._idle.pop().close()
+
+
+def _value(connection: sqlite3.Connection, pragma: str) -> int:
+    return int(connection.execute(f"PRAGMA {pragma}").fetchone()[0])
+
+
+def _begin_to_shrink(connection: sqlite3.Connection) -> None:
+    """Of an older format, which could not: all at once where much is free, and in steps from then on."""
+    if 4 * _value(connection, "freelist_count") > _value(connection, "page_count"):
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute("VACUUM")

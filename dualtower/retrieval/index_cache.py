@@ -21,6 +21,7 @@ from dualtower.errors import CatalogueError, DualTowerError
 from dualtower.folder import write_text_atomically
 from dualtower.retrieval.nearest import Index, IndexInfo, index_class, load_faiss
 from dualtower.retrieval.records import State
+from dualtower.retrieval.scratch import scratch_folder
 
 __all__ = ["index_stamp", "load_index", "read_index_info", "save_index"]
 
@@ -37,19 +38,17 @@ def save_index(index: Index, folder: Path) -> IndexInfo:
     """
     info = index.info
     name = f"{info.state.generation}-{info.covered}-{info.kind}-{info.method}.faiss"
-    new = folder / f".{name}.{os.getpid()}.new"  # two processes may build the same one
     try:
         folder.mkdir(exist_ok=True)
-        load_faiss().write_index(index.inner, str(new))
-        info = replace(info, file=name, checksum=_checksum_of_file(new))
-        new.replace(folder / name)
+        with scratch_folder(folder) as scratch:
+            load_faiss().write_index(index.inner, str(scratch / name))
+            info = replace(info, file=name, checksum=_checksum_of_file(scratch / name))
+            (scratch / name).replace(folder / name)
         content = to_dict(info)
         manifest = json.dumps({"index": content, "checksum": _checksum(content)}, indent=2)
         write_text_atomically(_manifest(folder, info.kind), manifest)
     except (OSError, RuntimeError) as error:
         raise CatalogueError(f"cannot write the index of {info.kind} vectors in {folder}: {error}") from error
-    finally:
-        new.unlink(missing_ok=True)
     for path in folder.glob(f"*-{info.kind}-*.faiss"):
         if path.name != name:
             path.unlink(missing_ok=True)

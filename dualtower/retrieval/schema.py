@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["COLUMNS", "SCHEMA", "insert_versions", "register_checksums", "retire", "set_columns", "upgrade"]
+__all__ = ["COLUMNS", "SCHEMA", "WHOLE", "insert_versions", "register_checksums", "retire", "set_columns", "upgrade"]
 
 COLUMNS = (
     "number",
@@ -29,6 +29,8 @@ COLUMNS = (
     "picture",
     "digest",
 )
+WHOLE = f"checksum = row_checksum({', '.join(f'CAST({name} AS BLOB)' for name in COLUMNS)})"
+"""Condition that a row is as it was written; of bytes, as what has changed on the disk need not be UTF-8."""
 SCHEMA = """
 CREATE TABLE state (
     generation INTEGER NOT NULL, next_slot INTEGER NOT NULL, sequence INTEGER NOT NULL,
@@ -106,7 +108,7 @@ def set_columns(
     """
     told = {name: "NULL" if value is None else str(value) for name, value in new.items()}
     columns = ", ".join(f"{name} = {value}" for name, value in told.items())
-    summed = ", ".join(told.get(name, name) for name in COLUMNS)
+    summed = ", ".join(f"CAST({told.get(name, name)} AS BLOB)" for name in COLUMNS)
     connection.executemany(f"UPDATE rows SET {columns}, checksum = row_checksum({summed}) WHERE {where}", values)
 
 
@@ -130,4 +132,5 @@ def _statements(script: str) -> list[str]:
 
 
 def _row_checksum(*columns: Any) -> int:
-    return zlib.crc32("\x1f".join(map(str, columns)).encode())
+    parts = [b"\0" if c is None else c if isinstance(c, bytes) else str(c).encode() for c in columns]
+    return zlib.crc32(b"\x1f".join(parts))

@@ -37,13 +37,16 @@ class VectorFile:
         """Write ``[N, D]`` vectors from slot `first` on, and wait until they are on the disk.
 
         Raises:
-            CatalogueError: The file system refused.
+            CatalogueError: The file system refused, or the file has lost slots before `first`.
         """
         data = np.ascontiguousarray(vectors, np.float16).tobytes()
         is_new = not self.path.exists()
         try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
+                held = os.fstat(descriptor).st_size // self.slot_bytes
+                if held < first:  # the system would fill the gap with zeros, which are vectors like others
+                    raise CatalogueError(too_short(self.path, held, first))
                 written = 0
                 while written < len(data):
                     written += os.pwrite(descriptor, data[written:], first * self.slot_bytes + written)
@@ -56,6 +59,17 @@ class VectorFile:
             raise CatalogueError(
                 f"cannot write {self.path}: {error}. What was accepted before is intact; make room and try again"
             ) from error
+
+    def lengthen(self, slots: int) -> int:
+        """Fill up a file that has lost slots with zeros, which no checksum fits; returns how many were missing."""
+        held = self.path.stat().st_size // self.slot_bytes if self.path.exists() else 0
+        missing = max(0, slots - held)
+        if missing:
+            with self.path.open("ab") as file:
+                file.truncate(slots * self.slot_bytes)
+                os.fsync(file.fileno())
+            sync_folder(self.path.parent)
+        return missing
 
     def open(self, slots: int) -> VectorReader:
         """Open the first `slots` slots for reading.
@@ -86,9 +100,7 @@ class VectorReader:
         self._file = path.open("rb", buffering=0) if path.exists() else None
         held = os.fstat(self._file.fileno()).st_size // self.slot_bytes if self._file else 0
         if held < slots:
-            raise CatalogueError(
-                f"{path} holds {held} of {slots} vectors; restore it from a backup, or index the catalogue again"
-            )
+            raise CatalogueError(too_short(path, held, slots))
         self._mapped = self._map() if 0 < slots * self.slot_bytes <= SMALL else None
 
     @property
@@ -132,6 +144,14 @@ class VectorReader:
             parts.append(part)
             wanted -= len(part)
         return b"".join(parts)
+
+
+def too_short(path: Path, held: int, slots: int) -> str:
+    """What to say of a vector file that has lost some of its slots."""
+    return (
+        f"{path} holds {held} of {slots} vectors. Restore it from a backup, or make them anew from titles and "
+        f"pictures: `dualtower repair {path.parent.parent}`"
+    )
 
 
 def sync_folder(folder: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from dualtower.retrieval.columns import Columns
 from dualtower.retrieval.filters import Filter
 from dualtower.retrieval.nearest import Chosen
 from dualtower.retrieval.records import CatalogueInfo, State, kinds_in, kinds_of
+from dualtower.retrieval.scratch import scratch_folder
 from dualtower.retrieval.snapshot import Snapshot
 from dualtower.retrieval.vectors import VectorReader
 from dualtower.types import product_code
@@ -214,7 +214,10 @@ def _rows(
         kinds = [kinds_in(row[4], info) for row in rows]
         for kind, flags in has.items():
             flags[part] = [kind in of_row for of_row in kinds]
-        yield json.loads(f"[{','.join([row[3] for row in rows])}]")
+        try:
+            yield json.loads(f"[{','.join([row[3] for row in rows])}]")
+        except ValueError as error:
+            raise CatalogueError("attributes of a row have changed on the disk; see `dualtower verify`") from error
         start = part.stop
 
 
@@ -229,15 +232,13 @@ def _save(view: View, path: Path) -> None:
     arrays: dict[str, Any] = {"numbers": view.numbers, "products": view.products, "born": view.born, "died": view.died}
     arrays |= {f"has/{kind}": flags for kind, flags in view.has.items()}
     arrays |= {f"column/{name}": array for name, array in view.columns.arrays().items()}
-    new = path.with_name(f".view.{os.getpid()}.new.npz")
     try:
         path.parent.mkdir(exist_ok=True)
-        np.savez(new, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
-        new.replace(path)
+        with scratch_folder(path.parent) as scratch:
+            np.savez(scratch / path.name, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
+            (scratch / path.name).replace(path)
     except OSError as error:
         raise CatalogueError(f"cannot write {path}: {error}") from error
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def _load(catalogue: Catalogue, snapshot: Snapshot) -> View | None:

@@ -1,0 +1,256 @@
+"""Damage is found, never hidden, and repaired as far as the rest of the catalogue tells what was there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from test_catalogue import info, item, stored_vectors
+from test_serving import products
+
+from dualtower.cli import main
+from dualtower.errors import CatalogueError
+from dualtower.folder import write_text_atomically
+from dualtower.model import DualTower
+from dualtower.retrieval.catalogue import Catalogue
+from dualtower.retrieval.indexing import index_products, open_or_create
+from dualtower.retrieval.local import LocalStore
+from dualtower.retrieval.queries import Query
+from dualtower.retrieval.repair import repair
+from dualtower.retrieval.scratch import scratch_folder
+
+KINDS = {"colour": "text", "price": "number"}
+ROWS = 20
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> DualTower:
+    folder = tmp_path_factory.mktemp("model") / "model"
+    tiny.spread_model().save_pretrained(folder)
+    return DualTower.from_pretrained(folder)
+
+
+@pytest.fixture
+def shop(tmp_path: Path, model: DualTower) -> Path:
+    store = open_or_create(tmp_path / "shop", model, name="none", attributes=KINDS)
+    index_products(store, model, products(ROWS))
+    store.close()
+    return tmp_path / "shop"
+
+
+def alter(shop: Path, statement: str) -> None:
+    """What a bad sector, or somebody with a database tool, does."""
+    connection = sqlite3.connect(shop / "rows.sqlite")
+    assert connection.execute(statement).rowcount == 1
+    connection.commit()
+    connection.close()
+
+
+def test_a_file_that_has_lost_vectors_is_not_written_to(shop: Path) -> None:
+    catalogue = Catalogue(shop)
+    path = catalogue.vectors("image").path
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CatalogueError, match=r"holds 10 of 20 vectors.*dualtower repair .*shop"):
+        catalogue.upsert([item("new", 1, vectors={"text": np.ones(12)})])
+    assert path.read_bytes() == whole[: len(whole) // 2] and len(catalogue) == ROWS
+    with pytest.raises(CatalogueError, match="holds 10 of 20 vectors"):
+        LocalStore(shop).search(Query(np.ones(12, np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("statement", "found"),
+    [
+        ("UPDATE rows SET attributes = json_set(attributes, '$.price', 1.23) WHERE id = 'r3'", "row 'r3': its title"),
+        ("UPDATE rows SET title = title || '!' WHERE id = 'r3'", "row 'r3': its title"),
+        ("UPDATE rows SET product_id = 'p0' WHERE id = 'r3'", "row 'r3': its title"),
+        ("UPDATE rows SET title = CAST(x'ff00fe' AS TEXT) WHERE id = 'r3'", "row 'r3': its title"),
+        ("UPDATE rows SET attributes = '{' WHERE id = 'r3'", "row 'r3': its title"),
+        ("UPDATE rows SET died = 1 WHERE id = 'r3'", "row 'r3': its title"),
+        ("UPDATE pictures SET bytes = substr(bytes, 1, 50) WHERE number = 3", "row 'r3': its picture"),
+        ("DELETE FROM pictures WHERE number = 3", "row 'r3': its picture"),
+        ("UPDATE state SET sequence = 0", "do not fit"),
+        ("UPDATE state SET token = 7", "not the last one"),
+        ("DELETE FROM rows WHERE number = 3", "19 versions of rows"),
+    ],
+)
+def test_alterations_are_found(shop: Path, statement: str, found: str) -> None:
+    alter(shop, statement)
+    problem, *more = Catalogue(shop).verify()
+    assert found in problem and (not more or "state" in statement)
+
+
+def test_an_altered_row_is_not_shown(shop: Path, caplog: pytest.LogCaptureFixture) -> None:
+    alter(shop, "UPDATE rows SET title = 'cheap' WHERE id = 'r3'")
+    store = LocalStore(shop)
+    hits = store.search(Query(np.ones(12, np.float32), limit=50, grouped=False)).hits
+    assert len(hits) == ROWS - 1 and "r3" not in {hit.id for hit in hits} and store.get(["r3"]) == []
+    assert "have changed on the disk" in caplog.text
+
+
+def test_what_can_be_made_anew_is(shop: Path, model: DualTower) -> None:
+    before, catalogue = Catalogue(shop), Catalogue(shop)
+    rows = before.get([f"r{i}" for i in range(ROWS)])
+    held = {kind: stored_vectors(before, rows, kind) for kind in ("image", "text")}
+    text, image = (catalogue.vectors(kind).path for kind in ("text", "image"))
+    image.unlink()
+    content = bytearray(text.read_bytes())
+    content[5] ^= 16
+    text.write_bytes(content)
+    alter(shop, "UPDATE rows SET title = 'cheap' WHERE id = 'r3'")
+    alter(shop, "UPDATE rows SET attributes = '{' WHERE id = 'r6'")
+    alter(shop, "UPDATE pictures SET bytes = x'00' WHERE number = 4")
+    alter(shop, "DELETE FROM pictures WHERE number = 5")
+    done = repair(LocalStore(shop), lambda: model)
+    assert sorted(done.lost) == ["r3", "r6"] and sorted(done.without_picture) == ["r4", "r5"]
+    healed = sorted({f"r{i}" for i in range(ROWS)} - {"r3", "r4", "r5", "r6"})
+    assert sorted(done.embedded) == healed
+    left = [json.loads(line) for line in (shop / "lost.jsonl").read_text().splitlines()]
+    assert sorted(row["id"] for row in left) == ["r3", "r6"] and "cheap" in [row["title"] for row in left]
+    again = Catalogue(shop)
+    assert again.verify() == [] and len(again) == ROWS - 2 and not LocalStore(shop).is_stale(thorough=True)
+    for number, row in enumerate(rows):
+        found = again.get([row.id])
+        if row.id in healed:
+            assert found[0].title == row.title and found[0].kinds == ("image", "text")
+            for kind in ("image", "text"):
+                np.testing.assert_allclose(stored_vectors(again, found, kind)[0], held[kind][number], atol=2e-3)
+        elif row.id in ("r4", "r5"):
+            assert found[0].kinds == ("text",) and again.picture(row.id) is None
+    store = LocalStore(shop)
+    assert index_products(store, model, products(ROWS)).written == ROWS  # all were touched: the source brings them back
+    assert again.verify() == [] and again.picture("r5") == products(ROWS)[5].image
+
+
+def test_a_whole_catalogue_is_left_alone(shop: Path) -> None:
+    store = LocalStore(shop)
+    store.rebuild()
+    state = store.catalogue.state
+
+    def none() -> DualTower:
+        raise AssertionError
+
+    done = repair(store, none)
+    assert (done.embedded, done.without_picture, done.lost) == ([], [], []) and store.catalogue.state == state
+
+
+def test_a_database_beyond_repair_is_said(shop: Path, model: DualTower) -> None:
+    alter(shop, "DELETE FROM rows WHERE number = 3")
+    with pytest.raises(CatalogueError, match=r"beyond repair: 19 versions.*index into a new folder"):
+        repair(LocalStore(shop), lambda: model)
+
+
+def test_the_commands(shop: Path, model: DualTower, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model.save_pretrained(tmp_path / "model")
+    Catalogue(shop).vectors("text").path.write_bytes(b"")
+    with pytest.raises(SystemExit, match=r"1 problems in(.|\n)*dualtower repair"):
+        main(["verify", str(shop)])
+    main(["repair", str(shop), "--model", str(tmp_path / "model")])
+    main(["verify", str(shop)])
+    told = capsys.readouterr().out
+    assert "20 rows embedded anew" in told and "20 rows, all whole" in told
+
+
+def test_compaction_gives_space_back(tmp_path: Path) -> None:
+    catalogue = Catalogue.create(tmp_path / "shop", info())
+    catalogue.upsert([item(str(i), i, picture=os.urandom(20_000)) for i in range(200)])
+    catalogue.delete([str(i) for i in range(0, 200, 2)])
+    size = sum(path.stat().st_size for path in catalogue.folder.glob("rows.sqlite*"))
+    catalogue.compact()
+    assert sum(path.stat().st_size for path in catalogue.folder.glob("rows.sqlite*")) < 0.3 * size
+    assert catalogue.verify() == [] and len(catalogue) == 100
+    log = catalogue.folder / "rows.sqlite-wal"
+    catalogue.delete(["1"])
+    before = log.stat().st_size
+    other = sqlite3.connect(catalogue.folder / "rows.sqlite")  # keeps the log from being cut, as a reader does
+    other.execute("BEGIN")
+    other.execute("SELECT * FROM state").fetchall()
+    catalogue.compact()
+    assert log.stat().st_size < before + 500_000  # of 2 MB of pictures, none is written anew
+    other.close()
+
+
+def test_files_on_their_way_never_meet(tmp_path: Path) -> None:
+    with scratch_folder(tmp_path) as one, scratch_folder(tmp_path) as other:
+        assert one != other and one.exists() and other.exists()
+    killed = "import os, sys, pathlib; from dualtower.retrieval.scratch import scratch_folder\n"
+    killed += "with scratch_folder(pathlib.Path(sys.argv[1])) as f: (f / 'x').write_text('x'); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", killed, str(tmp_path)], timeout=60)
+    assert len(list(tmp_path.iterdir())) == 1
+    with scratch_folder(tmp_path):
+        assert len(list(tmp_path.iterdir())) == 1  # what the killed one left has gone
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_have_the_mode_of_the_umask(shop: Path, model: DualTower, tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        model.save_pretrained(tmp_path / "saved")
+        write_text_atomically(tmp_path / "saved.txt", "text")
+        LocalStore(shop).rebuild()
+        LocalStore(shop).compact()
+    finally:
+        os.umask(before)
+    files = [*(tmp_path / "saved").rglob("*"), *shop.rglob("*"), tmp_path / "saved.txt"]
+    modes = {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in files if path.is_file()}
+    assert "model.safetensors" in modes and set(modes.values()) == {"0o644"}, modes
+
+
+SEARCH = """
+    import os, sys
+    from pathlib import Path
+    import numpy as np
+    from dualtower.errors import CatalogueError
+    from dualtower.retrieval.local import LocalStore
+    from dualtower.retrieval.nearest import load_faiss
+    from dualtower.retrieval.queries import Query
+    load_faiss()
+    if os.getuid() == 0:  # whom no mode of a file keeps from writing; what is imported lies where only root may read
+        os.setgid(65534); os.setuid(65534)
+    store = LocalStore(sys.argv[1])
+    try:
+        (Path(sys.argv[1]) / "x").write_text("x")
+    except OSError:
+        pass
+    else:
+        sys.exit("the folder can be written to")
+    hits = store.search(Query(np.ones(12, np.float32), limit=50, grouped=False)).hits
+    print(len(hits), len(store.catalogue.verify()))
+    try:
+        store.delete(["r1"])
+    except CatalogueError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("log_left", [False, True])
+def test_a_folder_that_cannot_be_written_to_is_searched(shop: Path, log_left: bool) -> None:
+    parent = Path("/tmp") / f"dualtower-read-only-{os.getpid()}"  # pytest's own folders are closed to other users
+    try:
+        parent.mkdir()
+        folder = Path(shutil.copytree(shop, parent / "shop"))
+        if log_left:  # by a writer that was killed
+            script = "import os, sys; from dualtower.retrieval.catalogue import Catalogue\n"
+            script += "c = Catalogue(sys.argv[1]); c.delete(['r2']); os.kill(os.getpid(), 9)"
+            subprocess.run([sys.executable, "-c", script, str(folder)], timeout=60)
+            assert (folder / "rows.sqlite-wal").stat().st_size > 0
+        for path in [*folder.rglob("*"), folder, parent]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        command = [sys.executable, "-c", textwrap.dedent(SEARCH), str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[0] == f"{ROWS - log_left} 0" and "readonly" in done.stdout
+    finally:
+        for path in [parent, *parent.rglob("*")]:
+            path.chmod(0o755)
+        shutil.rmtree(parent)
