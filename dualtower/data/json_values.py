@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["as_type", "common_type", "plain_text", "type_of"]
+__all__ = ["as_type", "column_array", "column_type", "common_type", "plain_text", "type_of"]
 
 SCALARS = {type(None): pa.null(), bool: pa.bool_(), float: pa.float64(), str: pa.string()}
 
@@ -22,6 +23,23 @@ def type_of(value: Any) -> pa.DataType:
     if type(value) is int:
         return pa.int64() if -(2**63) <= value < 2**63 else pa.string()
     return SCALARS[type(value)]
+
+
+def column_type(values: Sequence[Any]) -> pa.DataType:
+    """The type that all values of a column fit into."""
+    kinds = set(map(type, values))
+    found = {SCALARS[kind] for kind in kinds & SCALARS.keys()}
+    if kinds - SCALARS.keys():  # only these need a look at each value
+        found |= {type_of(value) for value in values if type(value) not in SCALARS}
+    return reduce(common_type, found, pa.null())
+
+
+def column_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """A column of this type, which `column_type` found."""
+    plain = {type(None), *(python for python, arrow in SCALARS.items() if arrow == kind)}
+    if set(map(type, values)) <= plain:
+        return pa.array(values, kind)
+    return pa.array([as_type(value, kind) for value in values], kind)
 
 
 def common_type(a: pa.DataType, b: pa.DataType) -> pa.DataType:

@@ -20,14 +20,13 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dualtower.data.json_values import as_type, common_type, type_of
+from dualtower.data.json_values import column_array, column_type, common_type
 from dualtower.errors import SourceError, brief
 
 __all__ = ["TABLE_SUFFIXES", "open_table"]
@@ -148,13 +147,13 @@ def _write(path: Path, chunks: Iterable[Columns], types: Mapping[str, pa.DataTyp
 
 def _type(column: str, values: Any, as_text: Collection[str], numerals: _Numerals) -> pa.DataType:
     if isinstance(values, list):
-        return reduce(common_type, {type_of(value) for value in values}, pa.null())
+        return column_type(values)
     return pa.string() if column in as_text else numerals.type_of(values)
 
 
 def _array(values: Any, kind: pa.DataType, numerals: _Numerals) -> Any:
     if isinstance(values, list):
-        return pa.array([as_type(value, kind) for value in values], kind)
+        return column_array(values, kind)
     return values if kind == pa.string() else numerals.parse(values, kind)
 
 
