@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,13 @@ import tiny
 from test_catalogue import stored_vectors
 from test_serving import products
 
+from dualtower.data.pictures import Pictures
+from dualtower.data.products import Products
 from dualtower.errors import CatalogueError
 from dualtower.model import DualTower
 from dualtower.retrieval import shards as room
 from dualtower.retrieval.catalogue import Catalogue
-from dualtower.retrieval.indexing import index_products, open_or_create
+from dualtower.retrieval.indexing import Indexed, digest_of, index_products, open_or_create
 from dualtower.retrieval.shards import embed_shard, import_shards, plan_shards, read_shard
 from dualtower.retrieval.store import Store
 
@@ -55,7 +59,32 @@ def test_shards_hold_what_one_process_writes(tmp_path: Path, model: DualTower, m
     assert import_shards(store, planned, total=50).written == 50 and not (tmp_path / "shards").exists()
     both = [vectors_of(Catalogue(tmp_path / name)) for name in ("plain", "shop")]
     assert both[0] == both[1]
-    assert plan_shards(rows, store.info, tmp_path / "shards", held=store.digests()) == []
+    again = plan_shards(rows, store.info, tmp_path / "shards", held=store.digests())
+    for shard in again:
+        embed_shard(shard, model, rows, store.info)
+    assert import_shards(store, again, total=50) == Indexed(0, 50)
+
+
+def test_no_picture_is_read_to_plan(tmp_path: Path, model: DualTower, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that has changed between two runs is embedded anew, though its shard lies there."""
+    monkeypatch.setattr(room, "ROWS", 4)
+    rows, store = products(10), make(tmp_path / "shop", model)
+    whole = Products.from_rows(rows)
+    with monkeypatch.context() as patched:
+        patched.setattr(Pictures, "__getitem__", lambda *_: pytest.fail("a picture was read"))
+        planned = plan_shards(whole, store.info, tmp_path / "shards", held={"r0": "x"})
+    for shard in planned:
+        embed_shard(shard, model, whole, store.info)
+    stamps = [shard.path.stat().st_mtime_ns for shard in planned]
+    rows[5] = replace(rows[5], image=tiny.png(tiny.picture(77)))
+    for shard in planned:
+        embed_shard(shard, model, rows, store.info)
+    changed = [shard.path.stat().st_mtime_ns != stamp for shard, stamp in zip(planned, stamps, strict=True)]
+    assert changed == [False, True, False]
+    planned[0].path.write_bytes(b"PAR1 and nothing else")
+    embed_shard(planned[0], model, rows, store.info)
+    assert import_shards(store, planned, total=10).written == 10
+    assert store.digests() == {row.id: digest_of(row) for row in rows}
 
 
 def test_a_broken_shard_is_named(tmp_path: Path, model: DualTower) -> None:
@@ -93,3 +122,38 @@ def test_ray(tmp_path: Path, model: DualTower) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(Catalogue(tmp_path / "shop")) > 100
+
+
+@pytest.mark.timeout(300)
+def test_ray_asks_for_gpus(tmp_path: Path, model: DualTower) -> None:
+    """Of a cluster that says that it has one; what the worker was given is written down."""
+    pytest.importorskip("ray")
+    script = textwrap.dedent(f"""
+        import sys
+        from pathlib import Path
+        import ray
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from dualtower.model import DualTower
+        from dualtower.retrieval.indexing import open_or_create
+        from dualtower.retrieval.shards import embed_with_ray, import_shards, plan_shards
+
+        folder = Path({str(tmp_path)!r})
+        def load():
+            from test_serving import products
+            (folder / "given").write_text(str(len(ray.get_gpu_ids())))
+            return products(6)
+
+        if __name__ == "__main__":
+            path = sys.path[0]
+            ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, logging_level="error",
+                     runtime_env={{"env_vars": {{"PYTHONPATH": ":".join(p for p in sys.path if p)}}}})
+            model = DualTower.from_pretrained(folder / "model")
+            store = open_or_create(folder / "shop", model, name="model", attributes={KINDS!r})
+            shards = plan_shards(load(), store.info, folder / "shards", held={{}})
+            embed_with_ray(shards, str(folder / "model"), load, store.info, workers=1)
+            print(import_shards(store, shards, total=6).written, (folder / "given").read_text())
+    """)
+    (tmp_path / "script.py").write_text(script)
+    command = [sys.executable, str(tmp_path / "script.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.stdout.split()[-2:] == ["6", "1"], done.stdout + done.stderr[-3000:]

@@ -1,8 +1,8 @@
 """Embed a catalogue with many workers: each writes whole shards, and whatever is there is not done again.
 
-A shard is a Parquet file of some thousand rows, named by a hash of what it was made from and put in place by a rename.
-So a worker that is lost costs its shard only, two workers that do the same one do no harm, and a run that is started
-again does what is missing. One process then brings the shards into the catalogue.
+A shard is a Parquet file of some thousand rows, named by a hash of their ids and put in place by a rename; each row
+says what it was made from. So a worker that is lost costs its shard only, two workers that do the same one do no harm,
+and a run that is started again does what is missing. One process then brings the shards into the catalogue.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dualtower.data.products import Products
 from dualtower.errors import CatalogueError, MissingExtra
 from dualtower.model import DualTower
 from dualtower.retrieval.indexing import BLOCK, Indexed, Target, digest_of, embed
@@ -32,19 +33,23 @@ ROWS = 2048
 
 @dataclass(frozen=True)
 class Shard:
-    """Some rows to be embedded together.
+    """Some rows to be looked at, and embedded where they are new, together.
 
     Attributes:
         path: File to be written.
         rows: Numbers of the rows.
+        held: Of each row the digest that the catalogue holds; empty where it does not hold the row.
     """
 
     path: Path
     rows: tuple[int, ...]
+    held: tuple[str, ...]
 
 
 def plan_shards(products: Sequence[Product], info: CatalogueInfo, folder: Path, *, held: dict[str, str]) -> list[Shard]:
-    """Divide what is new into shards; every process that plans the same rows plans the same shards.
+    """Divide all rows into shards; every process that plans the same rows plans the same shards.
+
+    No picture is read for it: which rows have changed is found out by the worker that has a shard.
 
     Args:
         products: All rows.
@@ -52,28 +57,31 @@ def plan_shards(products: Sequence[Product], info: CatalogueInfo, folder: Path, 
         folder: For the files.
         held: Id -> digest of what the catalogue holds already.
     """
-    digests = {i: digest_of(product) for i, product in enumerate(products)}
-    new = [i for i, product in enumerate(products) if held.get(product.id) != digests[i]]
+    ids = products.ids if isinstance(products, Products) else [product.id for product in products]
     shards = []
-    for start in range(0, len(new), ROWS):
-        rows = tuple(new[start : start + ROWS])
-        content = [info.fingerprint, *(f"{products[i].id} {digests[i]}" for i in rows)]
-        name = hashlib.blake2b("\n".join(content).encode(), digest_size=12).hexdigest()
-        shards.append(Shard(folder / f"{name}.parquet", rows))
+    for start in range(0, len(ids), ROWS):
+        rows = tuple(range(start, min(start + ROWS, len(ids))))
+        digests = tuple(held.get(ids[i], "") for i in rows)
+        content = [info.fingerprint, *(f"{ids[i]} {digest}" for i, digest in zip(rows, digests, strict=True))]
+        name = hashlib.blake2b("\n".join(content).encode(errors="surrogatepass"), digest_size=12).hexdigest()
+        shards.append(Shard(folder / f"{name}.parquet", rows, digests))
     return shards
 
 
 def embed_shard(
     shard: Shard, model: DualTower, products: Sequence[Product], info: CatalogueInfo, **options: Any
 ) -> None:
-    """Embed the rows of a shard and write it, unless it is there.
+    """Embed the rows of a shard that are new and write it, unless just these lie there.
 
     Raises:
         CatalogueError: The file system refused.
     """
-    if shard.path.exists():
+    rows = [products[i] for i in shard.rows]
+    digests = [digest_of(product) for product in rows]
+    changed = [i for i, digest in enumerate(digests) if digest != shard.held[i]]
+    if _holds(shard, {rows[i].id: digests[i] for i in changed}):
         return
-    items = list(embed(model.for_inference(), [products[i] for i in shard.rows], info, **options))
+    items = list(embed(model.for_inference(), [rows[i] for i in changed], info, **options))
     columns: dict[str, Any] = {
         "id": [item.id for item in items],
         "product_id": [item.product_id for item in items],
@@ -120,15 +128,25 @@ def import_shards(store: Target, shards: Sequence[Shard], *, total: int) -> Inde
     Raises:
         CatalogueError: A shard is missing or broken.
     """
+    written = 0
     for shard in shards:
         items = list(read_shard(shard, store.info))
         for start in range(0, len(items), BLOCK):
             store.upsert(items[start : start + BLOCK])
         shard.path.unlink()
+        written += len(items)
     if shards and not any(shards[0].path.parent.iterdir()):
         shards[0].path.parent.rmdir()
-    written = sum(len(shard.rows) for shard in shards)
     return Indexed(written, total - written)
+
+
+def _holds(shard: Shard, wanted: dict[str, str]) -> bool:
+    """Whether the file of a shard is whole and of just these rows, id -> digest."""
+    try:
+        held = pq.read_table(shard.path, columns=["id", "digest"]).to_pydict()
+    except (OSError, pa.ArrowException):
+        return False
+    return dict(zip(held["id"], held["digest"], strict=True)) == wanted
 
 
 def embed_with_ray(
@@ -166,15 +184,19 @@ def embed_with_ray(
         def __init__(self) -> None:
             placed = DualTower.from_pretrained(model).placed(device)
             self.model, self.products = placed.for_inference(info.precision), load()
+            self.shards: list[Shard] = ray.get(planned)
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
             for number in batch["id"].tolist():
-                embed_shard(shards[number], self.model, self.products, info)
+                embed_shard(self.shards[number], self.model, self.products, info)
             return batch
 
-    missing = [i for i, shard in enumerate(shards) if not shard.path.exists()]
-    if missing:
-        if not ray.is_initialized():
-            ray.init(address=address, logging_level="warning", include_dashboard=False)
-        numbers = ray.data.from_items([{"id": i} for i in missing], override_num_blocks=len(missing))
-        numbers.map_batches(Embedder, batch_size=1, concurrency=workers).materialize()
+    if not shards:
+        return
+    if not ray.is_initialized():
+        ray.init(address=address, logging_level="warning", include_dashboard=False)
+    planned = ray.put(list(shards))
+    gpus = 0.0 if device == "cpu" else ray.cluster_resources().get("GPU", 0.0)
+    share = min(1.0, gpus / workers) if gpus else None  # Ray shows a worker no GPU that it was not given
+    numbers = ray.data.from_items([{"id": i} for i in range(len(shards))], override_num_blocks=len(shards))
+    numbers.map_batches(Embedder, batch_size=1, concurrency=workers, num_gpus=share).materialize()
