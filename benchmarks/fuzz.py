@@ -4,8 +4,9 @@
 
 Half of them are made by schemathesis from the service's own OpenAPI description: values that fit it and values that do
 not, in every field, header and path. The other half is made here: pictures that are cut short, overwritten, enormous
-when unfolded or no pictures at all, filters of random tokens and of great depth, cursors with changed letters, bodies
-that are not what their header says. An answer of 500 or above, or one that takes more than `--longest` seconds, is a
+when unfolded or no pictures at all, filters of random tokens and of great depth, cursors with changed letters, forged
+numbers or nested lists in them, forms in odd encodings, JSON that unfolds and comes without a token, bodies that are
+not what their header says. An answer of 500 or above, or one that takes more than `--longest` seconds, is a
 finding; so is a service that does not answer afterwards, or whose memory grew by a fifth over the second half.
 """
 
@@ -40,6 +41,9 @@ from dualtower.retrieval.indexing import index_products, open_or_create
 
 TOKEN = "a token for this benchmark alone"
 WRITER = {"authorization": f"Bearer {TOKEN}"}
+
+CHARSETS = ["punycode", "idna", "utf-7", "utf-16", "zlib", "unicode_escape", "utf-8", "nonsense"]
+NUMBERS = [float("nan"), float("inf"), 1e300, -1e300, 3e38, 0.0]
 
 
 class Findings:
@@ -180,7 +184,13 @@ def by_hand(found: Findings, number: int, *, seed: int) -> None:
         elif kind == "body":
             found.ask("POST", "/search", content=sent, headers={"content-type": "application/json"})
         elif kind == "path":
-            found.ask("GET", sent)
+            found.ask(dice.choice(["GET", "HEAD"]), sent)
+        elif kind == "no token":
+            found.ask("PUT", "/items", content=sent, headers={"content-type": "application/json"})
+        elif kind == "charset":
+            body = b'--b\r\ncontent-disposition: form-data; name="text"\r\n\r\n' + sent[1] + b"\r\n--b--\r\n"
+            kind = f"multipart/form-data; boundary=b; charset={sent[0]}"
+            found.ask("POST", "/search", content=body, headers={"content-type": kind})
         else:
             found.ask("POST", "/search", json={"text": "mug", **sent})
 
@@ -189,7 +199,7 @@ def hostile(dice: random.Random, cursor: str, number: int) -> Iterator[tuple[str
     """Kind of request, and what it carries."""
     words = ["colour", "=", "!=", "<", "(", ")", "and", "or", "not", "in", ",", "'", "'mug'", "1e999", ";", "--"]
     for _ in range(number):
-        match dice.randrange(6):
+        match dice.randrange(10):
             case 0:
                 yield "form", hostile_picture(dice)
             case 1:
@@ -204,8 +214,22 @@ def hostile(dice: random.Random, cursor: str, number: int) -> Iterator[tuple[str
             case 4:
                 body = json.dumps({"text": "mug", "image": "A" * dice.randrange(100)}).encode()
                 yield "body", body[: dice.randrange(len(body))] + dice.randbytes(dice.randrange(30))
+            case 5:
+                nested = dice.choice([b"[" * 14_000, b"[[],[" * 3000, b'{"a":' * 2000, dice.randbytes(2000)])
+                yield "json", {"cursor": base64.urlsafe_b64encode(nested).decode()}
+            case 6:
+                forged = base64.urlsafe_b64decode(cursor)
+                at = dice.choice([len(forged) - 32, dice.randrange(len(forged) - 8)])
+                forged = forged[:at] + struct.pack("<d", dice.choice(NUMBERS)) + forged[at + 8 :]
+                yield "json", {"cursor": base64.urlsafe_b64encode(forged).decode(), "limit": 2}
+            case 7:
+                yield "no token", dice.choice([b"[" * 100_000, b"[" + b"[]," * 100_000, b'[{"id": "' + b"a" * 100_000])
+            case 8:
+                yield "charset", (dice.choice(CHARSETS), dice.randbytes(dice.randrange(500)))
             case _:
-                name = dice.choice(["../../etc/passwd", "%2e%2e/%2e%2e/etc/passwd", "%00", "r1/similar?where=(((", "'"])
+                name = dice.choice(
+                    ["../../etc/passwd", "%2e%2e/%2e%2e/etc/passwd", "%00", "r1/similar?where=(((", "'", "a%2Fwhy"]
+                )
                 yield "path", dice.choice(["/items/", "/page/", "/"]) + name
 
 
@@ -214,7 +238,10 @@ def hostile_picture(dice: random.Random) -> bytes:
     kind = dice.choice(["JPEG", "PNG", "WEBP", "GIF"])
     Image.effect_noise((60, 80), 50).convert("RGB").save(buffer := io.BytesIO(), kind)
     content = bytearray(buffer.getvalue())
-    match dice.randrange(5):
+    match dice.randrange(6):
+        case 5:  # real pixels, in a few kilobytes
+            Image.new(dice.choice(["RGB", "RGBA", "P", "1", "L"]), (2000, 2000)).save(unfolds := io.BytesIO(), "PNG")
+            return unfolds.getvalue()
         case 0:
             return bytes(content[: dice.randrange(len(content))])
         case 1:
