@@ -45,15 +45,24 @@ def write_model(folder: Path, *, image: str, size: tuple[int, int], layers: int,
 
 
 _TRAIN = """
-import sys, open_clip
+import sys, open_clip, torch
 open_clip.add_model_config(sys.argv.pop(1))
-from open_clip_train.main import main
-main(sys.argv[1:])
+order = getattr(torch, sys.argv.pop(1))
+from open_clip_train import main as command
+create = command.create_model_and_transforms
+
+def created(*args, **options):  # its command has no option for the memory order
+    model, *transforms = create(*args, **options)
+    return model.to(memory_format=order), *transforms
+
+command.create_model_and_transforms = created
+command.main(sys.argv[1:])
 """
 
 
-def train(folder: Path, **options: Any) -> str:
+def train(folder: Path, *, channels_last: bool = False, **options: Any) -> str:
     """Run `open_clip_train` on the CPU and return its log; options are its own, with underscores."""
+    order = "channels_last" if channels_last else "contiguous_format"
     options = {
         "model": MODEL,
         "train_data": folder / "train.csv",
@@ -65,7 +74,7 @@ def train(folder: Path, **options: Any) -> str:
     }
     arguments = [text for key, value in options.items() for text in (f"--{key.replace('_', '-')}", str(value))]
     result = subprocess.run(
-        [sys.executable, "-c", _TRAIN, str(folder / f"{MODEL}.json"), *arguments],
+        [sys.executable, "-c", _TRAIN, str(folder / f"{MODEL}.json"), order, *arguments],
         check=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
