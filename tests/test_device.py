@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import tiny
 import torch
 
-from dualtower.cli import main
+from dualtower.cli import Command, main
 from dualtower.data.cards import load_card
 from dualtower.data.loading import load_products
 from dualtower.device import describe_device, find_device, present_devices
@@ -137,6 +138,13 @@ def test_a_missing_device_is_one_line(
         command(name, *words, "--device", "cuda:99")
     assert "device 'cuda:99' is not here" in str(end.value.code)
     assert not (tmp_path / "new").exists()
+
+
+def test_every_command_with_a_model_can_be_told_where() -> None:
+    commands = [get_args(command)[0] for command in get_args(Command)]
+    with_model = [c for c in commands if any(field.name == "model" for field in fields(c))]
+    assert len(with_model) >= 9
+    assert [c for c in with_model if not any(field.name == "device" for field in fields(c))] == []
 
 
 def test_a_catalogue_notes_its_precision_and_goes_on_in_it(

@@ -336,13 +336,15 @@ class Repair:
     """Folder of the catalogue."""
     model: str | None = None
     """Where the model lies now, if it has moved since the catalogue was made."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1, mps ...; auto is an accelerator where there is one."""
 
     def run(self) -> None:
         from dualtower.model import DualTower
         from dualtower.retrieval.repair import LOST, repair
 
         store = open_local(self.catalogue)
-        done = repair(store, lambda: DualTower.from_pretrained(self.model or store.info.model))
+        done = repair(store, lambda: to_place(DualTower.from_pretrained(self.model or store.info.model), self.device))
         for ids, what in (
             (done.embedded, "rows embedded anew from their stored title and picture"),
             (done.without_picture, "rows have lost their picture"),
