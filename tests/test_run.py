@@ -91,7 +91,7 @@ def test_a_main_process_that_dies_while_measuring_leaves_the_model(tmp_path: Pat
     assert "None yet" in (out / "model" / "README.md").read_text()
 
 
-LONG = ("--train.steps", "12", "--train.checkpoint-steps", "4", "--train.ema", "0.9")
+LONG = ("--train.steps", "12", "--train.precision", "fp32", "--train.checkpoint-steps", "4", "--train.ema", "0.9")
 
 
 def test_only_the_main_process_needs_the_run_s_folder(tmp_path: Path) -> None:
