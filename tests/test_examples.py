@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import legend
 from PIL import Image
 from test_evaluation import ColourEncoder, catalogue, picture
 from test_several_images import Angles, three_rows
@@ -14,7 +17,7 @@ from test_several_images import Angles, three_rows
 from dualtower.data.products import Products
 from dualtower.evaluation import evaluate, write_report
 from dualtower.evaluation.examples import find_examples, sample_scores
-from dualtower.evaluation.strips import Framed, draw_histogram, draw_strip
+from dualtower.evaluation.strips import Framed, draw_curves, draw_histogram, draw_strip
 from dualtower.types import Product
 
 
@@ -75,6 +78,16 @@ def test_the_report_shows_them(tmp_path: Path) -> None:
     assert "text_to_image_scores.png" in text and "of cases a relevant pair scores higher" in text
     with Image.open(tmp_path / "report" / "text_to_image_scores.png") as image:
         assert image.width > 300
+
+
+def test_a_busy_machine_draws_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """matplotlib warns where the search for the best place of a legend takes longer than a second."""
+    ticks = itertools.count()
+    monkeypatch.setattr(legend.time, "perf_counter", lambda: 5 * next(ticks))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_histogram({"a": np.zeros(3), "b": np.array([1.0, 2.0])})
+        draw_curves([{"step": n, "validation": {"score": n, "other": n}} for n in (1, 2)])
 
 
 def test_strips_and_histograms_are_drawn() -> None:

@@ -112,7 +112,7 @@ def draw_histogram(samples: Mapping[str, np.ndarray]) -> Image.Image:
     axes[0].set_xlabel("score", fontsize=8)
     axes[0].set_ylabel("share of the pairs", fontsize=8)
     axes[0].tick_params(labelsize=8)
-    axes[0].legend(fontsize=8)
+    axes[0].legend(fontsize=8, loc="upper left")  # "best" is slow, and warns on a busy machine
     return _drawn(figure)
 
 
@@ -128,7 +128,7 @@ def _draw_panels(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
         if len(curves) > 1:
-            axes.legend(fontsize=7)
+            axes.legend(fontsize=7, loc="lower right")
     for axes in places[len(panels) :]:
         axes.remove()
     return _drawn(figure)
