@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dualtower.errors import ConfigError
 from dualtower.losses import LossConfig, build_loss
-from dualtower.training.distributed import agree, gather, gather_codes, rank, world_size
+from dualtower.training.distributed import agree, gather, rank, share, world_size
 from dualtower.types import Embeddings
 
 ROWS, WIDTH, DIM = 24, 6, 5
@@ -72,7 +72,7 @@ def gradients(config: LossConfig, similarity: Any) -> tuple[dict[str, Tensor], d
     for _ in range(2):  # the second pass fails where the first left a parameter without gradient
         together.zero_grad()
         seen = together(pixels[own], tokens[own])
-        image, text, products = gather(seen.image), gather(seen.text), gather_codes(PRODUCTS[own])
+        image, text, products = gather(seen.image, seen.text, PRODUCTS[own])
         loss(image, text, scale=seen.scale, bias=seen.bias, products=products).backward()
     assert torch.equal(products, PRODUCTS)
     return tuple({name: p.grad for name, p in m.named_parameters()} for m in (towers, alone))  # type: ignore
@@ -98,15 +98,15 @@ def compare() -> dict[str, dict[str, float]]:
 def check_the_rest() -> None:
     """Unequal batches are refused on every rank; `agree` takes the largest of each."""
     if world_size() > 1:
-        for exchange in (gather, gather_codes):
+        for exchange in (gather, share):
             try:
-                exchange(torch.zeros(3 + (rank() == 1), dtype=torch.int64))
+                exchange(torch.zeros(3 + (rank() == 1)))
             except ConfigError as error:
                 assert "3, 4" in str(error)
             else:
                 raise AssertionError("unequal batches were joined")
     assert agree(float(rank()), -float(rank()), "cpu") == (world_size() - 1, 0)
-    halves = gather(torch.full((2, 1), float(rank()), dtype=torch.bfloat16))
+    (halves,) = gather(torch.full((2, 1), float(rank()), dtype=torch.bfloat16))
     assert halves.flatten().tolist() == [r for r in range(world_size()) for _ in range(2)]
 
 

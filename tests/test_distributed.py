@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dualtower.training.distributed import agree, gather, gather_codes, rank, world_size
+from dualtower.training.distributed import agree, agree_on_step, gather, rank, world_size
 
 SCRIPT = Path(__file__).with_name("distributed_gradients.py")
 
@@ -40,5 +40,6 @@ def test_gradients_equal_one_process_on_the_joined_batch(processes):
 def test_without_a_process_group_everything_is_the_identity():
     embeddings, codes = torch.randn(3, 2, requires_grad=True), torch.tensor([5, 6, 7])
     assert (world_size(), rank()) == (1, 0)
-    assert gather(embeddings) is embeddings and gather_codes(codes) is codes
+    assert gather(embeddings, codes) == (embeddings, codes)
+    assert agree_on_step(True, 2.0, [3], "cpu") == (True, 2.0)
     assert agree(1.0, 2.0, "cpu") == (1.0, 2.0)

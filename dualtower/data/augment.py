@@ -41,16 +41,19 @@ class Draw:
     def uniform(self, low: float, high: float) -> Tensor:
         """``[B]`` numbers, uniform between low and high."""
         numbers = torch.rand(self.size, generator=self.generator)
-        return (low + (high - low) * numbers).to(self.device)
+        return self._sent(low + (high - low) * numbers)
 
     def chances(self, probability: float, count: int) -> Tensor:
         """``[B, count]`` booleans, true with that probability."""
-        return (torch.rand(self.size, count, generator=self.generator) < probability).to(self.device)
+        return self._sent(torch.rand(self.size, count, generator=self.generator) < probability)
 
     def gumbel(self, count: int) -> Tensor:
         """``[B, count]`` standard Gumbel numbers."""
         uniform = torch.rand(self.size, count, generator=self.generator).clamp_(1e-20, 1 - 1e-7)
-        return -(-uniform.log()).log().to(self.device)
+        return self._sent(-(-uniform.log()).log())
+
+    def _sent(self, numbers: Tensor) -> Tensor:
+        return numbers.to(self.device, non_blocking=True)  # or every draw would wait for the step before
 
     def chance(self, probability: float) -> Tensor:
         """``[B]`` booleans, true with that probability."""

@@ -11,7 +11,7 @@ All functions are the identity where torch.distributed is not initialised, or ha
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -23,30 +23,33 @@ from dualtower import errors
 from dualtower.errors import ConfigError, DualTowerError
 from dualtower.sharding import process_group_device, rank, world_size
 
-__all__ = ["agree", "broadcast_", "from_main", "gather", "gather_codes", "rank", "share", "world_size"]
+__all__ = ["agree", "agree_on_step", "broadcast_", "from_main", "gather", "rank", "share", "world_size"]
 
 _BYTES_AT_ONCE = 1 << 26  # which an accelerator must hold to exchange them
+_EQUAL_SIZES = "the joined loss needs equal ones: drop the last batch, or use a sampler of equal length on all ranks"
+_MET: set[tuple[int, Any]] = set()  # process group and shapes that its ranks have compared
 
 
-def gather(embeddings: Tensor) -> Tensor:
-    """Join the embeddings of all ranks, in rank order, with gradient.
+def gather(*values: Tensor) -> tuple[Tensor, ...]:
+    """Join several tensors of all ranks, in rank order and in one exchange, embeddings with their gradient.
 
     The backward pass returns the gradient of this rank's own rows times the world size. That is right under
     two conditions: all ranks compute the same loss of the joined batch, and the gradients of the parameters
-    are averaged over ranks afterwards, as DistributedDataParallel does.
+    are averaged over ranks afterwards, as DistributedDataParallel does. Integers and truth values have no gradient.
 
     Args:
-        embeddings: ``[B, D]``, B equal on all ranks.
+        values: ``[B, ...]`` each, of any types; B and the shapes are equal on all ranks. The ranks compare shapes the
+            first time that they meet them; that the batches stay equally long, `agree_on_step` asks in every step.
 
     Returns:
-        ``[W * B, D]``.
+        ``[W * B, ...]`` for each.
 
     Raises:
         ConfigError: The shapes differ between ranks; raised on all of them.
     """
     if world_size() == 1:
-        return embeddings
-    joined: Tensor = _Gather.apply(embeddings)
+        return values
+    joined: tuple[Tensor, ...] = _Gather.apply(*values)
     return joined
 
 
@@ -71,21 +74,6 @@ def share(values: Tensor) -> Tensor:
     return joined
 
 
-def gather_codes(codes: Tensor) -> Tensor:
-    """Join the product codes of all ranks, in rank order.
-
-    Args:
-        codes: int64 ``[B]``, B equal on all ranks.
-
-    Returns:
-        int64 ``[W * B]``.
-
-    Raises:
-        ConfigError: The lengths differ between ranks; raised on all of them.
-    """
-    return codes if world_size() == 1 else _joined(codes)
-
-
 def agree(first: float, second: float, device: torch.device | str) -> tuple[float, float]:
     """Return the largest value of each over all ranks, so that all ranks decide alike.
 
@@ -100,6 +88,34 @@ def agree(first: float, second: float, device: torch.device | str) -> tuple[floa
     dist.all_reduce(values, op=dist.ReduceOp.MAX)
     largest = values.tolist()
     return largest[0], largest[1]
+
+
+def agree_on_step(
+    stopping: bool, seconds: float, rows: Sequence[int], device: torch.device | str
+) -> tuple[bool, float]:
+    """Decide about the next step together, in one exchange: whether somebody wants to stop, and what the time is.
+
+    Args:
+        stopping: Whether this rank was asked to stop.
+        seconds: By this rank's clock; the largest counts.
+        rows: Length of each batch of the step.
+        device: Device of the process group's tensors.
+
+    Raises:
+        ConfigError: The batches are not equally long on all ranks; raised on all of them.
+    """
+    if world_size() == 1:
+        return stopping, seconds
+    values = torch.tensor([stopping, seconds, *rows, *(-n for n in rows)], dtype=torch.float64, device=device)
+    dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    stop, latest, *sizes = values.tolist()
+    longest, shortest = sizes[: len(rows)], [-n for n in sizes[len(rows) :]]
+    if longest != shortest:
+        raise ConfigError(
+            f"ranks hold batches of different sizes (from {min(shortest):.0f} to {max(longest):.0f} rows); "
+            f"{_EQUAL_SIZES}"
+        )
+    return bool(stop), latest
 
 
 @torch.no_grad()
@@ -144,45 +160,66 @@ def _told(name: str, message: str) -> DualTowerError:
     return kind(message) if kind.__init__ is DualTowerError.__init__ else DualTowerError(message)
 
 
-def _joined(values: Tensor) -> Tensor:
-    _same_shape(values)
-    parts = [torch.empty_like(values, memory_format=torch.contiguous_format) for _ in range(world_size())]
-    dist.all_gather(parts, values.contiguous())
-    return torch.cat(parts)
+def _joined(*values: Tensor) -> tuple[Tensor, ...]:
+    """Rows of all ranks, packed into bytes for one exchange."""
+    _same_shapes(values)
+    columns = [_as_bytes(value) for value in values]
+    packed = torch.cat(columns, dim=1)
+    parts = [torch.empty_like(packed) for _ in range(world_size())]
+    dist.all_gather(parts, packed)
+    joined = torch.cat(parts).split([column.shape[1] for column in columns], dim=1)
+    return tuple(
+        column.contiguous().view(value.dtype).reshape(len(packed) * world_size(), *value.shape[1:])
+        for column, value in zip(joined, values, strict=True)
+    )
 
 
-def _same_shape(values: Tensor) -> None:
-    """Compare shapes before the exchange: a collective of unequal sizes hangs, crashes or mixes up rows."""
-    mine = torch.tensor([len(values), values.numel()], device=values.device)
-    shapes = [torch.empty_like(mine) for _ in range(world_size())]
-    dist.all_gather(shapes, mine)
-    rows = [shape.tolist() for shape in shapes]
+def _as_bytes(value: Tensor) -> Tensor:
+    return value.detach().contiguous().reshape(len(value), value[0].numel()).view(torch.uint8)
+
+
+def _same_shapes(values: Sequence[Tensor]) -> None:
+    """Compare shapes before the first exchange of them: a collective of unequal sizes hangs, crashes or mixes up rows.
+
+    Ranks whose shapes were always equal have met the same ones, so all of them compare, or none.
+    """
+    shapes = tuple((value.shape, value.dtype) for value in values)
+    if (id(dist.group.WORLD), shapes) in _MET:
+        return
+    numbers = sum(value.numel() for value in values)
+    mine = torch.tensor([len(values[0]), numbers], device=values[0].device)
+    everybody = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(everybody, mine)
+    rows = [of_rank.tolist() for of_rank in everybody]
     if any(row != rows[0] for row in rows):
         raise ConfigError(
             f"ranks hold batches of different sizes ({', '.join(str(r[0]) for r in rows)} rows, "
-            f"{', '.join(str(r[1]) for r in rows)} numbers); the joined loss needs equal ones: "
-            "drop the last batch, or use a sampler of equal length on all ranks"
+            f"{', '.join(str(r[1]) for r in rows)} numbers); {_EQUAL_SIZES}"
         )
+    _MET.add((id(dist.group.WORLD), shapes))
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, embeddings: Tensor) -> Tensor:
-        ctx.rows = len(embeddings)
-        return _joined(embeddings)
+    def forward(ctx: Any, *values: Tensor) -> tuple[Tensor, ...]:
+        ctx.rows = len(values[0])
+        joined = _joined(*values)
+        ctx.mark_non_differentiable(*(values for values in joined if not values.is_floating_point()))
+        return joined
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> Tensor:
-        start = rank() * ctx.rows
-        return upstream[start : start + ctx.rows] * world_size()
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        own = slice(rank() * ctx.rows, (rank() + 1) * ctx.rows)
+        needed = zip(upstream, ctx.needs_input_grad, strict=True)
+        return tuple(gradient[own] * world_size() if learns else None for gradient, learns in needed)
 
 
 class _Share(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
         ctx.rows = len(values)
-        return _joined(values)
+        return _joined(values)[0]
 
     @staticmethod
     @once_differentiable

@@ -43,7 +43,7 @@ from dualtower.training.checkpoint import (
 )
 from dualtower.training.compiling import compile_towers
 from dualtower.training.config import RunConfig
-from dualtower.training.distributed import agree, broadcast_, from_main
+from dualtower.training.distributed import agree, agree_on_step, broadcast_, from_main
 from dualtower.training.gradients import (
     SMALLEST_LOSS_SCALE,
     clip_gradients,
@@ -55,6 +55,7 @@ from dualtower.training.journal import Journal
 from dualtower.training.left_out import LeftOut
 from dualtower.training.objectives import build_objective
 from dualtower.training.optim import create_optimizer, freeze_locked, resting_parts, set_learning_rates, set_modes
+from dualtower.training.prefetch import on_device
 from dualtower.training.signals import StopRequest
 from dualtower.types import Batch
 
@@ -188,7 +189,8 @@ class Trainer:
             return self._outcome("patience")
         with StopRequest() as stop, self.journal:
             for group in self._groups():
-                stopping, seconds = agree(float(stop.requested), clock.seconds(), self.accelerator.device)
+                rows = [len(batch.ids) for batch in group.batches]
+                stopping, seconds = agree_on_step(stop.requested, clock.seconds(), rows, self.accelerator.device)
                 self.position = replace(self.position, seconds=seconds)
                 progress = self.budget.progress(self.position.step, seconds)
                 if progress >= 1:
@@ -217,7 +219,7 @@ class Trainer:
         while True:
             self.plan.set_epoch(epoch, start)
             batches: list[Batch] = []
-            for number, batch in enumerate(self.loader, start=start + 1):
+            for number, batch in enumerate(on_device(self.loader, self.accelerator.device), start=start + 1):
                 self.left_out.note(batch.broken)
                 batches.append(batch)
                 if len(batches) == self.config.train.accumulate:
@@ -270,7 +272,11 @@ class Trainer:
         if self.accelerator.num_processes > 1:
             gc.collect()  # the hooks of the old wrapper go with it
             device = self.accelerator.device
-            self.model = DistributedDataParallel(self.objective, device_ids=[device] if device.type != "cpu" else None)
+            self.model = DistributedDataParallel(
+                self.objective,
+                device_ids=[device] if device.type != "cpu" else None,
+                broadcast_buffers=False,  # training never reads them; before a validation, rank 0 hands out its own
+            )
 
     def _move(self, loss: torch.Tensor) -> bool:
         """Move the weights along their gradients; False where fp16 overflowed and the gradient scaler skipped the step.
@@ -312,7 +318,6 @@ class Trainer:
             )
 
     def _forward(self, batch: Batch, number: int, size: tuple[int, int]) -> torch.Tensor:
-        batch = batch.to(self.accelerator.device, non_blocking=True)
         assert batch.pixels is not None
         device, ranks = batch.pixels.device, self.accelerator.num_processes
         seeds = (self.config.train.seed, self.position.step, number)

@@ -25,7 +25,7 @@ from dualtower.losses.supervised import supervised_contrastive
 from dualtower.model import DualTower
 from dualtower.reranking import features_to_rerank
 from dualtower.training.config import MatchingConfig, RunConfig, TaskConfig
-from dualtower.training.distributed import agree, gather, gather_codes, rank, share
+from dualtower.training.distributed import agree, gather, rank, share
 from dualtower.types import Batch, Embeddings
 
 __all__ = ["Contrastive", "Matching", "Objective", "ProductFused", "build_objective"]
@@ -75,13 +75,8 @@ class Contrastive(Objective):
     def loss(self, outputs: Embeddings, batch: Batch) -> Tensor:
         """The loss of all ranks' embeddings; every rank computes it in full."""
         assert outputs.image is not None and outputs.text is not None
-        return self._loss(
-            gather(outputs.image),
-            gather(outputs.text),
-            scale=outputs.scale,
-            bias=outputs.bias,
-            products=gather_codes(batch.products),
-        )
+        image, text, products = gather(outputs.image, outputs.text, batch.products)
+        return self._loss(image, text, scale=outputs.scale, bias=outputs.bias, products=products)
 
 
 class MatchingLogits(NamedTuple):
@@ -138,10 +133,10 @@ class Matching(Objective):
         own = Embeddings(image.embedding, text.embedding, scale, scale.new_zeros(()))
         text, image = _shared(text), _shared(image)
         with torch.no_grad():
-            all_images, all_texts = gather_codes(towers.image), gather_codes(towers.text)
+            all_images, all_texts, products = gather(towers.image, towers.text, batch.products)
             kind = self.model.config.similarity
             logits = towers.scale * similarities(all_texts, all_images, kind)
-            same = _same_product(gather_codes(batch.products))
+            same = _same_product(products)
         first = rank() * len(batch.products)
         rows = torch.arange(first, first + len(batch.products), device=logits.device)
         right = self.model.reranker(text.take(rows), image.take(rows)).unsqueeze(1)
@@ -232,19 +227,18 @@ class ProductFused(Objective):
 
     def loss(self, outputs: ProductViews, batch: Batch) -> Tensor:
         """The weighted sum of all losses over the joined batch."""
-        first, second = gather(outputs.first), gather(outputs.second)
-        products = gather_codes(batch.products)
-        labels = None if batch.labels is None else gather_codes(batch.labels)
+        weights = self.config.head_weights
+        halves = [half for name in weights for half in _precise(outputs.tasks[name]).chunk(2)]
+        known = batch.products.new_zeros(len(batch.products), 0) if batch.labels is None else batch.labels
+        first, second, products, labels, *halves = gather(outputs.first, outputs.second, batch.products, known, *halves)
         scale = first.new_tensor(1 / self.config.temperature)
         bias = scale.new_zeros(())
         total = self.config.identity * self._pair_loss(first, second, scale=scale, bias=bias, products=products)
         same = products if not self.config.labels else self._joint_label(labels)
         both = torch.cat([first, second])
         total = total + self.config.supervised * supervised_contrastive(both, torch.cat([same, same]), scale=scale)
-        for number, (name, weight) in enumerate(self.config.head_weights.items()):
-            assert labels is not None
-            halves = [gather(part.contiguous()) for part in _precise(outputs.tasks[name]).chunk(2)]
-            logits = torch.cat(halves) + self.log_shares[name].to(first.device)
+        for number, (name, weight) in enumerate(weights.items()):
+            logits = torch.cat(halves[2 * number : 2 * number + 2]) + self.log_shares[name].to(first.device)
             target = labels[:, number].repeat(2)
             if (target >= 0).any():
                 total = total + weight * F.cross_entropy(logits, target, ignore_index=-1)
@@ -252,9 +246,8 @@ class ProductFused(Objective):
             total = total + self._contrastive.loss(outputs.embeddings, batch)
         return total
 
-    def _joint_label(self, labels: Tensor | None) -> Tensor:
+    def _joint_label(self, labels: Tensor) -> Tensor:
         """One number for the values of all label attributes; -1 where one of them is unknown."""
-        assert labels is not None
         names = list(self.classes)
         joint = labels.new_zeros(len(labels))
         for name in self.config.labels:
@@ -309,4 +302,4 @@ def _shared(states: TokenStates) -> TokenStates:
     if states.mask is None:
         return TokenStates(tokens, None, embedding)
     mask = F.pad(states.mask, (0, missing))
-    return TokenStates(tokens, gather_codes(mask.to(torch.uint8)).bool(), embedding)
+    return TokenStates(tokens, gather(mask)[0], embedding)
