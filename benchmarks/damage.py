@@ -26,6 +26,7 @@ from dualtower.data.drawn import draw_catalogue
 from dualtower.data.images import ImageSettings
 from dualtower.data.text import train_tokenizer
 from dualtower.errors import DualTowerError
+from dualtower.retrieval.catalogue import Catalogue
 from dualtower.retrieval.indexing import index_products, open_or_create
 from dualtower.retrieval.local import LocalStore
 from dualtower.retrieval.queries import Query
@@ -137,17 +138,18 @@ def judge(copy: Path, truths: list[dict[str, Any]], model: DualTower) -> list[st
         store = LocalStore(copy)
         if not answers_right(store, truths):
             said.append("wrong answers")
-        if store.catalogue.verify() or store.is_stale(thorough=True):
+        if store.catalogue.verify() or store.cache_problems():
             said.append("found")
     except DualTowerError:
         said.append("found")
     if "found" not in said:
         said.append("inert" if holds(copy, truths) else "missed")
     try:
+        Catalogue.mend_info(copy)
         store = LocalStore(copy)
         repaired = repair(store, lambda: model)
         store.rebuild()
-        clean = store.catalogue.verify() == [] and not store.is_stale(thorough=True) and answers_right(store, truths)
+        clean = store.catalogue.verify() == [] and not store.cache_problems() and answers_right(store, truths)
         lost = bool(repaired.lost or repaired.without_picture)
         said.append(("healed without some rows" if lost else "healed") if clean else "not healed")
     except DualTowerError:

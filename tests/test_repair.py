@@ -254,3 +254,35 @@ def test_a_folder_that_cannot_be_written_to_is_searched(shop: Path, log_left: bo
         for path in [parent, *parent.rglob("*")]:
             path.chmod(0o755)
         shutil.rmtree(parent)
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"model": "another"}'])
+def test_what_a_catalogue_is_can_be_lost_and_is_written_anew(
+    shop: Path, content: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = shop / "catalogue.json"
+    written = path.read_text()
+    path.unlink() if content is None else path.write_text(content)
+    main(["repair", str(shop)])
+    assert "catalogue.json was lost or altered" in capsys.readouterr().out
+    assert path.read_text() == written and Catalogue(shop).verify() == []
+
+
+def test_verify_compares_what_a_catalogue_is(shop: Path) -> None:
+    path = shop / "catalogue.json"
+    path.write_text(path.read_text().replace('"none"', '"some"'))
+    assert Catalogue(shop).verify() == [f"{path} is not as it was written"]
+
+
+def test_verify_tells_of_the_cache_and_is_content(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    LocalStore(shop).rebuild()
+    view = shop / "cache" / "view.npz"
+    content = bytearray(view.read_bytes())
+    content[len(content) // 2] ^= 1
+    view.write_bytes(content)
+    main(["verify", str(shop)])
+    out = capsys.readouterr().out
+    assert "all whole" in out and "the view in" in out and "index of" not in out
+    LocalStore(shop).compact()
+    main(["verify", str(shop)])
+    assert "cache" not in capsys.readouterr().out

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 from test_catalogue import ATTRIBUTES, DIM, info
 
+from dualtower.errors import CatalogueError
 from dualtower.retrieval.catalogue import Catalogue
 from dualtower.retrieval.local import LocalStore
 from dualtower.retrieval.queries import Query
 from dualtower.retrieval.records import Item
 from dualtower.retrieval.search import exact_scores
+from dualtower.retrieval.vectors import VectorReader
 
 ROWS, STILL = 400, 100
 """Rows of the catalogue, and how many of them no writer touches."""
@@ -42,6 +44,7 @@ WRITER = """
 import random, sys
 sys.path.insert(0, {tests!r})
 from test_snapshots import ROWS, STILL, versioned
+from dualtower.errors import CatalogueError
 from dualtower.retrieval.catalogue import Catalogue
 catalogue, dice, version = Catalogue({folder!r}), random.Random({seed}), {seed}
 print("ready", flush=True)
@@ -55,6 +58,7 @@ REWRITER = """
 import random, sys
 sys.path.insert(0, {tests!r})
 from test_snapshots import ROWS, versioned
+from dualtower.errors import CatalogueError
 from dualtower.retrieval.catalogue import Catalogue
 catalogue = Catalogue({folder!r})
 print("ready", flush=True)
@@ -62,6 +66,7 @@ while True:
     catalogue.upsert([versioned(i, 0) for i in random.sample(range(ROWS), 50)])
 """
 COMPACTOR = """
+from dualtower.errors import CatalogueError
 from dualtower.retrieval.catalogue import Catalogue
 catalogue = Catalogue({folder!r})
 print("ready", flush=True)
@@ -149,3 +154,9 @@ def test_verify_beside_writers_raises_no_false_alarm(folder: Path) -> None:
     with beside(folder, WRITER, WRITER, COMPACTOR):
         alarms = [problem for _ in turns(catalogue) for problem in catalogue.verify()]
     assert not alarms, alarms[:3]
+
+
+def test_a_file_that_vanishes_while_it_is_opened_is_too_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "exists", lambda self: True)  # as it did a moment before
+    with pytest.raises(CatalogueError, match="holds 0 of 2 vectors"):
+        VectorReader(tmp_path / "0-image.f16", 4, 2)

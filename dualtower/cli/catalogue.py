@@ -313,7 +313,7 @@ class Delete:
 
 @dataclass(frozen=True)
 class Verify:
-    """Read a whole catalogue and compare every row, picture and vector with its checksum."""
+    """Read a whole catalogue and compare every row, picture and vector with its checksum, and its cache, too."""
 
     catalogue: Positional[Path]
     """Folder of the catalogue."""
@@ -326,6 +326,8 @@ class Verify:
         unchecked = store.catalogue.unchecked()
         without = f", except {unchecked:,} pictures of an older format, which kept no checksums" if unchecked else ""
         print(f"{len(store):,} rows, all whole{without}")
+        for problem in store.cache_problems():
+            print(f"{problem}; searches are right without it, and `dualtower compact {self.catalogue}` makes it anew")
 
 
 @dataclass(frozen=True)
@@ -341,8 +343,11 @@ class Repair:
 
     def run(self) -> None:
         from dualtower.model import DualTower
+        from dualtower.retrieval.catalogue import ABOUT, Catalogue
         from dualtower.retrieval.repair import LOST, repair
 
+        if Catalogue.mend_info(self.catalogue):
+            print(f"{self.catalogue / ABOUT} was lost or altered, and is written anew")
         store = open_local(self.catalogue)
         done = repair(store, lambda: to_place(DualTower.from_pretrained(self.model or store.info.model), self.device))
         for ids, what in (

@@ -46,10 +46,11 @@ from dualtower.retrieval.snapshot import READ_STATE, Snapshot, has_been
 from dualtower.retrieval.vectors import VectorFile, crc_of, sync_folder
 from dualtower.retrieval.verify import problems_of, unchecked_pictures
 
-__all__ = ["Catalogue"]
+__all__ = ["ABOUT", "Catalogue"]
 
 log = logging.getLogger(__name__)
 _STORED = "id, number, sequence, product_id, title, attributes, checksums, died, updated"
+ABOUT = "catalogue.json"
 REMEMBERED = 100_000
 """Changes by which a cache is told from one of another catalogue."""
 
@@ -89,10 +90,11 @@ class Catalogue:
                 connection.executescript(SCHEMA)
                 connection.execute("INSERT INTO state VALUES (0, 0, 0, 0, ?)", (_new_token(),))
                 connection.execute("INSERT INTO history SELECT sequence, token FROM state")
+                connection.execute("INSERT INTO about VALUES (?)", (_json(info),))
                 connection.commit()
             sync_folder(folder)
             # Last, as its presence says that the folder is a catalogue.
-            write_text_atomically(folder / "catalogue.json", _json(info))
+            write_text_atomically(folder / ABOUT, _json(info))
         except (OSError, sqlite3.Error) as error:
             raise CatalogueError(f"cannot make a catalogue in {folder}: {error}") from error
         return cls(folder)
@@ -262,9 +264,34 @@ class Catalogue:
         """Look for what is wrong, by SQLite's own check and all checksums of rows, pictures and vectors."""
         try:
             with self.snapshot() as snapshot:
-                return list(problems_of(snapshot, self.info))
+                problems = list(problems_of(snapshot, self.info))
+            if [(_json(self.info),)] != self._database.read("SELECT info FROM about"):
+                problems.append(f"{self.folder / ABOUT} is not as it was written")
+            return problems
         except CatalogueError as error:
             return [str(error)]
+
+    @staticmethod
+    def mend_info(folder: str | Path) -> bool:
+        """Write a lost or altered ``catalogue.json`` anew, by what the database says; returns whether it had to be.
+
+        Raises:
+            CatalogueError: There is no database in the folder, or none that tells.
+        """
+        path, database = Path(folder) / ABOUT, Path(folder) / "rows.sqlite"
+        if not database.exists():
+            raise CatalogueError(f"no catalogue in {folder}; `dualtower index MODEL --out {folder}` makes one")
+        opened = Database(database)
+        try:
+            if not opened.read("SELECT 1 FROM sqlite_master WHERE name = 'about'"):
+                return False  # of the first format, whose file is all there is
+            told = str(opened.read("SELECT info FROM about")[0][0])
+        finally:
+            opened.close()
+        if path.exists() and path.read_bytes() == told.encode():
+            return False
+        write_text_atomically(path, told)
+        return True
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[tuple[sqlite3.Connection, State]]:
@@ -288,9 +315,9 @@ class Catalogue:
     def _upgrade(self) -> None:
         """From format 1; killed at any moment, the next one that opens it does the rest."""
         with self._database.writing() as connection:
-            upgrade(connection)
+            upgrade(connection, _json(replace(self.info, format=FORMAT)))
         self.info = replace(self.info, format=FORMAT)
-        write_text_atomically(self.folder / "catalogue.json", _json(self.info))
+        write_text_atomically(self.folder / ABOUT, _json(self.info))
 
     def _rows_where(self, column: str, keys: Sequence[Any], condition: str = "TRUE") -> Iterator[StoredRow]:
         """Versions that have one of some ids or numbers, in any order."""
@@ -330,7 +357,7 @@ def _marks(keys: Sequence[Any]) -> str:
 
 
 def _read_info(folder: Path) -> CatalogueInfo:
-    path = folder / "catalogue.json"
+    path = folder / ABOUT
     if not path.exists():
         raise CatalogueError(f"no catalogue in {folder}; `dualtower index MODEL --out {folder}` makes one")
     try:

@@ -118,6 +118,16 @@ class LocalStore:
         kept = [read_index_info(self._cache, kind, came_from, thorough=thorough) for kind in self.info.kinds]
         return any(index is None or size - index.covered > _may_be_uncovered(index.covered) for index in kept)
 
+    def cache_problems(self) -> list[str]:
+        """What of the cache is missing, damaged or of other rows; searches pass it over."""
+        kept = {
+            kind: read_index_info(self._cache, kind, self.catalogue.went_through, thorough=True)
+            for kind in self.info.kinds
+        }
+        problems = [f"the index of {kind} vectors" for kind, index in kept.items() if index is None]
+        problems += [] if self.searcher.views.is_kept() else ["the view"]
+        return [f"{what} in {self._cache} is missing, damaged or of other rows" for what in problems]
+
     def rebuild(
         self, *, methods: Mapping[str, str] | None = None, recall: float = 0.98, threads: int | None = None
     ) -> None:

@@ -36,6 +36,7 @@ CREATE TABLE state (
     generation INTEGER NOT NULL, next_slot INTEGER NOT NULL, sequence INTEGER NOT NULL,
     next_number INTEGER NOT NULL, token INTEGER NOT NULL
 );
+CREATE TABLE about (info TEXT NOT NULL);  -- what catalogue.json says, to find and to mend it by
 CREATE TABLE history (sequence INTEGER PRIMARY KEY, token INTEGER NOT NULL);  -- of the last changes
 CREATE TABLE rows (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL,
@@ -112,16 +113,21 @@ def set_columns(
     connection.executemany(f"UPDATE rows SET {columns}, checksum = row_checksum({summed}) WHERE {where}", values)
 
 
-def upgrade(connection: sqlite3.Connection) -> None:
+def upgrade(connection: sqlite3.Connection, about: str) -> None:
     """Make the tables of format 1 into those of this one, in the transaction that is open.
 
     Slots become numbers, what had gone becomes versions that are dead, and pictures stay where they are.
+
+    Args:
+        connection: In a transaction.
+        about: What ``catalogue.json`` will say.
     """
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'gone'").fetchall():
         return  # another process was quicker
     for script in (_UPGRADE, "DROP INDEX rows_by_sequence; DROP INDEX gone_by_sequence;", SCHEMA, _TAKE_OVER):
         for statement in _statements(script):
             connection.execute(statement)
+    connection.execute("INSERT INTO about VALUES (?)", (about,))
     set_columns(connection, "TRUE", digest="digest")  # which sets the checksums
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dualtower.errors import DualTowerError
-from dualtower.retrieval.catalogue import Catalogue
+from dualtower.retrieval.catalogue import ABOUT, Catalogue
 from dualtower.retrieval.columns import Counts
 from dualtower.retrieval.nearest import load_faiss
 from dualtower.retrieval.queries import Page, Query
@@ -98,7 +98,7 @@ def store_exists(where: str | Path) -> bool:
         from dualtower.retrieval.milvus import collection_exists
 
         return collection_exists(str(where))
-    return (Path(where) / "catalogue.json").exists()
+    return (Path(where) / ABOUT).exists()
 
 
 def _on_milvus(where: str | Path) -> bool:

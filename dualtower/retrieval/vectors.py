@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,11 @@ class VectorReader:
 
     def __init__(self, path: Path, dim: int, slots: int) -> None:
         self.dim, self.slots, self.slot_bytes = dim, slots, 2 * dim
-        self._file = path.open("rb", buffering=0) if path.exists() else None
+        self._file: FileIO | None
+        try:
+            self._file = path.open("rb", buffering=0)
+        except FileNotFoundError:  # and no question beforehand: a compaction may remove it between the two
+            self._file = None
         held = os.fstat(self._file.fileno()).st_size // self.slot_bytes if self._file else 0
         if held < slots:
             raise CatalogueError(too_short(path, held, slots))

@@ -147,6 +147,11 @@ class ViewKeeper:
         self._view, self._failed = view, False
         return view
 
+    def is_kept(self) -> bool:
+        """Whether the cache holds a view that is whole, and of this catalogue."""
+        with self.catalogue.snapshot() as snapshot:
+            return _load(self.catalogue, snapshot) is not None
+
     def save(self) -> None:
         """Keep the newest view in the cache, for a quick start."""
         _save(self.newest(), self.catalogue.folder / "cache" / "view.npz")
