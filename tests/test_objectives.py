@@ -139,6 +139,32 @@ def test_labels_join_their_attributes() -> None:
     assert objective._joint_label(labels).tolist() == [2, 3, -1, 2, -1]
 
 
+def test_a_batch_without_a_known_class_still_has_a_gradient_for_every_head() -> None:
+    """The ranks of a training wait for a gradient of every parameter; the head of a rare attribute must give one."""
+    model = tiny.model(fusion=FusionConfig(width=8, tasks={"rare": ["x", "y"]}))
+    objective = ProductFused(
+        model,
+        TaskConfig(heads=("rare",)),
+        classes={"rare": ["x", "y"]},
+        log_shares={"rare": torch.zeros(2)},
+        pair_loss=build_loss(LossConfig()),
+        contrastive=None,
+    )
+    for known in ([-1] * 8, [0, 1, -1, 1, -1, -1, 0, 0]):
+        rows = replace(batch(model, list(range(8))), labels=torch.tensor(known).unsqueeze(1))
+        objective.zero_grad()
+        outputs = objective(rows, Draw(0, size=8))
+        loss = objective.loss(outputs, rows)
+        loss.backward()
+        gradients = [parameter.grad for name, parameter in model.fusion.named_parameters() if "task" in name]
+        assert gradients and all(g is not None and g.isfinite().all() for g in gradients)
+        assert any(g.any() for g in gradients) == (max(known) >= 0)
+    target = torch.tensor(known).repeat(2)
+    head = F.cross_entropy(outputs.tasks["rare"], target, ignore_index=-1)
+    rest = objective.loss(outputs, replace(rows, labels=torch.full((8, 1), -1)))
+    torch.testing.assert_close(loss - rest, head)
+
+
 def test_locked_towers_leave_nothing_but_the_head_to_train(tmp_path: Path) -> None:
     model = tiny.model(reranker=RERANKER, head_norm="batch")
     config = run_config(tmp_path, steps=3, lock_text=1, lock_image=1)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -18,9 +19,11 @@ from test_resume import OPTIONS, RECIPE, assert_same_end, environment, wait_for_
 
 from dualtower import RunConfig
 from dualtower.config import from_dict, to_dict
+from dualtower.errors import ConfigError
 from dualtower.precision import TowerPrecision, computed, measure_precision, preferred
 from dualtower.training.loop import Trainer
 from dualtower.training.precision import autocast_precision, with_tower_precision
+from dualtower.training.run import run
 from dualtower.types import Features
 
 REPOSITORY = Path(__file__).parent.parent
@@ -131,11 +134,30 @@ def test_it_trains_in_mixed_precision(tmp_path: Path) -> None:
 
 def test_explicit_precision_is_not_measured(tmp_path: Path) -> None:
     model = tiny.model()
-    for precision, name in (("fp32", "no"), ("bf16", "bf16"), ("fp16", "fp16")):
+    for precision, name in (("fp32", "no"), ("bf16", "bf16")):
         config = run_config(tmp_path, model, precision=precision)
         assert autocast_precision(config.train) == name
         assert with_tower_precision(config, model, products(), Accelerator(cpu=True)) is config
         assert model.precision is None
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="fp16 is for accelerators")
+def test_fp16_without_a_gpu_is_refused_and_not_silently_float32(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"fp16 needs a GPU.*auto, bf16 or fp32"):
+        run(run_config(tmp_path, tiny.model(), precision="fp16"))
+    with pytest.raises(ConfigError, match=r"train\.precision is fp32; leave one of them out"):
+        run_config(tmp_path, tiny.model(), precision="fp32", tower_precision=TowerPrecision(image="bf16"))
+
+
+def test_a_choice_that_the_config_holds_is_kept_on_every_device(tmp_path: Path) -> None:
+    """A config from a processor's run, taken to a GPU, says how the towers compute there too."""
+    model, held = tiny.model(), TowerPrecision(text="fp32", image="bf16")
+    config = run_config(tmp_path, model, precision="auto", tower_precision=held)
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), is_main_process=True)
+    assert with_tower_precision(config, model, products(), on_gpu) == config
+    assert model.precision == held
+    fresh = run_config(tmp_path, model, precision="auto")
+    assert with_tower_precision(fresh, tiny.model(), products(), on_gpu) is fresh
 
 
 def test_the_choice_is_in_the_config_and_a_resumed_run_keeps_it(tmp_path: Path) -> None:

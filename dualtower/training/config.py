@@ -101,8 +101,8 @@ class TrainConfig:
     ema: float | None = None
     """Decay of an exponential moving average of the weights, which is then what is validated and saved."""
     precision: Precision = "auto"
-    """`fp32`, `bf16` or `fp16` for all of the model; `auto` is bf16 on GPUs, and on CPUs what is measured to be the
-    fastest for each tower when the run begins."""
+    """`fp32`, `bf16` or (on GPUs) `fp16` for all of the model; `auto` is bf16 on GPUs that have it, else fp16, and on
+    CPUs what is measured to be the fastest for each tower when the run begins."""
     tower_precision: TowerPrecision | None = None
     """What `auto` has measured; a resumed run keeps it."""
     sync_batchnorm: bool = False
@@ -137,6 +137,11 @@ class TrainConfig:
         for name in ("batch_size", "accumulate", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.tower_precision is not None and self.precision != "auto":
+            raise ConfigError(
+                f"train.tower_precision is what train.precision auto chose, and train.precision is {self.precision}; "
+                "leave one of them out"
+            )
         if not 0 <= self.augmentation_strength <= 2:
             raise ConfigError(f"train.augmentation_strength is {self.augmentation_strength}; it must be from 0 to 2")
         for name in ("warmup", "lock_text", "lock_image", "erasing", "token_dropout"):

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dualtower.config import to_dict, to_json
+from dualtower.folder import write_text_atomically
 from dualtower.training.budget import Budget
 from dualtower.training.checkpoint import Position
 from dualtower.training.config import RunConfig
@@ -53,8 +54,7 @@ class Journal:
     def __enter__(self) -> Journal:
         if self.main:
             kept = [line for line in read_history(self.path) if line["step"] <= self.first.step]
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("".join(to_json(line) + "\n" for line in kept))
+            write_text_atomically(self.path, "".join(to_json(line) + "\n" for line in kept))
             self._since = time.monotonic()
             self._bar = progress_bar(self.budget, self.first)
         if self.config.train.trackers:

@@ -184,7 +184,7 @@ class Trainer:
     def fit(self) -> Outcome:
         """Train until the budget is used up, patience runs out, or a signal asks to stop."""
         clock = Clock(self.position.seconds)
-        saved_at, ended = clock.seconds(), "budget"
+        saved_at, ended = self.position.seconds, "budget"  # all ranks must count from one moment
         if self._out_of_patience():  # as it was when the run ended that is resumed here
             return self._outcome("patience")
         with StopRequest() as stop, self.journal:

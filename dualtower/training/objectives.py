@@ -240,8 +240,9 @@ class ProductFused(Objective):
         for number, (name, weight) in enumerate(weights.items()):
             logits = torch.cat(halves[2 * number : 2 * number + 2]) + self.log_shares[name].to(first.device)
             target = labels[:, number].repeat(2)
-            if (target >= 0).any():
-                total = total + weight * F.cross_entropy(logits, target, ignore_index=-1)
+            # A batch in which no class is known has a gradient too, of zero: the ranks wait for one of every head.
+            known_rows = (target >= 0).sum().clamp(min=1)
+            total = total + weight * F.cross_entropy(logits, target, ignore_index=-1, reduction="sum") / known_rows
         if self._contrastive is not None:
             total = total + self._contrastive.loss(outputs.embeddings, batch)
         return total

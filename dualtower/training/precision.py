@@ -12,6 +12,7 @@ from accelerate.utils import broadcast_object_list
 
 from dualtower.config import from_dict, to_dict
 from dualtower.data.products import Products
+from dualtower.errors import ConfigError
 from dualtower.model import DualTower
 from dualtower.precision import ROWS, TowerPrecision, measure_precision
 from dualtower.training.config import RunConfig, TrainConfig
@@ -25,7 +26,12 @@ def autocast_precision(train: TrainConfig) -> str:
     """Accelerate's name of the precision that all of the forward pass is autocast to.
 
     With `auto`, that is bf16 (else fp16) on an accelerator; on processors each tower has a precision of its own.
+
+    Raises:
+        ConfigError: fp16 without an accelerator, for which Accelerate would compute in float32 in silence.
     """
+    if train.precision == "fp16" and not torch.accelerator.is_available():
+        raise ConfigError("train.precision fp16 needs a GPU, and there is none here; on CPUs choose auto, bf16 or fp32")
     if train.precision != "auto":
         return "no" if train.precision == "fp32" else train.precision
     if torch.cuda.is_available():
@@ -39,9 +45,11 @@ def with_tower_precision(
     """The run's config with the towers' precision, under which the model computes from now on.
 
     With `train.precision auto` on processors it is measured by the first process, and all take its choice; a resumed
-    run takes what it began with, whatever machine it goes on on.
+    run takes what it began with, and a config that holds a choice keeps it, whatever machine they go on on.
     """
-    if config.train.precision != "auto" or not (config.resume or accelerator.device.type == "cpu"):
+    train = config.train
+    measures = accelerator.device.type == "cpu"
+    if train.precision != "auto" or not (measures or config.resume or train.tower_precision):
         return config
     chosen = [_chosen(config, model, products) if accelerator.is_main_process else None]
     broadcast_object_list(chosen)
@@ -49,7 +57,7 @@ def with_tower_precision(
         return config
     precision = from_dict(TowerPrecision, chosen[0])
     model.compute_in(precision)
-    return replace(config, train=replace(config.train, tower_precision=precision))
+    return replace(config, train=replace(train, tower_precision=precision))
 
 
 def _chosen(config: RunConfig, model: DualTower, products: Products) -> dict[str, object] | None:
