@@ -351,6 +351,63 @@ def test_many_idle_connections_keep_out_only_each_other(shop: Path) -> None:
             assert newcomer.post("/search", json={"text": "red mug"}).status_code == 200
 
 
+def told_to(running: Server, sent: bytes, *, seconds: float = 20.0) -> bytes:
+    """What is answered to somebody who sends all that the service takes, until it cuts the connection."""
+    with connected(running) as connection:
+        connection.settimeout(seconds)
+        said = b""
+        with suppress(ConnectionError, BrokenPipeError):
+            connection.sendall(sent)
+        with suppress(ConnectionError):
+            while received := connection.recv(65536):
+                said += received
+    return said
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\nhost: localhost\r\n" + b"a:b\r\n" * 4000,
+        b"GET / HTTP/1.1\r\nhost: localhost\r\na: " + b"b" * 5_000_000,
+        b"GET /" + b"b" * 5_000_000,
+        SEARCH + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n" + b"a:b\r\n" * 1_000_000,
+        SEARCH + b"transfer-encoding: chunked\r\n\r\n2;" + b"a" * 5_000_000,
+        b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n" * 2000,
+    ],
+    ids=["many headers", "a large header", "a large path", "trailers", "a large chunk size", "many at once"],
+)
+def test_heads_and_what_stands_around_bodies_are_bounded(server: Server, sent: bytes) -> None:
+    begin = time.monotonic()
+    said = told_to(server, sent)
+    assert time.monotonic() - begin < 8  # not by a time-out
+    assert said.count(b"HTTP/1.1 200") < 50
+
+
+def test_answers_that_nobody_reads_are_given_up(shop: Path) -> None:
+    wanted = b"GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    with serving(shop, **SECONDS) as running, ExitStack() as stack:
+        deaf = []
+        for _ in range(40):  # more than may be connected
+            connection = stack.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", int(running.url.rpartition(":")[2])))
+            deaf.append(connection)
+            connection.settimeout(0.02)
+            with suppress(OSError):
+                for _ in range(2000):
+                    connection.sendall(wanted)
+            with running.client() as newcomer:
+                assert newcomer.post("/search", json={"text": "red mug"}).status_code == 200
+        ended = 0
+        for connection in deaf:
+            connection.settimeout(10)
+            with suppress(ConnectionError):
+                while connection.recv(65536):
+                    pass
+            ended += 1  # a reset, or the end of what had been sent
+        assert ended == len(deaf)
+
+
 def test_a_large_body_that_comes_steadily_is_read(shop: Path) -> None:
     with serving(shop, BODY_SECONDS=0.5, LEAST_BYTES=50_000) as running:
         picture = base64.b64encode(tiny.png(tiny.picture(7))).decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import random
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ import pytest
 from test_catalogue import ATTRIBUTES, DIM, info
 
 from dualtower.errors import ConfigError, CursorError, FilterError
+from dualtower.retrieval import search as search_room
 from dualtower.retrieval import vectors as vectors_room
 from dualtower.retrieval.catalogue import Catalogue
+from dualtower.retrieval.columns import Columns
 from dualtower.retrieval.filters import matches, parse_filter
 from dualtower.retrieval.local import LocalStore
 from dualtower.retrieval.nearest import METHODS, Chosen, build_index
-from dualtower.retrieval.queries import _TOLD, Page, Query
+from dualtower.retrieval.queries import _TOLD, Page, Place, Query, write_cursor
 from dualtower.retrieval.records import Item
 from dualtower.retrieval.store import Store
 
@@ -327,3 +330,34 @@ def test_words_of_the_filter_mean_nothing_in_quotes(where: str, ids: set[str]) -
 def test_filters_that_nest_too_deep_are_refused(where: str) -> None:
     with pytest.raises(FilterError, match=r"at most \d+ are read|cannot be read"):
         parse_filter(where, {"a": "number"})
+
+
+def test_a_long_filter_takes_no_more_memory_than_its_parts() -> None:
+    columns, rows = Columns({"price": "number"}), 20_000
+    columns = columns.extended([[{"price": float(i)} for i in range(rows)]], rows)
+    part = parse_filter(" or ".join(f"price={i}" for i in range(300)), {"price": "number"})
+    tracemalloc.start()
+    try:
+        found = columns.satisfies(part)
+        assert found.sum() == 300 and tracemalloc.get_traced_memory()[1] < 10 * rows
+    finally:
+        tracemalloc.stop()
+
+
+def test_no_search_orders_the_whole_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_room, "MOST_ORDERED", 200)
+    Catalogue.create(tmp_path / "shop", info()).close()
+    store, dice = LocalStore(tmp_path / "shop"), np.random.default_rng(0)
+    vectors = dice.standard_normal((1000, DIM)).astype(np.float32)
+    store.upsert([Item(str(i), str(i), "", {}, {"image": vector}) for i, vector in enumerate(vectors)])
+    query, newest = Query(vectors[0]), store.catalogue.state.sequence
+    assert [len(page.hits) for page in pages(store, query, 12)] == [10] * 12
+    forged = replace(query, vector=None, cursor=write_cursor(query, Place(vectors[0], newest, 10, -1e6)))
+    with pytest.raises(ConfigError, match="more than 200 rows"):
+        store.search(forged)
+    for nothing in (0.0, 1e-30):
+        with pytest.raises(ConfigError, match="zero"):
+            Query(np.full(DIM, nothing, np.float32))
+        forged = replace(query, vector=None, cursor=write_cursor(query, Place(np.full(DIM, nothing), newest, 0)))
+        with pytest.raises(CursorError):
+            store.search(forged)

@@ -226,8 +226,9 @@ class Columns:
             return self.of[part.name].satisfies(part)
         if isinstance(part, Not):
             return ~self.satisfies(part.part)
-        masks = [self.satisfies(inner) for inner in part.parts]
-        combine = np.logical_and if isinstance(part, And) else np.logical_or
         assert isinstance(part, And | Or)
-        found: np.ndarray = combine.reduce(masks)
+        combine = np.logical_and if isinstance(part, And) else np.logical_or
+        found = self.satisfies(part.parts[0])  # an array of its own, whatever the part
+        for inner in part.parts[1:]:  # one after the other: all at once would take a byte per row for each of them
+            combine(found, self.satisfies(inner), out=found)
         return found

@@ -19,8 +19,8 @@ __all__ = ["Page", "Place", "Query", "begin", "write_cursor"]
 MOST_HITS = 1000
 FARTHEST = 10_000
 """Hits that paging reaches."""
-LARGEST = 1e6
-"""Number of a query vector."""
+LEAST, LARGEST = 1e-6, 1e6
+"""Of a query vector: its largest number, whatever the sign. To one that is all zeros everything is alike."""
 _TOLD = struct.Struct("<8sqqdI")  # what a cursor says before the row's id and the vector, see `Place`
 
 
@@ -54,7 +54,9 @@ class Query:
         if self.vector is None and self.cursor is None:
             raise ConfigError("a query needs a vector, or the cursor of a page before")
         if self.vector is not None and not _is_usable(self.vector):
-            raise ConfigError(f"the query vector holds numbers that are not finite, or beyond {LARGEST:,.0f}")
+            raise ConfigError(
+                f"the query vector is zero, or holds numbers that are not finite, or beyond {LARGEST:,.0f}"
+            )
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,8 @@ def _read_cursor(query: Query, *, newest: int) -> Place:
 
 
 def _is_usable(vector: np.ndarray) -> bool:
-    """Whether products with vectors of a catalogue, whose numbers are at most 65,504, stay finite."""
-    return bool(np.abs(vector).max(initial=0) <= LARGEST)
+    """Whether products with vectors of a catalogue, whose numbers are at most 65,504, stay finite and differ."""
+    return bool(LEAST <= np.abs(vector).max(initial=0) <= LARGEST)
 
 
 def _fingerprint(query: Query) -> bytes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dualtower.errors import DualTowerError
+from dualtower.errors import ConfigError, DualTowerError
 from dualtower.retrieval.catalogue import Catalogue
 from dualtower.retrieval.filters import parse_filter
 from dualtower.retrieval.nearest import Chosen, Index, best_of
@@ -21,6 +21,8 @@ __all__ = ["Searcher", "candidates", "exact_scores"]
 
 SLACK = 8
 """Candidates beyond the wanted ones, among which equal scores show."""
+MOST_ORDERED = 50_000
+"""Rows that are put in order for one page; cursors that somebody made up would have all of them ordered."""
 TRIES = 5
 """Views to search, if what each of them shows is changed or dropped before it is read."""
 
@@ -84,7 +86,8 @@ class Searcher:
         Raises:
             FilterError: The filter cannot be read.
             CursorError: The cursor is broken, or of another search.
-            ConfigError: The catalogue has no vectors of that kind, or the vector does not fit.
+            ConfigError: The catalogue has no vectors of that kind, the vector does not fit, or more than `MOST_ORDERED`
+                rows would have to be looked at.
         """
         (answer,) = self.search_many([query])
         if isinstance(answer, DualTowerError):
@@ -139,7 +142,12 @@ class Searcher:
                 slots, scores = slots[others], scores[others]
             if complete or (len(slots) >= count and scores[count - 1] > worst):
                 return slots[:count], scores[:count]
-            wanted, found = 4 * wanted, None
+            if wanted >= MOST_ORDERED:
+                raise ConfigError(
+                    f"more than {MOST_ORDERED:,} rows are as good as the last of this page, or of products before it; "
+                    "narrow the search with a filter"
+                )
+            wanted, found = min(4 * wanted, MOST_ORDERED), None
 
     def _hidden(self, ids: Collection[str]) -> set[int]:
         """Products of the rows that must not be found."""

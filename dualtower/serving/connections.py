@@ -6,13 +6,20 @@ import asyncio
 import contextlib
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 __all__ = ["GONE", "MOST_CONNECTIONS", "Impatient", "raise_file_limit"]
 
 HEAD_SECONDS = 10.0
 """For the head of a request, from the connection's begin or the request's first byte on."""
 BODY_SECONDS = 20.0
+MOST_HEAD = 64_000
+"""Bytes of a request's head."""
+MOST_HEADERS = 100
+MOST_AROUND = 1_000_000
+"""Bytes around a body: sizes of its chunks, and what follows the last one."""
+MOST_AT_ONCE = 16
+"""Requests that a client may send before the first of them is answered."""
 LEAST_BYTES = 200_000
 """Of a body in each `BODY_SECONDS` that it takes; slower ones are given up, as Apache's mod_reqtimeout does."""
 MOST_UNREAD = 256_000
@@ -25,19 +32,23 @@ LATE = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\
 
 
 class Impatient(HttpToolsProtocol):
-    """HTTP/1.1 for uvicorn that closes a connection whose request does not come.
+    """HTTP/1.1 for uvicorn that closes a connection whose request does not come, or whose answer is not read.
 
-    Of more than `MOST_CONNECTIONS` connections the one that has been waited for longest is closed, so that clients who
-    open many and say nothing only keep out each other.
+    What of a request is not its body is bounded here; the body is `Guard`'s business. Of more than `MOST_CONNECTIONS`
+    connections the one that has been waited for longest is closed, so that clients who open many and say nothing only
+    keep out each other.
     """
 
     _timer: asyncio.TimerHandle | None = None
     _received = 0
+    _around = 0
     _in_body = False
+    _asked: tuple[RequestResponseCycle, ...] = ()
+    """Requests that are not answered yet."""
 
     @property
     def _waiting(self) -> dict[Impatient, None]:
-        """The server's connections of which a request is waited for, the longest first."""
+        """The server's connections whose clients are waited for, the longest first."""
         waiting: dict[Impatient, None] = vars(self.server_state).setdefault("waiting", {})
         return waiting
 
@@ -47,41 +58,68 @@ class Impatient(HttpToolsProtocol):
         self._wait(HEAD_SECONDS)
         if len(self.connections) > MOST_CONNECTIONS:
             longest = next(iter(self._waiting))  # itself, where all others are being answered
-            longest.transport.abort()
             longest._come()
+            longest._cut()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone."""
         self._come()
-        if self.scope is not None:
-            cast(dict[str, Any], self.scope)[GONE] = True
+        self._leave()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Some bytes have come."""
         self._received += len(data)
+        self._around += len(data)
         super().data_received(data)
-        if self._in_body and self._received > MOST_UNREAD and self.cycle.response_complete:
+        if self._around > (MOST_AROUND if self._in_body else MOST_HEAD):
+            self._cut()
+        elif self._in_body and self._received > MOST_UNREAD and self.cycle.response_complete:
             self._come()
             self.transport.pause_reading()  # what else it sends fills its own buffers
-            self.loop.call_later(LINGERING, self.transport.abort)  # until then the answer can be read
+            self.loop.call_later(LINGERING, self._cut)  # until then the answer can be read
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
+        self._around = 0
         self._wait(HEAD_SECONDS)
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A line of the head, or one that follows the body. What is raised here is answered with 400."""
+        if self._in_body or len(self.headers) >= MOST_HEADERS:
+            raise ValueError("more headers than a request may have")
+        super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """A request's head is there."""
-        self._received, self._in_body = 0, True
+        self._received, self._around, self._in_body = 0, 0, True
         self._wait(BODY_SECONDS)
         super().on_headers_complete()
+        self._asked = (*(cycle for cycle in self._asked if not cycle.response_complete), self.cycle)
+        if len(self.pipeline) > MOST_AT_ONCE:
+            raise ValueError("more requests at once than a client may send")
+
+    def on_body(self, body: bytes) -> None:
+        """Some bytes of a body."""
+        self._around -= len(body)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """A request is there."""
-        self._in_body = False
+        self._in_body, self._around = False, 0
         self._come()
         super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        """The client does not read what it is answered."""
+        super().pause_writing()
+        self._wait(BODY_SECONDS)
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self._come()
+        super().resume_writing()
 
     def on_response_complete(self) -> None:
         """A request has been answered; uvicorn itself waits for the next one, if all of this one was read."""
@@ -92,7 +130,23 @@ class Impatient(HttpToolsProtocol):
     def timeout_keep_alive_handler(self) -> None:
         """No further request has come; who does not even fetch the answer is cut off."""
         super().timeout_keep_alive_handler()
-        self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+        self.loop.call_later(HEAD_SECONDS, self._cut)
+
+    def send_400_response(self, msg: str) -> None:
+        """What has come is no request, and nothing that follows it is read."""
+        self._leave()
+        super().send_400_response(msg)
+
+    def _leave(self) -> None:
+        """Nobody waits for answers any more."""
+        for cycle in self._asked:
+            cast(dict[str, Any], cycle.scope)[GONE] = True
+            cycle.disconnected = True
+            cycle.message_event.set()
+
+    def _cut(self) -> None:
+        self._leave()
+        self.transport.abort()
 
     def _wait(self, seconds: float) -> None:
         self._come()
@@ -116,8 +170,9 @@ class Impatient(HttpToolsProtocol):
         has_begun = self.headers is not None  # who has said nothing need not be told
         if has_begun and (self.cycle is None or not self.cycle.response_started):
             self.transport.write(LATE)
+        self._leave()
         self.transport.close()
-        self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+        self.loop.call_later(HEAD_SECONDS, self._cut)
 
 
 def raise_file_limit() -> None:

@@ -74,12 +74,13 @@ def serve(config: ServerConfig) -> None:
         )
         settings = uvicorn.Config(
             app,
-            log_level="warning",
+            log_level="error",  # warnings are about strangers' requests, and could fill the log
             access_log=False,
             server_header=False,
             timeout_keep_alive=30,
             timeout_graceful_shutdown=30,
             http=Impatient,
+            ws="none",
         )
         raise_file_limit()
         warnings.filterwarnings(
