@@ -15,6 +15,7 @@ from test_search import FILTERS, changed_attributes, pages, plain_search, some_i
 
 from dualtower.errors import CatalogueError, ConfigError, CursorError, DataError, UnknownRow
 from dualtower.retrieval.filters import matches, parse_filter
+from dualtower.retrieval.milvus import MilvusStore
 from dualtower.retrieval.queries import Query
 from dualtower.retrieval.records import Item
 from dualtower.retrieval.store import Store, create_store, open_store, store_exists
@@ -119,3 +120,23 @@ def test_attributes_change_and_all_else_stays(store: Store) -> None:
     with pytest.raises(DataError, match="no attribute 'brand'"):
         store.update_attributes({"1": {"brand": "x"}})
     assert store.get(["1"]) == [row]
+
+
+def test_recall_is_measured_against_all_vectors(store: MilvusStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    import milvus_recall
+
+    vectors = np.random.default_rng(0).standard_normal((300, DIM)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    store.upsert([Item(str(i), str(i), "", {}, {"image": vector, "text": -vector}) for i, vector in enumerate(vectors)])
+    measured = milvus_recall.measure(store, queries=20, k=10)
+    assert len(measured) == 4
+    assert all(one["recall"] == one["lowest"] == 1 and one["rows"] == 300 for one in measured)
+    whole = MilvusStore.search_many
+
+    def without_the_best(self: MilvusStore, queries: list[Query]) -> list[Any]:
+        found = whole(self, [replace(query, limit=2 * query.limit) for query in queries])
+        return [replace(page, hits=page.hits[3 : 3 + query.limit]) for page, query in zip(found, queries, strict=True)]
+
+    monkeypatch.setattr(MilvusStore, "search_many", without_the_best)
+    assert all(one["recall"] == 0.7 for one in milvus_recall.measure(store, queries=20, k=10))

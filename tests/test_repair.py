@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from dualtower.errors import CatalogueError
 from dualtower.folder import write_text_atomically
 from dualtower.model import DualTower
 from dualtower.retrieval.catalogue import Catalogue
+from dualtower.retrieval.database import Database
 from dualtower.retrieval.indexing import index_products, open_or_create
 from dualtower.retrieval.local import LocalStore
 from dualtower.retrieval.queries import Query
@@ -286,3 +289,20 @@ def test_verify_tells_of_the_cache_and_is_content(shop: Path, capsys: pytest.Cap
     LocalStore(shop).compact()
     main(["verify", str(shop)])
     assert "cache" not in capsys.readouterr().out
+
+
+def test_no_connection_outlives_the_file_that_it_was_opened_for(tmp_path: Path) -> None:
+    path = tmp_path / "rows.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as writer:
+        writer.executescript("CREATE TABLE t (n INTEGER); INSERT INTO t VALUES (1)")
+        database = Database(path)
+        database._read_only = True  # as of a folder that belongs to somebody else
+        with database.lent() as held:
+            assert held.execute("SELECT COUNT(*) FROM t").fetchall() == [(1,)]
+            time.sleep(0.05)
+            writer.executescript("INSERT INTO t VALUES (2)")
+            assert database.read("SELECT COUNT(*) FROM t") == [(2,)]
+        for _ in range(3):
+            assert database.read("SELECT COUNT(*) FROM t") == [(2,)]
+        assert held not in database._idle
+        database.close()

@@ -13,6 +13,7 @@ import pytest
 from test_catalogue import DIM, info, item
 
 from dualtower.errors import CatalogueError
+from dualtower.retrieval import view as view_room
 from dualtower.retrieval.catalogue import Catalogue
 from dualtower.retrieval.columns import TextColumn
 from dualtower.retrieval.filters import Comparison
@@ -121,3 +122,21 @@ def test_a_view_that_cannot_be_made_is_said(tmp_path: Path) -> None:
             time.sleep(0.02)
     with pytest.raises(CatalogueError, match="holds 0 of 2 vectors"):
         store.search(replace(query, limit=1))
+
+
+def test_whatever_a_view_fails_by_the_next_search_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalogue = Catalogue.create(tmp_path / "shop", info())
+    catalogue.upsert([item("a", 1), item("b", 2)])
+    store = LocalStore(catalogue.folder)
+    query = Query(np.ones(DIM, np.float32), limit=2)
+    assert len(store.search(query).hits) == 2
+    catalogue.compact()
+
+    def fail(*_: object) -> None:
+        raise MemoryError("no room for a view")
+
+    monkeypatch.setattr(view_room, "_newest", fail)
+    with pytest.raises(MemoryError):
+        for _ in range(200):
+            store.search(query)
+            time.sleep(0.02)

@@ -91,6 +91,7 @@ class Database:
     def lent(self) -> Iterator[sqlite3.Connection]:
         """A connection that nobody else uses meanwhile."""
         self._drop_outdated()
+        opened = self._opened
         try:
             connection = self._idle.pop()
         except IndexError:
@@ -98,7 +99,10 @@ class Database:
         try:
             yield connection
         finally:
-            self._idle.append(connection)
+            if opened == self._opened:
+                self._idle.append(connection)
+            else:  # of a file that has been changed meanwhile
+                connection.close()
 
     def _connect(self) -> sqlite3.Connection:
         address = self.path.absolute().as_uri()

@@ -134,8 +134,8 @@ class ViewKeeper:
         """Make the next view in a thread of its own, which has been given the lock."""
         try:
             self._renew(self._prepare)
-        except DualTowerError as error:
-            log.error("%s", error)
+        except Exception as error:
+            log.error("%s", error, exc_info=not isinstance(error, DualTowerError))
             self._failed = True  # the next search shall wait, and say it
         finally:
             self._lock.release()

@@ -42,7 +42,7 @@ class Impatient(HttpToolsProtocol):
     _timer: asyncio.TimerHandle | None = None
     _received = 0
     _around = 0
-    _in_body = False
+    _in_body = _is_unread = False
     _asked: tuple[RequestResponseCycle, ...] = ()
     """Requests that are not answered yet."""
 
@@ -109,15 +109,19 @@ class Impatient(HttpToolsProtocol):
         """A request is there."""
         self._in_body, self._around = False, 0
         self._come()
+        if self._is_unread:  # the answer to one before
+            self._wait(BODY_SECONDS)
         super().on_message_complete()
 
     def pause_writing(self) -> None:
         """The client does not read what it is answered."""
         super().pause_writing()
+        self._is_unread = True
         self._wait(BODY_SECONDS)
 
     def resume_writing(self) -> None:
         """It does again."""
+        self._is_unread = False
         self._come()
         super().resume_writing()
 
