@@ -19,6 +19,7 @@ from dualtower import DualTower, LossConfig, Product, RunConfig, TrainConfig
 from dualtower.data.augment import Draw
 from dualtower.data.products import Products
 from dualtower.errors import ConfigError, NonFiniteLoss, UnknownName
+from dualtower.training.batches import augmented
 from dualtower.training.config import DataConfig
 from dualtower.training.journal import read_history
 from dualtower.training.loop import Trainer
@@ -255,7 +256,8 @@ def test_token_dropout_hides_words_but_no_special_tokens(tmp_path: Path) -> None
     made = trainer(tmp_path, token_dropout=0.5)
     batch = next(made._groups()).batches[0]
 
-    hidden = made._tokens(batch, Draw(1, size=16))["input_ids"]
+    seen = augmented(batch, made.config.train, made.unwrapped.tokenizer, Draw(1, size=16), size=(40, 30))
+    hidden = seen.tokens["input_ids"]
     ids, special = batch.tokens["input_ids"], torch.tensor(made.unwrapped.tokenizer.all_special_ids)
     assert torch.equal(hidden[torch.isin(ids, special)], ids[torch.isin(ids, special)])
     words = ~torch.isin(ids, special)

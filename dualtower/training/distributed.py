@@ -10,20 +10,32 @@ All functions are the identity where torch.distributed is not initialised, or ha
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.parallel import DistributedDataParallel
 
 from dualtower import errors
 from dualtower.errors import ConfigError, DualTowerError
 from dualtower.sharding import process_group_device, rank, world_size
 
-__all__ = ["agree", "agree_on_step", "broadcast_", "from_main", "gather", "rank", "share", "world_size"]
+__all__ = [
+    "agree",
+    "agree_on_step",
+    "broadcast_",
+    "from_main",
+    "gather",
+    "rank",
+    "share",
+    "with_averaged_gradients",
+    "world_size",
+]
 
 _BYTES_AT_ONCE = 1 << 26  # which an accelerator must hold to exchange them
 _EQUAL_SIZES = "the joined loss needs equal ones: drop the last batch, or use a sampler of equal length on all ranks"
@@ -116,6 +128,24 @@ def agree_on_step(
             f"{_EQUAL_SIZES}"
         )
     return bool(stop), latest
+
+
+def with_averaged_gradients(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module in a wrapper that averages gradients over the ranks; in a single process, the module itself.
+
+    Args:
+        module: Its parameters that require a gradient now are those that are averaged. It must be in no other wrapper
+            that is still in use.
+        device: Where it is.
+    """
+    if world_size() == 1:
+        return module
+    gc.collect()  # the hooks of a wrapper that is no longer in use
+    return DistributedDataParallel(
+        module,
+        device_ids=[device] if device.type != "cpu" else None,
+        broadcast_buffers=False,  # training never reads them; before a validation, rank 0 hands out its own
+    )
 
 
 @torch.no_grad()

@@ -7,43 +7,29 @@ other state is in the checkpoint, so a run that is killed and resumed ends where
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
 from timm.utils import ModelEmaV3
-from torch.nn.parallel import DistributedDataParallel
 
-from dualtower.config import to_dict
-from dualtower.data.attributes import fit_classes
-from dualtower.data.augment import Draw, augment, drop_tokens, erase
-from dualtower.data.batches import PREFETCHED, BatchPlan, Collator, PixelCache, training_loader
+from dualtower.data.augment import Draw
+from dualtower.data.batches import BatchPlan, training_loader
 from dualtower.data.products import Products
 from dualtower.errors import ConfigError, NonFiniteLoss, RowError
 from dualtower.model import DualTower
 from dualtower.sharding import sharded
 from dualtower.training.allocator import keep_freed_memory
+from dualtower.training.batches import augmented, picture_size, training_collator
 from dualtower.training.batchnorm import synchronise_batchnorm
-from dualtower.training.budget import Budget, Clock, say_budget
-from dualtower.training.checkpoint import (
-    Checkpoint,
-    Position,
-    latest_checkpoint,
-    parse_checkpoint,
-    read_best,
-    read_checkpoint,
-    save_best,
-    save_checkpoint,
-)
+from dualtower.training.budget import Budget, Clock
+from dualtower.training.checkpoint import Position, latest_checkpoint
 from dualtower.training.compiling import compile_towers
 from dualtower.training.config import RunConfig
-from dualtower.training.distributed import agree, agree_on_step, broadcast_, from_main
+from dualtower.training.distributed import agree, agree_on_step, broadcast_, with_averaged_gradients
 from dualtower.training.gradients import (
     SMALLEST_LOSS_SCALE,
     clip_gradients,
@@ -56,6 +42,7 @@ from dualtower.training.left_out import LeftOut
 from dualtower.training.objectives import build_objective
 from dualtower.training.optim import create_optimizer, freeze_locked, resting_parts, set_learning_rates, set_modes
 from dualtower.training.prefetch import on_device
+from dualtower.training.saving import TrainingState
 from dualtower.training.signals import StopRequest
 from dualtower.types import Batch
 
@@ -148,7 +135,8 @@ class Trainer:
             )
         self.budget = Budget.of(train, self.steps_per_epoch)
         self.validation_steps = max(1, round(train.validate_every * self.steps_per_epoch))
-        self.loader = training_loader(products, self.plan, self._collator(model, products), workers=config.data.workers)
+        collator = training_collator(config, model, products)
+        self.loader = training_loader(products, self.plan, collator, workers=config.data.workers)
         self.objective = build_objective(config, model, products)
 
         freeze_locked(model, train, self.objective.idle)
@@ -162,24 +150,16 @@ class Trainer:
         self.optimizer = accelerator.prepare_optimizer(create_optimizer(model, train))
         if self.ema is not None:
             self.ema.to(accelerator.device)
-        self.checkpoints = config.out / "checkpoints"
         self.left_out = LeftOut(config.data.on_error)
-        self.position = self._restore()
+        self.state = TrainingState(
+            config, self.inputs, accelerator, model, self.optimizer, ema=self.ema, left_out=self.left_out
+        )
+        self.position = self.state.restore(self.budget)
         self.trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._let_rest(self._resting_parts(self.budget.progress(self.position.step, self.position.seconds)))
         self.journal = Journal(
             config, accelerator, self.position, budget=self.budget, steps_per_epoch=self.steps_per_epoch
         )
-
-    def _collator(self, model: DualTower, products: Products) -> Collator:
-        settings = self.config.model.image_settings
-        fits = PixelCache.megabytes(products, settings) <= self.config.data.cache_mb
-        pictures = self.config.data.workers * (PREFETCHED + 1) * self.config.train.batch_size
-        in_transit = pictures * 3 * settings.height * settings.width
-        cache = PixelCache.if_there_is_room(products, settings, in_transit=in_transit) if fits else None
-        collator = model.collator()
-        classes = {**collator.classes, **fit_classes(self.config.task.labels, products.attributes)}
-        return replace(collator, cache=cache, classes=classes)
 
     def fit(self) -> Outcome:
         """Train until the budget is used up, patience runs out, or a signal asks to stop."""
@@ -211,7 +191,8 @@ class Trainer:
         return self._outcome(ended)
 
     def _outcome(self, ended: str) -> Outcome:
-        return Outcome(self.position, ended, self._best(), self.left_out.errors())
+        best = self.state.best(validated=self.position.best is not None)
+        return Outcome(self.position, ended, best, self.left_out.errors())
 
     def _groups(self) -> Iterator[_Group]:
         """Endless groups of `accumulate` batches, starting at the position."""
@@ -233,7 +214,7 @@ class Trainer:
         if (resting := self._resting_parts(progress)) != self.resting:
             self._let_rest(resting)
         set_modes(self.unwrapped, self.resting)
-        size = self._picture_size(progress)
+        size = picture_size(self.config.model.image_settings, train.progressive, progress)
         losses = []
         for number, batch in enumerate(group.batches):
             last = number == len(group.batches) - 1
@@ -268,15 +249,8 @@ class Trainer:
         parameters = dict(self.unwrapped.named_parameters())
         for name in self.trainable:
             parameters[name].requires_grad_(name.split(".")[0] not in resting)
-        self.model: torch.nn.Module = self.objective
-        if self.accelerator.num_processes > 1:
-            gc.collect()  # the hooks of the old wrapper go with it
-            device = self.accelerator.device
-            self.model = DistributedDataParallel(
-                self.objective,
-                device_ids=[device] if device.type != "cpu" else None,
-                broadcast_buffers=False,  # training never reads them; before a validation, rank 0 hands out its own
-            )
+        self.model: torch.nn.Module = self.objective  # the hooks of an old wrapper go with it
+        self.model = with_averaged_gradients(self.objective, self.accelerator.device)
 
     def _move(self, loss: torch.Tensor) -> bool:
         """Move the weights along their gradients; False where fp16 overflowed and the gradient scaler skipped the step.
@@ -311,46 +285,22 @@ class Trainer:
         if scale < SMALLEST_LOSS_SCALE:
             raise self._ruined(f"fp16 overflowed in many steps in a row, all of them skipped (scale {scale:g}),", loss)
         if self.accelerator.is_main_process:
-            logger.warning(
-                "step %d was skipped, since its gradients overflowed in fp16; the loss scale is now %g",
-                self.position.step,
-                scale,
-            )
+            logger.warning("step %d overflowed in fp16 and was skipped; loss scale now %g", self.position.step, scale)
 
     def _forward(self, batch: Batch, number: int, size: tuple[int, int]) -> torch.Tensor:
         assert batch.pixels is not None
         device, ranks = batch.pixels.device, self.accelerator.num_processes
         seeds = (self.config.train.seed, self.position.step, number)
         draw = Draw(*seeds, self.accelerator.process_index, size=len(batch.pixels), device=device)
-        train = self.config.train
-        pixels = augment(batch.pixels, train.augmentation, draw, size=size, strength=train.augmentation_strength)
-        if train.erasing:
-            pixels = erase(pixels, draw, share=train.erasing)
-        batch = replace(batch, pixels=pixels, tokens=self._tokens(batch, draw))
+        batch = augmented(batch, self.config.train, self.unwrapped.tokenizer, draw, size=size)
         joint_draw = Draw(*seeds, ranks, size=len(batch.ids) * ranks, device=device)  # no rank has this number
         return self.objective.loss(self.model(batch, joint_draw), batch)
-
-    def _tokens(self, batch: Batch, draw: Draw) -> Mapping[str, torch.Tensor] | None:
-        share, tokenizer = self.config.train.token_dropout, self.unwrapped.tokenizer
-        if not share or batch.tokens is None:
-            return batch.tokens
-        assert tokenizer is not None
-        hidden = tokenizer.unk_token_id if tokenizer.mask_token_id is None else tokenizer.mask_token_id
-        return drop_tokens(batch.tokens, draw, share=share, unknown=hidden, kept=set(tokenizer.all_special_ids))
-
-    def _picture_size(self, progress: float) -> tuple[int, int]:
-        settings, scales = self.config.model.image_settings, self.config.train.progressive
-        if not scales:
-            return settings.height, settings.width
-        scale = scales[min(int(progress * len(scales)), len(scales) - 1)]
-        height, width = (max(8, 4 * round(side * scale / 4)) for side in (settings.height, settings.width))
-        return height, width
 
     def _ruined(self, what: str, loss: torch.Tensor | None = None) -> NonFiniteLoss:
         """The error of a training that cannot go on; names the state to go back to."""
         if loss is not None and not loss.isfinite():
             what = f"the loss became {loss.item()}"
-        last = latest_checkpoint(self.checkpoints)
+        last = latest_checkpoint(self.state.folder)
         kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been written yet"
         return NonFiniteLoss(
             f"{what} at step {self.position.step}; {kept}. "
@@ -374,7 +324,7 @@ class Trainer:
         if self.validate is None:
             return False
         self._refuse_ruined_weights()
-        model = self._averaged()
+        model = self.state.averaged
         broadcast_(model.state_dict().values())  # batch statistics differ between the processes
         with sharded():
             figures = self.validate(model)
@@ -387,85 +337,14 @@ class Trainer:
             stale=0 if better else self.position.stale + 1,
             validated=self.position.step,
         )
-        if better and self.accelerator.is_main_process:
-            save_best(model.state_dict(), self.checkpoints, score=score, step=self.position.step)
+        if better:
+            self.state.save_best(score, self.position.step)
         return self._out_of_patience()
 
     def _out_of_patience(self) -> bool:
         patience = self.config.train.patience
         return patience is not None and self.position.stale >= patience
 
-    def _averaged(self) -> DualTower:
-        return self.ema.module if self.ema is not None else self.unwrapped
-
-    def _best(self) -> DualTower:
-        """A model of its own with the best validated weights, on the CPU and in evaluation mode.
-
-        The main process reads them; others may have no such file.
-        """
-        model = DualTower(self.unwrapped.config, self.unwrapped.tokenizer)
-        if self.accelerator.is_main_process:
-            validated = self.position.best is not None
-            model.load_state_dict(read_best(self.checkpoints) if validated else self._averaged().state_dict())
-        broadcast_(model.state_dict().values())
-        return model.eval()
-
     def _save(self) -> None:
         self._refuse_ruined_weights()
-        states, left_out = self._random_states(), self.left_out.everywhere()
-        if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
-            checkpoint = Checkpoint(
-                config=to_dict(self.config),
-                position=self.position,
-                model=self.unwrapped.state_dict(),
-                optimizer=self.optimizer.state_dict(),
-                ema=self.ema.module.state_dict() if self.ema is not None else None,
-                scaler=scaler.state_dict() if scaler is not None else None,
-                rng=states,
-                inputs=self.inputs,
-                left_out=left_out,
-            )
-            save_checkpoint(checkpoint, self.checkpoints, keep=self.config.train.keep)
-        self.accelerator.wait_for_everyone()
-
-    def _random_states(self) -> list[Mapping[str, torch.Tensor]]:
-        """Every rank's random state: dropout draws from it."""
-        mine = {"cpu": torch.get_rng_state()}
-        if self.accelerator.device.type == "cuda":
-            mine["cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
-        if self.accelerator.num_processes == 1:
-            return [mine]
-        states: list[Any] = [None] * self.accelerator.num_processes
-        torch.distributed.all_gather_object(states, mine)
-        return states
-
-    def _restore(self) -> Position:
-        """Load the newest checkpoint when the config says resume; otherwise seed this rank's dropout.
-
-        The main process reads it; others may have no such file.
-        """
-        rank = self.accelerator.process_index
-        torch.manual_seed(self.config.train.seed + 1_000_003 * (rank + 1))
-        if not self.config.resume:
-            return Position()
-        found = from_main(lambda: str(latest_checkpoint(self.checkpoints) or "").encode()).decode()
-        if not found:
-            return Position()
-        path = Path(found)
-        checkpoint = parse_checkpoint(from_main(lambda: read_checkpoint(path)), path, self.config, self.inputs)
-        self.unwrapped.load_state_dict(checkpoint.model)
-        self.optimizer.load_state_dict(checkpoint.optimizer)
-        if self.ema is not None and checkpoint.ema is not None:
-            self.ema.module.load_state_dict(checkpoint.ema)
-        if self.accelerator.scaler is not None and checkpoint.scaler is not None:
-            self.accelerator.scaler.load_state_dict(checkpoint.scaler)
-        if rank < len(checkpoint.rng):
-            torch.set_rng_state(checkpoint.rng[rank]["cpu"])
-            if "cuda" in checkpoint.rng[rank]:
-                torch.cuda.set_rng_state(checkpoint.rng[rank]["cuda"], self.accelerator.device)
-        logger.info("resuming from %s", path)
-        self.left_out.restore(checkpoint.left_out)
-        used = self.budget.progress(checkpoint.position.step, checkpoint.position.seconds)
-        say_budget(checkpoint.config["train"], self.config.train, used)
-        return checkpoint.position
+        self.state.save(self.position)

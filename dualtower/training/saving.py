@@ -1,0 +1,156 @@
+"""What a run keeps of its state between two steps: saved by the main process, restored in all of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from timm.utils import ModelEmaV3
+
+from dualtower.config import to_dict
+from dualtower.model import DualTower
+from dualtower.training.budget import Budget, say_budget
+from dualtower.training.checkpoint import (
+    Checkpoint,
+    Position,
+    latest_checkpoint,
+    parse_checkpoint,
+    read_best,
+    read_checkpoint,
+    save_best,
+    save_checkpoint,
+)
+from dualtower.training.config import RunConfig
+from dualtower.training.distributed import broadcast_, from_main
+from dualtower.training.left_out import LeftOut
+
+__all__ = ["TrainingState"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingState:
+    """All that a step changes, but for the position, and the folder that it is kept in.
+
+    All processes hold one and call the same methods; the main process alone reads and writes files, since others may
+    lie on machines that do not see them.
+
+    Attributes:
+        config: The run.
+        inputs: What it is made from besides its config (`run_inputs`).
+        accelerator: Processes, device and gradient scaler.
+        model: What is trained, unwrapped.
+        optimizer: Of its parameters.
+        ema: Averaged weights, or None.
+        left_out: Rows whose pictures broke on the way.
+    """
+
+    config: RunConfig
+    inputs: Mapping[str, str]
+    accelerator: Accelerator
+    model: DualTower
+    optimizer: AcceleratedOptimizer
+    ema: ModelEmaV3 | None
+    left_out: LeftOut
+
+    @property
+    def folder(self) -> Path:
+        """Where checkpoints and the best weights are."""
+        return self.config.out / "checkpoints"
+
+    @property
+    def averaged(self) -> DualTower:
+        """The model with averaged weights where there are any: what is validated and saved."""
+        return self.ema.module if self.ema is not None else self.model
+
+    def save(self, position: Position) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            CheckpointError: The file system refused; older checkpoints are untouched.
+        """
+        states, left_out = self._random_states(), self.left_out.everywhere()
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            checkpoint = Checkpoint(
+                config=to_dict(self.config),
+                position=position,
+                model=self.model.state_dict(),
+                optimizer=self.optimizer.state_dict(),
+                ema=self.ema.module.state_dict() if self.ema is not None else None,
+                scaler=scaler.state_dict() if scaler is not None else None,
+                rng=states,
+                inputs=self.inputs,
+                left_out=left_out,
+            )
+            save_checkpoint(checkpoint, self.folder, keep=self.config.train.keep)
+        self.accelerator.wait_for_everyone()
+
+    def restore(self, budget: Budget) -> Position:
+        """Load the newest checkpoint when the config says resume; otherwise seed this process's dropout.
+
+        Args:
+            budget: Of the run as it goes on, for the log.
+
+        Raises:
+            CheckpointError: There is a checkpoint, but it does not fit the run.
+        """
+        rank = self.accelerator.process_index
+        torch.manual_seed(self.config.train.seed + 1_000_003 * (rank + 1))
+        if not self.config.resume:
+            return Position()
+        found = from_main(lambda: str(latest_checkpoint(self.folder) or "").encode()).decode()
+        if not found:
+            return Position()
+        path = Path(found)
+        checkpoint = parse_checkpoint(from_main(lambda: read_checkpoint(path)), path, self.config, self.inputs)
+        self.model.load_state_dict(checkpoint.model)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        if self.ema is not None and checkpoint.ema is not None:
+            self.ema.module.load_state_dict(checkpoint.ema)
+        if self.accelerator.scaler is not None and checkpoint.scaler is not None:
+            self.accelerator.scaler.load_state_dict(checkpoint.scaler)
+        if rank < len(checkpoint.rng):
+            torch.set_rng_state(checkpoint.rng[rank]["cpu"])
+            if "cuda" in checkpoint.rng[rank] and self.accelerator.device.type == "cuda":
+                torch.cuda.set_rng_state(checkpoint.rng[rank]["cuda"], self.accelerator.device)
+        logger.info("resuming from %s", path)
+        self.left_out.restore(checkpoint.left_out)
+        used = budget.progress(checkpoint.position.step, checkpoint.position.seconds)
+        say_budget(checkpoint.config["train"], self.config.train, used)
+        return checkpoint.position
+
+    def save_best(self, score: float, step: int) -> None:
+        """Keep the weights of the best validation so far."""
+        if self.accelerator.is_main_process:
+            save_best(self.averaged.state_dict(), self.folder, score=score, step=step)
+
+    def best(self, *, validated: bool) -> DualTower:
+        """A model of its own with the best validated weights, on the CPU and in evaluation mode.
+
+        Args:
+            validated: Whether there are any; else those of now.
+        """
+        model = DualTower(self.model.config, self.model.tokenizer)
+        if self.accelerator.is_main_process:
+            model.load_state_dict(read_best(self.folder) if validated else self.averaged.state_dict())
+        broadcast_(model.state_dict().values())
+        return model.eval()
+
+    def _random_states(self) -> list[Mapping[str, torch.Tensor]]:
+        """Every rank's random state: dropout draws from it."""
+        mine = {"cpu": torch.get_rng_state()}
+        if self.accelerator.device.type == "cuda":
+            mine["cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
+        if self.accelerator.num_processes == 1:
+            return [mine]
+        states: list[Any] = [None] * self.accelerator.num_processes
+        torch.distributed.all_gather_object(states, mine)
+        return states
