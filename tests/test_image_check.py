@@ -84,6 +84,28 @@ def test_a_changed_picture_is_looked_at_again(decoded: list[str], tmp_path: Path
     assert len(decoded) == 1, "a broken one is remembered, and looked at for its reason"
 
 
+def test_a_picture_that_was_broken_and_can_be_read_now_is_taken_back(decoded: list[str], tmp_path: Path) -> None:
+    """As after an update of Pillow, which changes no file."""
+    products = catalogue(tmp_path / "shop")
+    broken_images(products, "shop", remember=True)
+    (stamp,) = (tmp_path / "cache" / "dualtower" / "checked").iterdir()
+    stamp.write_text(json.dumps({"pictures": ROWS + 1, "broken": [5, 7]}))
+    (tmp_path / "shop" / "7.png").rename(tmp_path / "7.png")
+    state = (tmp_path / "7.png").stat()
+    (tmp_path / "shop" / "7.png").write_bytes(b" " * state.st_size)
+    os.utime(tmp_path / "shop" / "7.png", ns=(state.st_atime_ns, state.st_mtime_ns))
+    decoded.clear()
+    assert [row for row, _ in broken_images(products, "shop", remember=True)] == [7] and decoded == ["5", "7"]
+
+
+def test_training_names_which_of_the_pictures_is_broken(tmp_path: Path) -> None:
+    products = catalogue(tmp_path / "shop")
+    (tmp_path / "shop" / f"{ROWS}.png").write_bytes(b"no picture")
+    rows = [products[0], next(p for p in (products.visit(ROWS - 1, draw) for draw in range(50)) if p.image_number)]
+    (error,) = TrainingCollator(tiny.model().collator())(rows).broken
+    assert error.row == f"{ROWS - 1}, picture 2"
+
+
 def test_stopping_early_is_not_remembered_as_a_check(decoded: list[str], tmp_path: Path) -> None:
     products = catalogue(tmp_path / "shop")
     for i in (3, 40):

@@ -125,9 +125,10 @@ class TrainingCollator:
 
 def decode(product: Product, settings: ImageSettings) -> np.ndarray:
     """Decode one product's picture to uint8 ``[3, H, W]``."""
+    name = product.id + (f", picture {product.image_number + 1}" if product.image_number else "")
     if product.image is None:
-        raise BrokenImage("catalogue", product.id, "the row has no picture")
-    return to_pixels(open_image(product.image, where="catalogue", row=product.id), settings)
+        raise BrokenImage("catalogue", name, "the row has no picture")
+    return to_pixels(open_image(product.image, where="catalogue", row=name), settings)
 
 
 class PixelCache:

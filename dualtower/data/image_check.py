@@ -44,29 +44,40 @@ def broken_images(
     numbers = np.arange(len(further)) - np.searchsorted(further.rows, further.rows) + 2
     names = products.ids + [f"{products.ids[r]}, picture {n}" for r, n in zip(further.rows, numbers, strict=True)]
     stamp = _Stamp(pictures) if remember else None
-    found = stamp.read() if stamp is not None else None
-    if not _everywhere(found is not None):
-        found = _look(pictures, names, stop_early=stop_early)
-        if stamp is not None and not (stop_early and len(found)):  # only what has been looked at to the end
-            stamp.write(found)
-    assert found is not None
-    again = dict(broken_pictures(pictures.select(found), [names[i] for i in found], where=where))  # for the reasons
-    unseen = "could not be decoded by another process"
-    return [(int(rows[i]), again.get(n) or BrokenImage(where, names[i], unseen)) for n, i in enumerate(found)]
+    known = stamp.read() if stamp is not None else None
+    if _everywhere(known is not None):
+        assert known is not None
+        broken = _broken(pictures, names, known, where=where)  # another version of Pillow may read them
+    else:
+        broken = _broken(pictures, names, _shard(len(names)), where=where, stop_early=stop_early)
+        if stamp is not None and not (stop_early and broken):  # only what has been looked at to the end
+            stamp.write(np.array(list(broken), np.int64))
+    return [(int(rows[i]), error) for i, error in broken.items()]
 
 
-def _look(pictures: Pictures, names: list[str], *, stop_early: bool) -> np.ndarray:
-    """Positions of the pictures that cannot be decoded, ascending."""
-    tasks = shard([np.arange(i, min(i + CHECKED_AT_ONCE, len(names))) for i in range(0, len(names), CHECKED_AT_ONCE)])
-    mine = np.concatenate([np.empty(0, np.int64), *tasks])
-    flags = np.zeros(len(names), np.int64)
-    with closing(broken_pictures(pictures.select(mine), [names[i] for i in mine], where="")) as found:
-        for place, _ in found:
-            flags[mine[place]] = 1
+def _broken(
+    pictures: Pictures, names: list[str], chosen: np.ndarray, *, where: str, stop_early: bool = False
+) -> dict[int, BrokenImage]:
+    """Position, ascending, and error of each picture that a process cannot decode, each looking at those it chose."""
+    flags, errors = np.zeros(len(names), np.int64), {}
+    with closing(broken_pictures(pictures.select(chosen), [names[i] for i in chosen], where=where)) as found:
+        for place, error in found:
+            flags[chosen[place]], errors[int(chosen[place])] = 1, error
             if stop_early:
                 break
     combine(flags)
-    return np.flatnonzero(flags)
+    all_found = np.flatnonzero(flags)
+    other = np.array([i for i in all_found if i not in errors], np.int64)  # found by others; here for the reasons
+    for place, error in broken_pictures(pictures.select(other), [names[i] for i in other], where=where):
+        errors[int(other[place])] = error
+    unseen = "could not be decoded by another process"
+    return {i: errors.get(i) or BrokenImage(where, names[i], unseen) for i in all_found.tolist()}
+
+
+def _shard(count: int) -> np.ndarray:
+    """Positions of the pictures that this process looks at."""
+    starts = shard(range(0, count, CHECKED_AT_ONCE))
+    return np.concatenate([np.empty(0, np.int64), *(np.arange(i, min(i + CHECKED_AT_ONCE, count)) for i in starts)])
 
 
 def _everywhere(true: bool) -> bool:
