@@ -140,3 +140,29 @@ def test_whatever_a_view_fails_by_the_next_search_says_it(tmp_path: Path, monkey
         for _ in range(200):
             store.search(query)
             time.sleep(0.02)
+
+
+def test_searches_do_not_wait_for_the_index_of_a_compaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalogue = Catalogue.create(tmp_path / "shop", info())
+    catalogue.upsert([item("a", 1), item("b", 2), item("c", 3)])
+    store = LocalStore(catalogue.folder)
+    query = Query(np.ones(DIM, np.float32), limit=3)
+    assert len(store.search(query).hits) == 3
+    loaded, load = list[str](), store._load
+
+    def observed(view: View, kind: str, stamp: int) -> object:
+        loaded.append(threading.current_thread().name)
+        return load(view, kind, stamp)
+
+    monkeypatch.setattr(store, "_load", observed)
+    catalogue.delete(["b"])
+    for generation in (1, 2):
+        catalogue.compact()
+        until = time.monotonic() + 20
+        while store.searcher.views.current().state.generation < generation and time.monotonic() < until:
+            assert len(store.search(query).hits) == 2
+            time.sleep(0.02)
+        assert [hit.id for hit in store.search(query).hits] == [
+            hit.id for hit in LocalStore(catalogue.folder).search(query).hits
+        ]
+        assert loaded == ["view"] * generation and not store._prepared

@@ -40,9 +40,10 @@ class LocalStore:
 
     def __init__(self, folder: str | Path) -> None:
         self.catalogue = Catalogue(folder)
-        self.searcher = Searcher(self.catalogue, self._index)
+        self.searcher = Searcher(self.catalogue, self._index, self._prepare)
         self._cache = self.catalogue.folder / "cache"
         self._held: dict[str, _Held] = {}
+        self._prepared: dict[str, _Held] = {}
         self._lock, self._building = threading.Lock(), threading.Lock()
 
     @property
@@ -157,14 +158,25 @@ class LocalStore:
         held = self._held.get(kind)
         if held is None or held.state != view.state or not held.serves(view, stamp):
             with self._lock:
-                held = self._held[kind] = self._renewed(self._held.get(kind), view, kind, stamp)
+                held = self._held[kind] = self._renewed(view, kind, stamp)
         return held.index
 
-    def _renewed(self, held: _Held | None, view: View, kind: str, stamp: int) -> _Held:
-        """What is held, where it serves a view, too; else what does."""
-        if held is None or not held.serves(view, stamp) or not self.catalogue.went_through(held.state):
-            return self._load(view, kind, stamp)
-        return replace(held, state=view.state) if view.state.sequence > held.state.sequence else held
+    def _renewed(self, view: View, kind: str, stamp: int) -> _Held:
+        """What is held, where it serves a view, too, or has been prepared for it; else what does."""
+        for held in (self._held.get(kind), self._prepared.get(kind)):
+            if held is not None and held.serves(view, stamp) and self.catalogue.went_through(held.state):
+                if held is self._prepared.get(kind):
+                    del self._prepared[kind]
+                return replace(held, state=view.state) if view.state.sequence > held.state.sequence else held
+        prepared = self._prepared.get(kind)
+        if prepared is not None and prepared.state.generation <= view.state.generation:
+            self._prepared.pop(kind, None)  # another has taken its place in the cache
+        return self._load(view, kind, stamp)
+
+    def _prepare(self, view: View) -> None:
+        """Load the indexes that searches have used, before they get a view of other files."""
+        for kind in list(self._held):
+            self._prepared[kind] = self._load(view, kind, index_stamp(self._cache, kind))
 
     def _load(self, view: View, kind: str, stamp: int) -> _Held:
         index = load_index(self._cache, kind, self.catalogue.went_through)

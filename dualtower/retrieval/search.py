@@ -43,11 +43,17 @@ class Searcher:
     Args:
         catalogue: What is searched.
         index: ``(view, kind) -> index`` to search with; none where it returns None.
+        prepare: See `ViewKeeper`.
     """
 
-    def __init__(self, catalogue: Catalogue, index: Callable[[View, str], Index | None] | None = None) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        index: Callable[[View, str], Index | None] | None = None,
+        prepare: Callable[[View], None] | None = None,
+    ) -> None:
         self.catalogue = catalogue
-        self.views = ViewKeeper(catalogue)
+        self.views = ViewKeeper(catalogue, prepare)
         self._index = index or (lambda view, kind: None)
 
     def search_many(self, queries: Sequence[Query]) -> list[Page | DualTowerError]:
