@@ -55,6 +55,7 @@ __all__ = [
     "UnknownSplit",
     "UnknownTower",
     "brief",
+    "system_message",
 ]
 
 
@@ -192,3 +193,11 @@ class MissingExtra(DualTowerError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f'{package} is not installed; type: pip install "dualtower[{extra}]"')
+
+
+def system_message(error: OSError) -> str:
+    """One line about what the system refused, such as a file that is a folder or a full disk, and where."""
+    if error.strerror is None:
+        return f"{type(error).__name__}: {error}"
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    return f"{type(error).__name__}: {error.strerror}" + (f": {' -> '.join(names)}" if names else "")

@@ -12,7 +12,7 @@ from typing import Any
 
 import tyro
 
-from dualtower.errors import ConfigError, DualTowerError
+from dualtower.errors import ConfigError, DualTowerError, system_message
 from dualtower.model_config import ModelConfig
 from dualtower.training.config import RunConfig
 
@@ -51,6 +51,8 @@ def launch(
         finished = run(overridden)
     except DualTowerError as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except OSError as error:
+        sys.exit(system_message(error))
     except KeyboardInterrupt:
         sys.exit(130)
     if not finished:

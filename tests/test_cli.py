@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,35 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "model"
     DualTower.create(config, tokenizer).save_pretrained(folder)
     return folder
+
+
+def test_what_the_system_refuses_is_one_line(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ("evaluate", model, "--data.card", CARDS / "drawn.md", "--bootstrap", 10, "--json", tmp_path)
+    assert command(*words) == 1
+    said = capsys.readouterr().out.strip().splitlines()[-1]
+    assert said.startswith("IsADirectoryError: ") and said.endswith(str(tmp_path))
+
+
+def test_a_missing_reranker_is_said_before_the_evaluation(model: Path, capsys: pytest.CaptureFixture) -> None:
+    assert command("evaluate", model, "--data.card", CARDS / "drawn.md", "--rerank", 5) == 1
+    printed = capsys.readouterr().out
+    assert "no re-ranker" in printed and "recall@10" not in printed
+
+
+def test_markdown_without_front_matter_is_no_card(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("# A shop\n")
+    assert command("evaluate", model, "--data.card", "drawm.md") == 1
+    printed = capsys.readouterr().out
+    assert "Did you mean 'drawn'" in printed and "README" not in printed
+
+
+def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
+    reading = 'set -o pipefail; "$0" -m dualtower search --help | head -c 10'
+    done = subprocess.run(["bash", "-c", reading, sys.executable], capture_output=True, text=True, timeout=300)
+    assert done.stdout and "Traceback" not in done.stderr
 
 
 def test_evaluate_prints_a_table_and_writes_json(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -197,3 +197,23 @@ def test_a_port_in_use_is_named(shop: Path, capsys: pytest.CaptureFixture) -> No
         port = other.getsockname()[1]
         assert command("serve", shop, "--port", str(port)) == 1
     assert f"cannot listen on 127.0.0.1, port {port}" in capsys.readouterr().out
+
+
+def test_a_port_that_another_process_takes_meanwhile_is_named(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from dualtower.retrieval import finder
+
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        opened = finder.open_finder
+
+        def slowly(*args: object, **options: object) -> object:
+            other.listen()
+            return opened(*args, **options)
+
+        monkeypatch.setattr(finder, "open_finder", slowly)
+        assert command("serve", shop, "--port", str(port)) == 1
+    assert f"cannot listen on 127.0.0.1, port {port}" in capsys.readouterr().out

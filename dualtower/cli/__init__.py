@@ -8,6 +8,7 @@ dualtower search shop.catalogue --text "red summer dress"
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -19,7 +20,7 @@ from dualtower.cli.catalogue import Compact, Delete, Index, Repair, Search, Tune
 from dualtower.cli.data import Data
 from dualtower.cli.measure import Compare, Evaluate, Explain
 from dualtower.cli.shop import Classify, Outliers, Serve
-from dualtower.errors import DualTowerError
+from dualtower.errors import DualTowerError, system_message
 
 __all__ = ["main"]
 
@@ -46,19 +47,26 @@ Command = (
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the command ``dualtower``.
 
-    Exit status: 0 done, 1 an error of dualtower (its message is printed), 2 unusable arguments, 130 interrupted.
+    Exit status: 0 done, 1 an error of dualtower or the system (its message is printed), 2 unusable arguments, 130
+    interrupted, 141 nobody reads what is printed.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    command: Any = tyro.cli(
-        Command,
-        prog="dualtower",
-        args=args,
-        description=__doc__.splitlines()[0],
-        config=(OmitSubcommandPrefixes,),
-    )
     try:
+        command: Any = tyro.cli(
+            Command,
+            prog="dualtower",
+            args=args,
+            description=__doc__.splitlines()[0],
+            config=(OmitSubcommandPrefixes,),
+        )
         command.run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # `dualtower ... | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # what a shell says of a program that ended so
     except DualTowerError as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except OSError as error:
+        sys.exit(system_message(error))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -82,12 +82,15 @@ class Evaluate:
         from dualtower.evaluation.report import TITLES
         from dualtower.folder import write_text_atomically
         from dualtower.model import DualTower
+        from dualtower.reranking import reranker_of
 
         if self.task == "product-to-product" and (unused := self._without_meaning()):
             raise ConfigError(f"--task product-to-product takes no {', no '.join(unused)}")
         if self.per_query:
             check_query_table(self.per_query)
         model = to_place(DualTower.from_pretrained(self.model), self.device, self.precision)
+        if self.rerank is not None:
+            reranker_of(model)  # says so before the evaluation where there is none
         products, queries = self._searched()
         if self.task == "product-to-product":
             self._report_similar(model, products)

@@ -25,6 +25,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -306,11 +307,21 @@ def _find(path: Path) -> Path:
         if place.is_file():
             return place
     beside = [path.parent] if is_file else []
-    folder = next((p for p in (*beside, Path(FOLDER), shipped) if list(p.glob("*.md"))), Path(FOLDER))
-    known = sorted(p.stem for p in folder.glob("*.md"))
+    folder = next((p for p in (*beside, Path(FOLDER), shipped) if _cards_in(p)), Path(FOLDER))
+    known = _cards_in(folder)
     nearest = difflib.get_close_matches(path.stem, known, n=1, cutoff=0.5)
     message = f"no data card {str(path)!r}; cards in {folder}: {', '.join(known) or '(none)'}."
     raise CardError(message + (f" Did you mean {nearest[0]!r}?" if nearest else ""))
+
+
+def _cards_in(folder: Path) -> list[str]:
+    """Names of the cards in a folder, whose other Markdown has no front matter."""
+    cards = []
+    for path in folder.glob("*.md"):
+        with suppress(OSError), path.open("rb") as file:
+            if file.read(3) == b"---":
+                cards.append(path.stem)
+    return sorted(cards)
 
 
 def _shipped() -> Path:

@@ -88,7 +88,10 @@ def serve(config: ServerConfig) -> None:
         )  # about pictures of strangers, who could fill the log with it
         settings.load()
         signal.signal(signal.SIGHUP, lambda *_: app.shop.reload_beside())
-        listener.listen(settings.backlog)  # who reads the next line may ask at once
+        try:
+            listener.listen(settings.backlog)  # who reads the next line may ask at once
+        except OSError as error:  # another process bound the same port, and listens first
+            raise _no_listening(config, error) from error
         host, port = listener.getsockname()[:2]
         computes = app.shop.finder.model.computes
         log.warning("on %s: text %s, image %s", computes["device"], computes["text"], computes["image"])
@@ -105,10 +108,12 @@ def _bound(config: ServerConfig) -> socket.socket:
         listener.bind((config.host, config.port))
     except (OSError, OverflowError) as error:
         listener.close()
-        raise ConfigError(
-            f"cannot listen on {config.host}, port {config.port} ({error}); choose another --port"
-        ) from error
+        raise _no_listening(config, error) from error
     return listener
+
+
+def _no_listening(config: ServerConfig, error: Exception) -> ConfigError:
+    return ConfigError(f"cannot listen on {config.host}, port {config.port} ({error}); choose another --port")
 
 
 def _read_token(path: Path | None) -> str | None:
