@@ -412,6 +412,7 @@ class Tune:
             given = {"queries": model.encode_text(lines)}
         view = store.searcher.views.current()
         for kind in store.info.kinds:
+            print(f"measuring {', '.join(self.methods)} on {kind} vectors, which may take minutes", flush=True)
             best, rows = tune(
                 view, kind, recall=self.recall, methods=self.methods, megabytes=self.megabytes, queries=given
             )
