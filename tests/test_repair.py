@@ -306,3 +306,15 @@ def test_no_connection_outlives_the_file_that_it_was_opened_for(tmp_path: Path) 
             assert database.read("SELECT COUNT(*) FROM t") == [(2,)]
         assert held not in database._idle
         database.close()
+
+
+def test_a_row_whose_vector_has_changed_is_no_hit(shop: Path, caplog: pytest.LogCaptureFixture) -> None:
+    catalogue = Catalogue(shop)
+    vectors = np.memmap(catalogue.vectors("image").path, np.float16, "r+", shape=(ROWS, catalogue.info.dim))
+    query = np.asarray(vectors[3], np.float32)
+    vectors[7] = 2 * vectors[3]  # it would be the best
+    vectors.flush()
+    hits = LocalStore(shop).search(Query(query, "image", limit=ROWS, grouped=False)).hits
+    damaged = catalogue.verify()
+    assert len(damaged) == 1 and len(hits) == ROWS - 1
+    assert not any(f"row {hit.id!r}" in damaged[0] for hit in hits) and "has changed on the disk" in caplog.text

@@ -330,9 +330,9 @@ class Catalogue:
                 log.warning("%s: rows have changed on the disk and are left out; see `dualtower verify`", self.folder)
             attributes = json.loads(f"[{','.join([row[5] for row in rows])}]")  # read in one go
             for row, values in zip(rows, attributes, strict=True):
-                row_id, number, sequence, product_id, title, _, crcs, *times, _ = row
+                row_id, number, sequence, product_id, title, _, crcs, died, updated, _ = row
                 kinds = kinds_in(crcs, self.info)
-                yield StoredRow(row_id, number, sequence, product_id, title, values, kinds, *times)
+                yield StoredRow(row_id, number, sequence, product_id, title, values, kinds, died, updated, crcs)
 
 
 def _new_token() -> int:

@@ -94,6 +94,7 @@ class StoredRow:
         kinds: Vectors that it has.
         died: Number of the change with which it was replaced or deleted; None while it lives.
         updated: Number of the change that gave it its present attributes; None where they are its first.
+        checksums: Of its vectors, as the database holds them: a JSON list, null for a kind that it has not.
     """
 
     id: str
@@ -105,6 +106,7 @@ class StoredRow:
     kinds: tuple[str, ...]
     died: int | None = None
     updated: int | None = None
+    checksums: str = "[]"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,12 +15,13 @@ from dualtower.retrieval.filters import parse_filter
 from dualtower.retrieval.nearest import Chosen, Index, best_of
 from dualtower.retrieval.queries import Page, Place, Query, begin, write_cursor
 from dualtower.retrieval.records import StoredRow, kinds_of
-from dualtower.retrieval.vectors import VectorReader
+from dualtower.retrieval.vectors import VectorReader, crc_of
 from dualtower.retrieval.view import View, ViewKeeper
 from dualtower.types import Hit, product_code
 
 __all__ = ["Searcher", "candidates", "exact_scores"]
 
+log = logging.getLogger(__name__)
 SLACK = 8
 """Candidates beyond the wanted ones, among which equal scores show."""
 MOST_ORDERED = 50_000
@@ -79,9 +82,27 @@ class Searcher:
                 found.append(error)
         rows = shown.rows([slot for f in found if isinstance(f, _Found) for slot in f.slots])
         return [
-            _page(query, of_query, rows) if isinstance(of_query, _Found) else of_query
+            _page(query, of_query, self._whole(view, query.kind, of_query.slots, rows))
+            if isinstance(of_query, _Found)
+            else of_query
             for query, of_query in zip(queries, found, strict=True)
         ]
+
+    def _whole(self, view: View, kind: str, slots: list[int], rows: Mapping[int, StoredRow]) -> dict[int, StoredRow]:
+        """The rows of some slots, without those whose vectors have changed on the disk: their scores mean nothing."""
+        if not slots:
+            return {}
+        number_of_kind, whole = self.catalogue.info.kinds.index(kind), {}
+        vectors = view.vectors[kind].gather(np.array(slots))
+        for slot, number, vector in zip(slots, view.numbers[slots].tolist(), vectors, strict=True):
+            row = rows.get(slot)
+            if row is None:
+                continue
+            if row.number == number and json.loads(row.checksums)[number_of_kind] != crc_of(vector):
+                log.warning("the %s vector of row %r has changed on the disk; see `dualtower verify`", kind, row.id)
+                continue
+            whole[slot] = row
+        return whole
 
     def search(self, query: Query) -> Page:
         """The next page of hits.
