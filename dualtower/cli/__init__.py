@@ -16,8 +16,9 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitSubcommandPrefixes, subcommand
 
-from dualtower.cli.catalogue import Compact, Delete, Index, Repair, Search, Tune, Update, Upsert, Verify
+from dualtower.cli.catalogue import Delete, Index, Search, Update, Upsert
 from dualtower.cli.data import Data
+from dualtower.cli.maintenance import Compact, Repair, Tune, Verify
 from dualtower.cli.measure import Compare, Evaluate, Explain
 from dualtower.cli.shop import Classify, Outliers, Serve
 from dualtower.errors import DualTowerError, system_message
