@@ -192,9 +192,14 @@ class Catalogue:
         found = {row.id: row for row in self._rows_where("id", ids, "died IS NULL")}
         return [found[row_id] for row_id in ids if row_id in found]
 
-    def at(self, numbers: Sequence[int]) -> dict[int, StoredRow]:
-        """Number -> version of a row, live or dead; those that a compaction has dropped are left out."""
-        return {row.number: row for row in self._rows_where("number", numbers)}
+    def at(self, numbers: Sequence[int], snapshot: Snapshot | None = None) -> dict[int, StoredRow]:
+        """Number -> version of a row, live or dead; those that a compaction has dropped are left out.
+
+        Args:
+            numbers: Of versions.
+            snapshot: In which they are looked up; default the present state.
+        """
+        return {row.number: row for row in self._rows_where("number", numbers, snapshot=snapshot)}
 
     def picture(self, row_id: str) -> bytes | None:
         """Encoded picture of a row, or None."""
@@ -320,11 +325,14 @@ class Catalogue:
         self.info = replace(self.info, format=FORMAT)
         write_text_atomically(self.folder / ABOUT, _json(self.info))
 
-    def _rows_where(self, column: str, keys: Sequence[Any], condition: str = "TRUE") -> Iterator[StoredRow]:
+    def _rows_where(
+        self, column: str, keys: Sequence[Any], condition: str = "TRUE", snapshot: Snapshot | None = None
+    ) -> Iterator[StoredRow]:
         """Versions that have one of some ids or numbers, in any order."""
         for some in _batches(keys):
             statement = f"SELECT {_STORED}, {WHOLE} FROM rows WHERE {column} IN ({_marks(some)}) AND {condition}"
-            found = self._database.read(statement, some)
+            read = snapshot.connection.execute if snapshot else self._database.read
+            found = list(read(statement, some))
             rows = [row for row in found if row[-1]]
             if len(rows) < len(found):
                 log.warning("%s: rows have changed on the disk and are left out; see `dualtower verify`", self.folder)

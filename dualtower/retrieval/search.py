@@ -15,6 +15,7 @@ from dualtower.retrieval.filters import parse_filter
 from dualtower.retrieval.nearest import Chosen, Index, best_of
 from dualtower.retrieval.queries import Page, Place, Query, begin, write_cursor
 from dualtower.retrieval.records import StoredRow, kinds_of
+from dualtower.retrieval.snapshot import Snapshot
 from dualtower.retrieval.vectors import VectorReader, crc_of
 from dualtower.retrieval.view import View, ViewKeeper
 from dualtower.types import Hit, product_code
@@ -27,7 +28,7 @@ SLACK = 8
 MOST_ORDERED = 50_000
 """Rows that are put in order for one page; cursors that somebody made up would have all of them ordered."""
 TRIES = 5
-"""Views to search, if what each of them shows is changed or dropped before it is read."""
+"""Views to search, if what each of them shows is changed or dropped before it is read, before one is held still."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,13 +63,14 @@ class Searcher:
     def search_many(self, queries: Sequence[Query]) -> list[Page | DualTowerError]:
         """For each query what `search` returns or raises; those that are alike are looked up together."""
         at_least = 0
-        for attempt in range(TRIES):
+        for _ in range(TRIES):
             view = self.views.current(at_least)
             try:
-                return self._answer(_Shown(self.catalogue, view, may_lack=attempt == TRIES - 1), queries)
+                return self._answer(_Shown(self.catalogue, view), queries)
             except _Outdated:
                 at_least = view.state.sequence + 1
-        raise AssertionError  # the last attempt lacks what was dropped
+        with self.views.held() as (view, snapshot):  # compactions are quicker than searches
+            return self._answer(_Shown(self.catalogue, view, snapshot), queries)
 
     def _answer(self, shown: _Shown, queries: Sequence[Query]) -> list[Page | DualTowerError]:
         """What `search_many` returns, of one view."""
@@ -191,11 +193,11 @@ class _Shown:
     Args:
         catalogue: Whose rows.
         view: Which of them, in which versions.
-        may_lack: Leave out what was dropped, and show new attributes, rather than to raise `_Outdated`.
+        snapshot: That the view is of, where it is still open: then nothing can have been changed or dropped.
     """
 
-    def __init__(self, catalogue: Catalogue, view: View, *, may_lack: bool) -> None:
-        self.catalogue, self.view, self.may_lack = catalogue, view, may_lack
+    def __init__(self, catalogue: Catalogue, view: View, snapshot: Snapshot | None = None) -> None:
+        self.catalogue, self.view, self.snapshot = catalogue, view, snapshot
 
     def versions(self, slots: Sequence[int]) -> dict[int, StoredRow]:
         """Slot -> version of a row.
@@ -204,13 +206,13 @@ class _Shown:
             _Outdated: One was changed or dropped, so that there is a newer view.
         """
         numbers = self.view.numbers[list(slots)].tolist()
-        rows = self.catalogue.at(numbers)
+        rows = self.catalogue.at(numbers, self.snapshot)
         found = {slot: rows[number] for slot, number in zip(slots, numbers, strict=True) if number in rows}
         now = self.view.state.sequence
         same = len(rows) == len(set(numbers)) and all(
             row.updated is None or row.updated <= now for row in rows.values()
         )
-        if not same and not self.may_lack and self.catalogue.state != self.view.state:
+        if not same and self.snapshot is None and self.catalogue.state != self.view.state:
             raise _Outdated
         return found
 

@@ -7,6 +7,7 @@ the first one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
@@ -129,6 +130,16 @@ class ViewKeeper:
     def newest(self) -> View:
         """The view of the present state, waited for where it is being made."""
         return self.current(self.catalogue.state.sequence)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[tuple[View, Snapshot]]:
+        """The newest view and the snapshot that it is of: what it shows is there until this ends."""
+        with contextlib.ExitStack() as stack:
+            with self._lock:
+                snapshot = stack.enter_context(self.catalogue.snapshot())
+                view = _newest(self.catalogue, snapshot, self._view or _load(self.catalogue, snapshot))
+                self._view, self._failed = view, False
+            yield view, snapshot
 
     def _renew_beside(self) -> None:
         """Make the next view in a thread of its own, which has been given the lock."""
