@@ -170,4 +170,4 @@ def sync_folder(folder: Path) -> None:
 
 def crc_of(vector: np.ndarray) -> int:
     """Checksum of a vector's float16 bytes."""
-    return zlib.crc32(np.ascontiguousarray(vector, np.float16).tobytes())
+    return zlib.crc32(np.ascontiguousarray(vector, np.float16).data)
