@@ -269,7 +269,7 @@ def bare(*towers: Callable[[], torch.Tensor], rounds: int = 5) -> float:
 
 def time_parts(trainer, products, accelerator) -> dict[str, float]:
     """Seconds of each part of a step, alone in the process (in training the loader works beside the step)."""
-    model, collator = trainer.unwrapped, trainer.loader.collate_fn
+    model, collator = trainer.unwrapped, trainer.loader.collate_fn.collator
     rows = [products[i] for i in range(BATCH)]
     parts: dict[str, list[float]] = {}
 
