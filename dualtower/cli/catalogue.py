@@ -178,7 +178,7 @@ class Search:
     limit: int = 10
     """Hits per page."""
     cursor: str | None = None
-    """Of the page before, as --json prints it."""
+    """Cursor of the page before, as --json prints it."""
     every_row: bool = False
     """Show every row of a product, not only its best."""
     model: str | None = None

@@ -25,7 +25,7 @@ __all__ = ["TieRule", "chance_levels", "metric_names", "per_query"]
 
 TieRule = Literal["expected", "optimistic", "pessimistic"]
 CUT_OFF = 10
-"""Of nDCG and of the cut-off MRR."""
+"""Place at which nDCG and the cut-off MRR end."""
 
 
 def metric_names(ks: Sequence[int] = (1, 5, 10)) -> list[str]:

@@ -205,7 +205,7 @@ class TaskConfig:
     identity: float = 1.0
     """Weight of `loss` (InfoNCE, hinge ...) between two views of a product, each with other inputs hidden."""
     temperature: float = 0.1
-    """Of both."""
+    """Temperature of the contrastive losses."""
     heads: tuple[str, ...] = ()
     """Attributes to predict from the vector."""
     weights: tuple[float, ...] = ()
