@@ -11,7 +11,7 @@ from typing import Any
 
 import tiny
 import torch
-from accelerate import Accelerator
+from processes import accelerator
 from test_loop import products, run_config
 from torch.profiler import ProfilerActivity, profile
 
@@ -61,14 +61,15 @@ def unequal(made: Trainer, rank: int) -> str:
 
 def main(out: Path) -> None:
     torch.set_num_threads(1)
-    accelerator = Accelerator(cpu=True)
-    told: dict[str, Any] = {"world_size": accelerator.num_processes}
-    for case in ("exchanges", "unequal"):
-        model = tiny.model("bow", "gernet", head_norm="batch")
-        config = run_config(out / case, model, steps=STEPS, batch_size=8)
-        made = Trainer(config, model, products(), accelerator=accelerator)
-        told[case] = exchanges(made) if case == "exchanges" else unequal(made, accelerator.process_index)
-    (out / f"rank{accelerator.process_index}.json").write_text(json.dumps(told))
+    with accelerator() as ranks:
+        told: dict[str, Any] = {"world_size": ranks.num_processes}
+        for case in ("exchanges", "unequal"):
+            model = tiny.model("bow", "gernet", head_norm="batch")
+            config = run_config(out / case, model, steps=STEPS, batch_size=8)
+            made = Trainer(config, model, products(), accelerator=ranks)
+            told[case] = exchanges(made) if case == "exchanges" else unequal(made, ranks.process_index)
+            del made
+        (out / f"rank{ranks.process_index}.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 import tiny
 import torch
 from accelerate import Accelerator
+from processes import accelerator
 from test_finite import poison_gradient
 from test_loop import products, run_config
 
@@ -19,11 +20,16 @@ from dualtower.training.loop import Trainer
 
 def main(out: Path, ruined: str) -> None:
     torch.set_num_threads(1)
-    accelerator = Accelerator(cpu=True)
-    rank = accelerator.process_index
+    with accelerator() as ranks:
+        told = train(out, ruined, ranks) | {"world_size": ranks.num_processes}
+        (out / f"rank{ranks.process_index}.json").write_text(json.dumps(told))
+
+
+def train(out: Path, ruined: str, ranks: Accelerator) -> dict[str, Any]:
+    rank = ranks.process_index
     model = tiny.model("textcnn", "vit")
     config = run_config(out, model, steps=6, batch_size=8)
-    made = Trainer(config, model, products(), accelerator=accelerator)
+    made = Trainer(config, model, products(), accelerator=ranks)
     if rank == 1 and ruined == "gradient":
         poison_gradient(made, torch.nan, at_step=3)
     if rank == 1 and ruined == "loss":  # the gradient stays finite: only the number is broken
@@ -40,8 +46,7 @@ def main(out: Path, ruined: str) -> None:
     except NonFiniteLoss as raised:
         error = str(raised)
     finite = all(bool(torch.isfinite(w).all()) for w in made.unwrapped.state_dict().values())
-    told = {"world_size": accelerator.num_processes, "error": error, "finite": finite, "step": made.position.step}
-    (out / f"rank{rank}.json").write_text(json.dumps(told))
+    return {"error": error, "finite": finite, "step": made.position.step}
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 import tiny
 import torch
 from accelerate import Accelerator
+from processes import accelerator
 from test_loop import products, run_config
 
 from dualtower import DualTower
@@ -18,18 +19,22 @@ from dualtower.training.loop import Trainer
 
 def main(out: Path, image: str, *, sync_batchnorm: bool, lock_image: float) -> None:
     torch.set_num_threads(1)
-    accelerator = Accelerator(cpu=True)
+    with accelerator() as ranks:
+        train(out, image, ranks, sync_batchnorm=sync_batchnorm, lock_image=lock_image)
+
+
+def train(out: Path, image: str, ranks: Accelerator, *, sync_batchnorm: bool, lock_image: float) -> None:
     plain = tiny.config("textcnn", image, head_norm="batch" if sync_batchnorm else "none")
     torch.manual_seed(0)
     model = DualTower.create(replace(plain, text=replace(plain.text, dropout=0.0)), tiny.tokenizer()).double()
-    options = {"augmentation": "none", "steps": 5, "batch_size": 16 // accelerator.num_processes, "optimizer": "sgd"}
+    options = {"augmentation": "none", "steps": 5, "batch_size": 16 // ranks.num_processes, "optimizer": "sgd"}
     config = run_config(out, model, lr=0.05, sync_batchnorm=sync_batchnorm, ema=0.5, lock_image=lock_image, **options)
-    made = Trainer(config, model, products(), accelerator=accelerator)
+    made = Trainer(config, model, products(), accelerator=ranks)
     made.fit()
-    if accelerator.is_main_process:
+    if ranks.is_main_process:
         average = {f"average.{name}": weight for name, weight in made.ema.module.state_dict().items()}
         torch.save(model.state_dict() | average, out / "model.pt")
-        (out / "result.json").write_text(json.dumps({"world_size": accelerator.num_processes}))
+        (out / "result.json").write_text(json.dumps({"world_size": ranks.num_processes}))
 
 
 if __name__ == "__main__":

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from processes import torchrun
 from torch import nn
 
 from dualtower import ImageTowerConfig
@@ -57,10 +56,7 @@ def test_two_processes_train_like_one_with_batch_statistics(network: str, tmp_pa
     states = {}
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        command = [*torchrun, "--standalone", str(script), str(out), "--image", network, "--sync-batchnorm"]
-        done = subprocess.run(command, text=True, capture_output=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+        torchrun(script, out, "--image", network, "--sync-batchnorm", processes=processes)
         assert json.loads((out / "result.json").read_text())["world_size"] == processes
         states[processes] = torch.load(out / "model.pt", weights_only=True)
     assert any(name.endswith("running_var") for name in states[1])

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import torchrun
 
 from dualtower.training.distributed import agree, agree_on_step, gather, rank, world_size
 
@@ -18,13 +16,7 @@ SCRIPT = Path(__file__).with_name("distributed_gradients.py")
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_gradients_equal_one_process_on_the_joined_batch(processes):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc_per_node={processes}", str(SCRIPT), str(processes)]
-    path = os.pathsep.join(filter(None, [str(SCRIPT.parent.parent), os.environ.get("PYTHONPATH", "")]))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    report = json.loads(done.stdout.splitlines()[-1])
+    report = json.loads(torchrun(SCRIPT, str(processes), processes=processes).stdout.splitlines()[-1])
     assert report["world_size"] == processes == len(report["ranks"])
     errors = {
         f"rank {number}: {case}: {parameter}": error

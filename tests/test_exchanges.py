@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from processes import torchrun
 
 from dualtower.data.attributes import AttributesConfig, attribute_values, fit_attributes
 from dualtower.training.prefetch import on_device
@@ -21,9 +20,7 @@ from dualtower.types import Batch
 def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     out = tmp_path_factory.mktemp("exchanges")
     script = Path(__file__).parent / "distributed_collectives.py"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    done = subprocess.run([*torchrun, str(script), str(out)], text=True, capture_output=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    torchrun(script, out)
     ranks = [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert [rank["world_size"] for rank in ranks] == [2, 2]
     return ranks

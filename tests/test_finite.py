@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 import tiny
 import torch
 from accelerate import Accelerator
+from processes import torchrun
 from test_loop import products, run_config, trainer
 
 from dualtower import DualTower
@@ -77,9 +76,7 @@ def test_weights_that_overflow_in_a_step_are_not_saved(tmp_path: Path) -> None:
 def test_all_ranks_stop_alike(ruined: str, tmp_path: Path) -> None:
     """Only one of two ranks computes what is not finite; both raise before the step."""
     script = Path(__file__).parent / "distributed_finite.py"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    done = subprocess.run([*torchrun, str(script), str(tmp_path), ruined], text=True, capture_output=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    torchrun(script, tmp_path, ruined)
     told = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert [t["world_size"] for t in told] == [2, 2]
     for rank in told:

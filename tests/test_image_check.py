@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 import tiny
 import torch
 from accelerate import Accelerator
+from processes import torchrun
 from test_loop import run_config
 
 from dualtower import Product
@@ -125,23 +124,7 @@ def test_a_damaged_stamp_is_no_stamp(damage: str, decoded: list[str], tmp_path: 
 
 
 def test_two_processes_check_half_each(tmp_path: Path) -> None:
-    path = os.pathsep.join([str(SCRIPT.parent.parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node=2",
-            str(SCRIPT),
-            str(tmp_path),
-        ],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "XDG_CACHE_HOME": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    torchrun(SCRIPT, tmp_path, env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
     first, second = (json.loads((tmp_path / f"rank{number}.json").read_text()) for number in range(2))
     assert first["broken"] == second["broken"] == [10, 700]
     assert 0 < first["decoded"] < 700 and 0 < second["decoded"] < 700

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import pytest
 import tiny
 import torch
 from accelerate import Accelerator
+from processes import torchrun
 
 from dualtower import DualTower, LossConfig, Product, RunConfig, TrainConfig
 from dualtower.data.augment import Draw
@@ -272,10 +271,7 @@ def test_two_processes_train_like_one_on_the_joined_batch(lock: float, tmp_path:
     states = {}
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        command = [*torchrun, "--standalone", str(script), str(out), "--lock-image", str(lock)]
-        done = subprocess.run(command, text=True, capture_output=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+        torchrun(script, out, "--lock-image", str(lock), processes=processes)
         told = json.loads((out / "result.json").read_text())
         assert told["world_size"] == processes
         states[processes] = torch.load(out / "model.pt", weights_only=True)

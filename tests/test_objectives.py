@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import pytest
 import tiny
 import torch
 from accelerate import Accelerator
+from processes import torchrun
 from test_loop import products, run_config
 from torch.nn import functional as F
 
@@ -32,12 +30,7 @@ RERANKER = RerankerConfig(layers=1, width=16, heads=2, dropout=0.0)
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_gradients_equal_one_process_on_the_joined_batch(processes: int) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    path = os.pathsep.join(filter(None, [str(SCRIPT.parent.parent), os.environ.get("PYTHONPATH", "")]))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run([*command, str(SCRIPT)], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    report = json.loads(done.stdout.splitlines()[-1])
+    report = json.loads(torchrun(SCRIPT, processes=processes).stdout.splitlines()[-1])
     assert report["world_size"] == processes and len(report["errors"]) > 80
     assert not {name: error for name, error in report["errors"].items() if not error <= 1e-9}
 

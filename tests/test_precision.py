@@ -14,6 +14,7 @@ import pytest
 import tiny
 import torch
 from accelerate import Accelerator
+from processes import torchrun
 from test_loop import products, run_config
 from test_resume import OPTIONS, RECIPE, assert_same_end, environment, wait_for_checkpoint
 
@@ -216,31 +217,22 @@ def test_all_ranks_take_the_first_ones_choice(tmp_path: Path) -> None:
         """
 import sys
 import torch
-from accelerate import Accelerator
 import tiny
+from processes import accelerator
 from test_loop import products, run_config
 from pathlib import Path
 from dualtower.precision import TowerPrecision
 import dualtower.training.precision as room
 
-accelerator = Accelerator(cpu=True)
-assert accelerator.num_processes == 2
-rank = accelerator.process_index
-room.measure_precision = lambda *a, **k: TowerPrecision(text="bf16" if rank == 0 else "fp32", channels_last=rank == 1)
-model = tiny.model()
-config = run_config(Path(sys.argv[1]), model, precision="auto")
-config = room.with_tower_precision(config, model, products(), accelerator)
+with accelerator() as ranks:
+    rank = ranks.process_index
+    assert ranks.num_processes == 2
+    measured = TowerPrecision(text="bf16" if rank == 0 else "fp32", channels_last=rank == 1)
+    room.measure_precision = lambda *a, **k: measured
+    model = tiny.model()
+    config = run_config(Path(sys.argv[1]), model, precision="auto")
+    config = room.with_tower_precision(config, model, products(), ranks)
 assert config.train.tower_precision == model.precision == TowerPrecision(text="bf16", channels_last=False)
 """
     )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    paths = f"{REPOSITORY}:{REPOSITORY / 'tests'}"
-    done = subprocess.run(
-        [*torchrun, str(script), str(tmp_path)],
-        env={**environment(), "PYTHONPATH": paths},
-        text=True,
-        capture_output=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    torchrun(script, tmp_path)

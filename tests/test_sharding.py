@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import distributed_evaluation
 import numpy as np
 import pytest
 import torch
+from processes import torchrun
 
 from dualtower.sharding import combine, is_sharded, shard, sharded
 
@@ -19,14 +17,7 @@ SCRIPT = Path(distributed_evaluation.__file__)
 
 @pytest.mark.parametrize("processes", [3])
 def test_every_rank_holds_what_one_process_measures(processes: int, tmp_path: Path) -> None:
-    path = os.pathsep.join(filter(None, [str(SCRIPT.parent.parent), os.environ.get("PYTHONPATH", "")]))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(
-        [*command, str(SCRIPT), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=500
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-
+    torchrun(SCRIPT, tmp_path, processes=processes, timeout=500)
     torch.set_num_threads(1)
     data = distributed_evaluation.products()
     model = distributed_evaluation.model(data)

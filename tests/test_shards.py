@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from processes import torchrun
 from test_catalogue import stored_vectors
 from test_serving import products
 
@@ -105,11 +106,7 @@ def drawn(folder: Path) -> list[str]:
 
 
 def test_two_processes_share_the_work(tmp_path: Path, model: DualTower) -> None:
-    command = ["torchrun", "--standalone", "--nproc_per_node", "2", "-m", "dualtower", *drawn(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-m", *["torch.distributed.run", *command[1:]]], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    done = torchrun("-m", "dualtower", *drawn(tmp_path))
     assert done.stdout.count("rows embedded") == 1
     shop = Catalogue(tmp_path / "shop")
     assert len(shop) == len(shop.digests()) > 100 and shop.verify() == []

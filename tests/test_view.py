@@ -166,3 +166,17 @@ def test_searches_do_not_wait_for_the_index_of_a_compaction(tmp_path: Path, monk
             hit.id for hit in LocalStore(catalogue.folder).search(query).hits
         ]
         assert loaded == ["view"] * generation and not store._prepared
+
+
+def test_a_view_made_meanwhile_is_not_made_again(tmp_path: Path) -> None:
+    catalogue = Catalogue.create(tmp_path / "shop", info())
+    catalogue.upsert([item("a", 1), item("b", 2)])
+    prepared = list[View]()
+    keeper = view_room.ViewKeeper(catalogue, prepared.append)
+    keeper.current()
+    catalogue.delete(["b"])
+    catalogue.compact()
+    for _ in range(2):  # two searches that saw the old view, one after the other
+        keeper._lock.acquire()
+        keeper._renew_beside()
+    assert len(prepared) == 1 and prepared[0] is keeper.current()

@@ -154,7 +154,8 @@ class ViewKeeper:
     def _renew(self, prepare: Callable[[View], None] = lambda view: None) -> View:
         with self.catalogue.snapshot() as snapshot:
             view = _newest(self.catalogue, snapshot, self._view or _load(self.catalogue, snapshot))
-        prepare(view)
+        if view is not self._view:  # else another thread has made it meanwhile
+            prepare(view)
         self._view, self._failed = view, False
         return view
 

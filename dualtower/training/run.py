@@ -89,15 +89,15 @@ def run(config: RunConfig) -> bool:
     if accelerator.is_main_process:  # not before: the config of a refused resumption is not the run's
         write_text_atomically(config.out / "config.json", json.dumps(to_dict(config), indent=2))
     outcome = trainer.fit()
+    del trainer
     if outcome.ended == "stopped":
         logger.info("stopped at step %d, saved. To go on, type the same command with --resume", outcome.position.step)
-        return False
-    del trainer
-    skipped = [*train.skipped, *validation.skipped, *outcome.left_out]
-    _save_and_measure(outcome, card, config, accelerator, train=train, skipped=skipped)
+    else:
+        skipped = [*train.skipped, *validation.skipped, *outcome.left_out]
+        _save_and_measure(outcome, card, config, accelerator, train=train, skipped=skipped)
     accelerator.free_memory()  # DDP must let go of the process group before it ends, or the exit may abort
     accelerator.end_training()
-    return True
+    return outcome.ended != "stopped"
 
 
 def _accelerator(config: RunConfig) -> Accelerator:
