@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from test_catalogue import DIM, info
 
+from dualtower.retrieval import index_cache
 from dualtower.retrieval.catalogue import Catalogue
-from dualtower.retrieval.index_cache import read_index_info
+from dualtower.retrieval.index_cache import load_index, read_index_info
 from dualtower.retrieval.local import LocalStore
+from dualtower.retrieval.nearest import IndexInfo
 from dualtower.retrieval.queries import Query
 from dualtower.retrieval.records import Item
 
@@ -153,3 +155,24 @@ def test_no_cache_at_all(store: LocalStore) -> None:
     assert found(again) == truth(rows(0, 300)) and again.is_stale()
     again.compact()
     assert not again.is_stale(thorough=True) and len(list((store.catalogue.folder / "cache").iterdir())) == 5
+
+
+def test_an_index_that_is_replaced_while_it_is_read_is_no_damage(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A rebuild removes the file of the index before, which a reader may just be about to open."""
+    store.rebuild()
+    cache, went_through = store.catalogue.folder / "cache", store.catalogue.went_through
+    check, rebuilt = index_cache._check_file, list[bool]()
+
+    def slow(info: IndexInfo, folder: Path) -> None:
+        if not rebuilt:
+            rebuilt.append(True)
+            store.upsert(rows(300, 301))
+            store.rebuild()
+            assert not (folder / info.file).exists()
+        check(info, folder)
+
+    monkeypatch.setattr(index_cache, "_check_file", slow)
+    index = load_index(cache, "image", went_through)
+    assert index is not None and index.info.covered == 301 and not caplog.records

@@ -32,6 +32,7 @@ from dualtower.data.images import ImageSettings, open_image, to_size
 from dualtower.retrieval.finder import open_finder
 from dualtower.serving.app import create_app
 from dualtower.serving.batching import Background, Batcher, QueueFull
+from dualtower.serving.guards import REFUSALS_PER_SECOND, REFUSED_AT_ONCE, Pace
 from dualtower.serving.reading import JsonGauge
 
 SECONDS = {"HEAD_SECONDS": 1.5, "BODY_SECONDS": 1.5, "MOST_CONNECTIONS": 24}
@@ -272,6 +273,42 @@ def test_a_flood_of_explanations_is_answered_or_put_off(server: Server) -> None:
 
     statuses = asyncio.run(flood())
     assert set(statuses) == {200, 429}
+
+
+def test_nonsense_is_refused_at_a_pace(shop: Path) -> None:
+    """Who sends it as fast as it is refused has to wait, and nobody else."""
+    with serving(shop) as running:
+
+        async def flood() -> tuple[float, list[float]]:
+            limits = httpx.Limits(max_connections=8)
+            async with (
+                httpx.AsyncClient(base_url=running.url, timeout=60, limits=limits) as own,
+                httpx.AsyncClient(base_url=running.url, timeout=60) as honest,
+            ):
+                begin, taken = time.perf_counter(), list[float]()
+                refused = asyncio.gather(*(own.post("/search", content=b"{") for _ in range(320)))
+                while not refused.done():
+                    asked = time.perf_counter()
+                    assert (await honest.post("/search", json={"text": "red mug"})).status_code == 200
+                    taken.append(time.perf_counter() - asked)
+                    await asyncio.sleep(0.02)
+                assert {answer.status_code for answer in await refused} == {415}
+                return time.perf_counter() - begin, taken
+
+        seconds, taken = asyncio.run(flood())
+    assert seconds > (320 - REFUSED_AT_ONCE) / REFUSALS_PER_SECOND
+    assert sorted(taken)[len(taken) // 2] < 0.3
+
+
+def test_a_pace_lets_some_pass_at_once_and_keeps_nobody_for_long() -> None:
+    async def waits(count: int, **settings: float) -> float:
+        pace, begin = Pace(100, **settings), time.perf_counter()
+        await asyncio.gather(*(pace.wait() for _ in range(count)))
+        return time.perf_counter() - begin
+
+    assert asyncio.run(waits(50)) >= 0.45
+    assert asyncio.run(waits(50, at_once=60)) < 0.3
+    assert 0.15 < asyncio.run(waits(500, longest=0.2)) < 1.5
 
 
 def test_background_works_wait_in_their_own_line() -> None:

@@ -57,17 +57,19 @@ def save_index(index: Index, folder: Path) -> IndexInfo:
 
 def load_index(folder: Path, kind: str, went_through: WentThrough) -> Index | None:
     """The index of a kind in a catalogue's cache; None where there is none that is whole and of this catalogue."""
-    info = read_index_info(folder, kind, went_through)
-    if info is None or not _is_whole(info, folder):
+    stamp = index_stamp(folder, kind)
+    info = read_index_info(folder, kind, went_through, thorough=True)
+    if info is None:
         return None
-    path = folder / info.file
     try:
-        index = index_class(info.method)(info, load_faiss().read_index(str(path)))
+        index = index_class(info.method)(info, load_faiss().read_index(str(folder / info.file)))
         if index.inner.ntotal != info.covered:
             raise ValueError(f"it holds {index.inner.ntotal:,} vectors, not {info.covered:,}")
         return index
     except (OSError, RuntimeError, ValueError) as error:
-        log.warning("%s cannot be used: %s", path, error)
+        if stamp != index_stamp(folder, kind):  # another has taken its place meanwhile
+            return load_index(folder, kind, went_through)
+        _log_unusable(folder / info.file, error)
         return None
 
 
@@ -82,7 +84,7 @@ def read_index_info(
         went_through: Asked about the state that the index was built from; None takes any.
         thorough: Compare the file with its checksum.
     """
-    path = _manifest(folder, kind)
+    path, stamp = _manifest(folder, kind), index_stamp(folder, kind)
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         content = manifest["index"]
@@ -98,7 +100,15 @@ def read_index_info(
     if went_through is not None and not went_through(info.state):
         log.info("the index of %s vectors in %s was built from other rows than the catalogue holds", kind, folder)
         return None
-    return info if not thorough or _is_whole(info, folder) else None
+    if thorough:
+        try:
+            _check_file(info, folder)
+        except (OSError, ValueError) as error:
+            if stamp != index_stamp(folder, kind):  # another has taken its place meanwhile
+                return read_index_info(folder, kind, went_through, thorough=True)
+            _log_unusable(folder / info.file, error)
+            return None
+    return info
 
 
 def index_stamp(folder: Path, kind: str) -> int:
@@ -117,15 +127,13 @@ def _manifest_name(kind: str) -> str:
     return f"nearest-{kind}.json"
 
 
-def _is_whole(info: IndexInfo, folder: Path) -> bool:
-    path, problem = folder / info.file, "it has changed on the disk"
-    try:
-        if _checksum_of_file(path) == info.checksum:
-            return True
-    except OSError as error:
-        problem = str(error)
-    log.warning("%s cannot be used: %s. All vectors are searched until it is built anew", path, problem)
-    return False
+def _check_file(info: IndexInfo, folder: Path) -> None:
+    if _checksum_of_file(folder / info.file) != info.checksum:
+        raise ValueError("it has changed on the disk")
+
+
+def _log_unusable(path: Path, error: Exception) -> None:
+    log.warning("%s cannot be used: %s. All vectors are searched until it is built anew", path, error)
 
 
 def _checksum(content: object) -> str:

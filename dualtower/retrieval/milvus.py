@@ -204,7 +204,8 @@ class MilvusStore:
             except DualTowerError as error:
                 answers[i] = error
         row_bytes = 4 * self._info.dim + 200
-        answers |= zip(asked, answer(list(asked.values()), self._nearest, self.get, row_bytes=row_bytes), strict=True)
+        found = answer(list(asked.values()), self._nearest, self.get, self._info, row_bytes=row_bytes)
+        answers |= zip(asked, found, strict=True)
         return [answers[i] for i in range(len(queries))]
 
     def search(self, query: Query) -> Page:

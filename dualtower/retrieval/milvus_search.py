@@ -9,7 +9,7 @@ import numpy as np
 
 from dualtower.errors import ConfigError, DualTowerError
 from dualtower.retrieval.queries import Page, Place, Query, write_cursor
-from dualtower.retrieval.records import StoredRow
+from dualtower.retrieval.records import CatalogueInfo, StoredRow
 from dualtower.retrieval.search import exact_scores
 from dualtower.types import Hit
 
@@ -53,7 +53,12 @@ class Asked:
 
 
 def answer(
-    asked: Sequence[Asked], nearest: Nearest, rows: Callable[[list[str]], list[StoredRow]], *, row_bytes: int
+    asked: Sequence[Asked],
+    nearest: Nearest,
+    rows: Callable[[list[str]], list[StoredRow]],
+    info: CatalogueInfo,
+    *,
+    row_bytes: int,
 ) -> list[Page | DualTowerError]:
     """Answer some questions; those with the same filter and number of rows go in one call.
 
@@ -61,6 +66,7 @@ def answer(
         asked: The questions.
         nearest: Asks Milvus.
         rows: Rows by their ids.
+        info: What the collection holds.
         row_bytes: Of one row of an answer.
     """
     pages: dict[int, tuple[Found, bool] | DualTowerError] = {}
@@ -83,7 +89,7 @@ def answer(
         waiting = {i: replace(one, wanted=4 * one.wanted) for i, one in waiting.items() if i not in pages}
     shown = {row_id for page in pages.values() if isinstance(page, tuple) for _, row_id, _ in page[0]}
     held = {row.id: row for row in rows(sorted(shown))}
-    return [_shown(one, pages[i], held) for i, one in enumerate(asked)]
+    return [_shown(one, pages[i], held, info) for i, one in enumerate(asked)]
 
 
 def _alike(waiting: dict[int, Asked], row_bytes: int) -> Iterator[list[int]]:
@@ -129,7 +135,7 @@ def _after(found: Found, asked: Asked) -> Found:
 
 
 def _shown(
-    asked: Asked, page: tuple[Found, bool] | DualTowerError, held: dict[str, StoredRow]
+    asked: Asked, page: tuple[Found, bool] | DualTowerError, held: dict[str, StoredRow], info: CatalogueInfo
 ) -> Page | DualTowerError:
     if isinstance(page, DualTowerError):
         return page
@@ -143,7 +149,7 @@ def _shown(
         return Page(hits, None)
     reached = asked.place.hits + len(found)
     end = Place(asked.place.vector, SEQUENCE, reached, found[-1][0], found[-1][1])
-    return Page(hits, write_cursor(asked.query, end))
+    return Page(hits, write_cursor(asked.query, end, info))
 
 
 def in_order(ids: Sequence[str], products: Sequence[str], vectors: np.ndarray, query: np.ndarray) -> Found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ FARTHEST = 10_000
 """Hits that paging reaches."""
 LEAST, LARGEST = 1e-6, 1e6
 """Of a query vector: its largest number, whatever the sign. To one that is all zeros everything is alike."""
+_SIGNATURE = 16
+"""Bytes, of BLAKE2b (RFC 7693), that a cursor begins with."""
 _TOLD = struct.Struct("<8sqqdI")  # what a cursor says before the row's id and the vector, see `Place`
 
 
@@ -101,7 +104,7 @@ def begin(query: Query, info: CatalogueInfo, *, newest: int) -> Place:
     """
     if query.kind not in info.kinds:
         raise ConfigError(f"no {query.kind!r} vectors in this catalogue; it has: {', '.join(info.kinds)}")
-    place = _read_cursor(query, newest=newest)
+    place = _read_cursor(query, info, newest=newest)
     if place.vector.shape != (info.dim,):
         raise ConfigError(f"the query has shape {place.vector.shape}, the catalogue {info.dim} numbers")
     if place.hits + query.limit > FARTHEST:
@@ -109,19 +112,21 @@ def begin(query: Query, info: CatalogueInfo, *, newest: int) -> Place:
     return place
 
 
-def write_cursor(query: Query, place: Place) -> str:
-    """A cursor for the page after a place."""
+def write_cursor(query: Query, place: Place, info: CatalogueInfo) -> str:
+    """A cursor for the page after a place, signed: one that somebody made up could ask for the work of all pages."""
     row_id = place.id.encode(errors="surrogatepass")
     told = _TOLD.pack(_fingerprint(query), place.sequence, place.hits, place.score, len(row_id))
-    return base64.urlsafe_b64encode(told + row_id + place.vector.astype("<f4").tobytes()).decode()
+    told += row_id + place.vector.astype("<f4").tobytes()
+    return base64.urlsafe_b64encode(_signature(told, info) + told).decode()
 
 
-def _read_cursor(query: Query, *, newest: int) -> Place:
-    """What a cursor says, which anybody may have made up: numbers of fixed size within bounds, nothing to be parsed."""
+def _read_cursor(query: Query, info: CatalogueInfo, *, newest: int) -> Place:
+    """What a cursor says; nothing of it is believed before its signature is found to be this catalogue's."""
     if query.cursor is None:
         return Place(np.ascontiguousarray(query.vector, np.float32), newest)
     try:
-        told = base64.b64decode(query.cursor.encode("ascii"), altchars=b"-_", validate=True)
+        signed = base64.b64decode(query.cursor.encode("ascii"), altchars=b"-_", validate=True)
+        told = signed[_SIGNATURE:]
         search, sequence, hits, score, length = _TOLD.unpack_from(told)
         row_id = told[_TOLD.size : _TOLD.size + length].decode(errors="surrogatepass")
         vector = np.frombuffer(told, "<f4", offset=_TOLD.size + length).astype(np.float32)
@@ -129,8 +134,8 @@ def _read_cursor(query: Query, *, newest: int) -> Place:
         raise CursorError("the cursor is broken; leave it out to begin at the first page") from error
     if search != _fingerprint(query):
         raise CursorError("the cursor belongs to another search; ask the same query again, or leave the cursor out")
-    score_is_one = abs(score) <= float(np.finfo(np.float32).max)  # no comparison with NaN is true
-    if not (0 <= sequence <= newest and 0 <= hits <= FARTHEST and score_is_one and _is_usable(vector)):
+    is_ours = hmac.compare_digest(signed[:_SIGNATURE], _signature(told, info))
+    if not is_ours or sequence > newest:  # such as of a backup that was put back
         raise CursorError("the cursor belongs to another catalogue; leave it out to begin at the first page")
     return Place(vector, sequence, hits, score, row_id)
 
@@ -138,6 +143,10 @@ def _read_cursor(query: Query, *, newest: int) -> Place:
 def _is_usable(vector: np.ndarray) -> bool:
     """Whether products with vectors of a catalogue, whose numbers are at most 65,504, stay finite and differ."""
     return bool(LEAST <= np.abs(vector).max(initial=0) <= LARGEST)
+
+
+def _signature(told: bytes, info: CatalogueInfo) -> bytes:
+    return hashlib.blake2b(told, key=info.cursor_key.encode(), digest_size=_SIGNATURE).digest()
 
 
 def _fingerprint(query: Query) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +45,7 @@ class CatalogueInfo:
         embedded_attributes: Attributes that fused vectors are made from; they change only with the whole row.
         precision: In what its rows were first embedded. Rows that came later may be more exact.
         format: Of the folder.
+        cursor_key: What cursors of its searches are signed with: 32 random hexadecimal digits.
     """
 
     model: str
@@ -55,6 +57,7 @@ class CatalogueInfo:
     embedded_attributes: tuple[str, ...] = ()
     precision: TowerPrecision | None = None
     format: int = FORMAT
+    cursor_key: str = field(default_factory=lambda: secrets.token_hex(16), repr=False, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +149,9 @@ def check_items(info: CatalogueInfo, items: Sequence[Item]) -> dict[str, np.ndar
             raise DataError(f"item {i} has no id")
         _check_stored(info, item.id, item.attributes)
         for kind, vector in item.vectors.items():
-            if kind not in blocks or np.shape(vector) != (info.dim,) or not np.isfinite(np.float16(vector)).all():
+            with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite
+                stored = np.float16(vector)
+            if kind not in blocks or stored.shape != (info.dim,) or not np.isfinite(stored).all():
                 raise DataError(
                     f"item {item.id!r}: its {kind} vector {np.shape(vector)} does not fit; this catalogue holds "
                     f"finite vectors of {info.dim} numbers for {', '.join(info.kinds)}"

@@ -14,7 +14,7 @@ from dualtower.retrieval.catalogue import Catalogue
 from dualtower.retrieval.filters import parse_filter
 from dualtower.retrieval.nearest import Chosen, Index, best_of
 from dualtower.retrieval.queries import Page, Place, Query, begin, write_cursor
-from dualtower.retrieval.records import StoredRow, kinds_of
+from dualtower.retrieval.records import CatalogueInfo, StoredRow, kinds_of
 from dualtower.retrieval.snapshot import Snapshot
 from dualtower.retrieval.vectors import VectorReader, crc_of
 from dualtower.retrieval.view import View, ViewKeeper
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 SLACK = 8
 """Candidates beyond the wanted ones, among which equal scores show."""
 MOST_ORDERED = 50_000
-"""Rows that are put in order for one page; cursors that somebody made up would have all of them ordered."""
+"""Rows that are put in order for one page, however many are alike."""
 TRIES = 5
 """Views to search, if what each of them shows is changed or dropped before it is read, before one is held still."""
 
@@ -84,7 +84,7 @@ class Searcher:
                 found.append(error)
         rows = shown.rows([slot for f in found if isinstance(f, _Found) for slot in f.slots])
         return [
-            _page(query, of_query, self._whole(view, query.kind, of_query.slots, rows))
+            _page(query, of_query, self._whole(view, query.kind, of_query.slots, rows), self.catalogue.info)
             if isinstance(of_query, _Found)
             else of_query
             for query, of_query in zip(queries, found, strict=True)
@@ -261,7 +261,7 @@ def _first_of_each(products: np.ndarray) -> list[int]:
     return list(places.values())
 
 
-def _page(query: Query, found: _Found, rows: Mapping[int, StoredRow]) -> Page:
+def _page(query: Query, found: _Found, rows: Mapping[int, StoredRow], info: CatalogueInfo) -> Page:
     """What was found, with its rows; those that have gone meanwhile are left out."""
     hits = [
         Hit(row.id, row.product_id, score, {"title": row.title, "attributes": row.attributes})
@@ -273,7 +273,7 @@ def _page(query: Query, found: _Found, rows: Mapping[int, StoredRow]) -> Page:
     last, begin = rows.get(found.slots[-1]), found.place
     reached = begin.hits + len(found.slots)
     end = Place(begin.vector, begin.sequence, reached, found.scores[-1], last.id if last else "")
-    return Page(hits, write_cursor(query, end))
+    return Page(hits, write_cursor(query, end, info))
 
 
 def candidates(

@@ -29,12 +29,21 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
 }
+OPEN = {"/search"}
+"""Paths whose bodies are read before anything is known of who sends them."""
 LOOPBACK = {"localhost", "127.0.0.1", "[::1]", "::1"}
 MOST_HELD = 64_000_000
 SMALL = 64_000
 """Bytes of a body that is read at once, and however much is held already."""
 BYTES_PER_SECOND = 20_000_000
 """Of all larger bodies together: reading them must leave the time to answer others."""
+REFUSALS_PER_SECOND, REFUSED_AT_ONCE, LONGEST_REFUSAL = 50, 200, 1.0
+"""Requests are refused so often, after some at once; none waits longer than so many seconds for it.
+
+Who sends nonsense as fast as it is refused would have most of the service's time.
+"""
+REFUSALS = {400, 401, 403, 413, 415, 421, 422}
+"""Statuses. What is not found is no fault of who follows a link, and who is asked to come back has waited already."""
 HAS_GONE = 499
 """Status, for the figures alone, of a request whose client went away; nginx counts them so."""
 log = logging.getLogger(__name__)
@@ -44,10 +53,32 @@ class Refused(HTTPException):
     """A request is not read any further."""
 
 
+class Pace:
+    """Keeps all who wait for it together below a rate.
+
+    Args:
+        per_second: What may pass in a second.
+        at_once: What may pass before that, after a pause.
+        longest: Seconds that anybody waits.
+    """
+
+    def __init__(self, per_second: float, *, at_once: float = 0, longest: float = float("inf")) -> None:
+        self._per_second, self._saved, self._longest = per_second, at_once / per_second, longest
+        self._until = 0.0
+
+    async def wait(self, amount: float = 1) -> None:
+        """Wait until it is the turn of so much."""
+        now = time.perf_counter()
+        self._until = min(max(now - self._saved, self._until) + amount / self._per_second, now + self._longest)
+        if self._until - now > 0.01:
+            await asyncio.sleep(self._until - now)
+
+
 class Guard:
     """The outermost layer of the service, in plain ASGI.
 
-    Bodies are counted while they are read, whatever their headers claim. HEAD is answered like GET, without a body.
+    Bodies are counted while they are read, whatever their headers claim. What is asked in a small body reaches the
+    application when it is there. HEAD is answered like GET, without a body.
     Paths of items stay percent-encoded: a slash in an id is ``%2F``, and no verb begins behind it.
 
     Args:
@@ -69,7 +100,9 @@ class Guard:
         answered: Callable[[str, int, float], None],
     ) -> None:
         self._app, self._most_bytes, self._loopback_only = app, most_bytes, loopback_only
-        self._most_held, self._held, self._read_until = most_held, 0, 0.0
+        self._most_held, self._held = most_held, 0
+        self._reading = Pace(BYTES_PER_SECOND)
+        self._refusing = Pace(REFUSALS_PER_SECOND, at_once=REFUSED_AT_ONCE, longest=LONGEST_REFUSAL)
         self._answered = answered
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -90,13 +123,15 @@ class Guard:
             if read > SMALL:
                 if self._held > self._most_held:
                     raise Refused(429, "too much is sent at once; send it again in a moment", {"retry-after": "1"})
-                await self._in_turn(size)
+                await self._reading.wait(size)
             return message
 
         async def with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if status in REFUSALS:
+                    await self._refusing.wait()
                 message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in HEADERS.items())]
             elif is_head:
                 message["body"] = b""
@@ -109,7 +144,10 @@ class Guard:
                 raise Refused(421, "this service answers to names of this machine only")
             if claimed.isdigit() and int(claimed) > self._most_bytes:
                 raise self._too_large()
-            await self._app(scope, counted, with_headers)
+            if scope["path"] in OPEN:
+                await self._app(scope, await _begun(counted), with_headers)
+            else:
+                await self._app(scope, counted, with_headers)
         except Refused as error:
             if not status:
                 await _refuse(with_headers, error.status_code, error.detail)
@@ -123,13 +161,6 @@ class Guard:
             self._held -= read
             self._answered(getattr(scope.get("route"), "path", "none"), status, time.perf_counter() - begin)
 
-    async def _in_turn(self, size: int) -> None:
-        """Wait until some bytes of a large body may be read."""
-        now = time.perf_counter()
-        self._read_until = max(now, self._read_until) + size / BYTES_PER_SECOND
-        if self._read_until - now > 0.01:
-            await asyncio.sleep(self._read_until - now)
-
     def _too_large(self) -> Refused:
         return Refused(413, f"the request is larger than {self._most_bytes:,} bytes")
 
@@ -138,6 +169,27 @@ def may_write(authorization: str | None, token: str | None) -> bool:
     """Whether a request's Authorization header carries the token; compared in constant time."""
     given = (authorization or "").removeprefix("Bearer ").strip()
     return token is not None and hmac.compare_digest(given.encode(), token.encode())
+
+
+async def _begun(receive: Receive) -> Receive:
+    """What gives a body, of which as much as a small one has come.
+
+    Raises:
+        ClientDisconnect: It does not come. The application would notice that only after it has begun.
+    """
+    messages, size, more = list[Message](), 0, True
+    while more and size <= SMALL:
+        messages.append(message := await receive())
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        size += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    messages.reverse()
+
+    async def again() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return again
 
 
 def _routed(scope: Message) -> Message:
