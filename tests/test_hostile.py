@@ -388,6 +388,26 @@ def test_many_idle_connections_keep_out_only_each_other(shop: Path) -> None:
             assert newcomer.post("/search", json={"text": "red mug"}).status_code == 200
 
 
+def test_who_comes_in_crowds_waits_outside_or_is_sent_away(shop: Path) -> None:
+    def ends(connection: socket.socket) -> float:
+        """Seconds after which the service closes a connection."""
+        connection.settimeout(20)
+        with suppress(ConnectionError):
+            assert connection.recv(1) == b""
+        return time.perf_counter() - begin
+
+    settings = {"MOST_CONNECTIONS": 4, "MOST_OUTSIDE": 10, "ADMISSION": 0.3, "HEAD_SECONDS": 60}
+    with serving(shop, **settings) as running, ExitStack() as stack:
+        begin = time.perf_counter()
+        crowd = [stack.enter_context(connected(running, b"")) for _ in range(20)]
+        for connection in crowd[14:]:  # there is no room for them
+            ends(connection)
+        for place, connection in enumerate(crowd[:4], 1):  # each gives its place to one of those outside
+            assert ends(connection) >= 0.25 * place
+        with running.client() as newcomer:
+            assert newcomer.post("/search", json={"text": "red mug"}).status_code == 200
+
+
 def told_to(running: Server, sent: bytes, *, seconds: float = 20.0) -> bytes:
     """What is answered to somebody who sends all that the service takes, until it cuts the connection."""
     with connected(running) as connection:

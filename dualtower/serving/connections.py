@@ -24,7 +24,13 @@ LEAST_BYTES = 200_000
 """Of a body in each `BODY_SECONDS` that it takes; slower ones are given up, as Apache's mod_reqtimeout does."""
 MOST_UNREAD = 256_000
 """Bytes of a body that nobody reads, its request having been answered, until the connection is cut."""
+PIECE = 16_384
+"""Bytes of a body for which a request that waits for it is woken."""
 MOST_CONNECTIONS = 1000
+MOST_OUTSIDE = 2000
+"""Further connections that wait, unread, until one of the others ends or is closed for them."""
+ADMISSION = 0.002
+"""Seconds between those that are let in: who comes again and again must leave the time to answer others."""
 LINGERING = 1.0
 GONE = "dualtower.gone"
 """Key of a request's scope, true when its client has gone."""
@@ -36,7 +42,7 @@ class Impatient(HttpToolsProtocol):
 
     What of a request is not its body is bounded here; the body is `Guard`'s business. Of more than `MOST_CONNECTIONS`
     connections the one that has been waited for longest is closed, so that clients who open many and say nothing only
-    keep out each other.
+    keep out each other; whoever comes then waits for his turn.
     """
 
     _timer: asyncio.TimerHandle | None = None
@@ -52,17 +58,28 @@ class Impatient(HttpToolsProtocol):
         waiting: dict[Impatient, None] = vars(self.server_state).setdefault("waiting", {})
         return waiting
 
+    @property
+    def _outside(self) -> dict[Impatient, None]:
+        """The server's connections that are not read yet, the first one first."""
+        outside: dict[Impatient, None] = vars(self.server_state).setdefault("outside", {})
+        return outside
+
     def connection_made(self, transport: Any) -> None:
         """A client has come."""
         super().connection_made(transport)
-        self._wait(HEAD_SECONDS)
-        if len(self.connections) > MOST_CONNECTIONS:
-            longest = next(iter(self._waiting))  # itself, where all others are being answered
-            longest._come()
-            longest._cut()
+        if len(self.connections) <= MOST_CONNECTIONS:
+            self._wait(HEAD_SECONDS)
+        elif len(self._outside) >= MOST_OUTSIDE:
+            self._cut()
+        else:
+            transport.pause_reading()
+            self._outside[self] = None
+            if len(self._outside) == 1:
+                self.loop.call_later(ADMISSION, self._admit)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone."""
+        self._outside.pop(self, None)
         self._come()
         self._leave()
         super().connection_lost(exc)
@@ -101,9 +118,12 @@ class Impatient(HttpToolsProtocol):
             raise ValueError("more requests at once than a client may send")
 
     def on_body(self, body: bytes) -> None:
-        """Some bytes of a body."""
+        """Some bytes of a body; the application hears of them a piece at a time, or at the body's end."""
         self._around -= len(body)
-        super().on_body(body)
+        if self.cycle.response_complete or len(self.cycle.body) + len(body) >= PIECE:
+            super().on_body(body)
+        else:
+            self.cycle.body += body
 
     def on_message_complete(self) -> None:
         """A request is there."""
@@ -140,6 +160,22 @@ class Impatient(HttpToolsProtocol):
         """What has come is no request, and nothing that follows it is read."""
         self._leave()
         super().send_400_response(msg)
+
+    def _admit(self) -> None:
+        """Let in the first of those outside, in the place of whoever has been waited for longest."""
+        outside, waiting = self._outside, self._waiting
+        is_full = len(self.connections) - len(outside) >= MOST_CONNECTIONS
+        if outside and is_full and waiting:
+            longest = next(iter(waiting))
+            longest._come()
+            longest._cut()
+        if outside and (waiting or not is_full):  # else all are being answered
+            first = next(iter(outside))
+            del outside[first]
+            first.transport.resume_reading()
+            first._wait(HEAD_SECONDS)
+        if outside:
+            self.loop.call_later(ADMISSION, self._admit)
 
     def _leave(self) -> None:
         """Nobody waits for answers any more."""
