@@ -303,11 +303,16 @@ class Encoding(nn.Module, ABC):
         turn: AbstractContextManager[Any] = contextlib.nullcontext() if on_cpu else threading.Lock()
         embeddings = np.zeros((len(order), self.config.embed_dim), dtype=np.float32)
 
+        def precision() -> AbstractContextManager[Any]:
+            if bf16 or torch.is_autocast_enabled(device.type):
+                return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+            return contextlib.nullcontext()  # a query would pay for autocast, too
+
         @torch.inference_mode()
         def work(start: int) -> int:
             rows = order[start : start + size]
             batch = prepare(rows)
-            with turn, torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            with turn, precision():
                 embedded = embed(batch.to(device))
                 assert embedded is not None
                 embeddings[rows] = embedded.float().cpu().numpy()
@@ -357,9 +362,16 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _trains(module: torch.nn.Module) -> bool:
+def _trains(model: torch.nn.Module) -> bool:
     """Whether a part of it is in training mode. (`modules` takes ten times as long, which every query would pay.)"""
-    return module.training or any(_trains(part) for part in module._modules.values() if part is not None)
+    parts: list[torch.nn.Module | None] = [model]
+    for part in parts:
+        if part is not None:
+            if part.training:
+                return True
+            if part._modules:
+                parts += part._modules.values()
+    return False
 
 
 def _batch(size: int, **sides: Any) -> Batch:

@@ -22,7 +22,7 @@ from dualtower.retrieval import vectors as vectors_room
 from dualtower.retrieval.catalogue import Catalogue
 from dualtower.retrieval.filters import parse_filter
 from dualtower.retrieval.records import CatalogueInfo, Item, StoredRow, kinds_of
-from dualtower.retrieval.vectors import VectorFile, crc_of
+from dualtower.retrieval.vectors import VectorFile, crcs_of
 from dualtower.retrieval.view import ViewKeeper
 
 DIM = 8
@@ -238,7 +238,7 @@ def test_a_catalogue_of_the_first_format_becomes_one_of_this(tmp_path: Path) -> 
     connection.executescript(FORMAT_1)
     for slot in (0, 3):
         made = items[slot]
-        crcs = json.dumps([crc_of(vector) for vector in made.vectors.values()])
+        crcs = json.dumps([crcs_of(vector[None])[0] for vector in made.vectors.values()])
         about = (made.product_id, made.title, json.dumps(made.attributes), crcs, "digest")
         connection.execute("INSERT INTO rows VALUES (?, ?, 1, 1, ?, ?, ?, ?, ?)", (made.id, slot, *about))
         connection.execute("INSERT INTO pictures VALUES (?, ?)", (slot, made.picture))

@@ -41,15 +41,24 @@ from dualtower.retrieval.records import (
     check_items,
     kinds_in,
 )
-from dualtower.retrieval.schema import SCHEMA, WHOLE, insert_versions, retire, set_columns, upgrade
+from dualtower.retrieval.schema import (
+    COLUMNS,
+    SCHEMA,
+    WHOLE,
+    insert_versions,
+    retire,
+    row_checksum,
+    set_columns,
+    upgrade,
+)
 from dualtower.retrieval.snapshot import READ_STATE, Snapshot, has_been
-from dualtower.retrieval.vectors import VectorFile, crc_of, sync_folder
+from dualtower.retrieval.vectors import VectorFile, crcs_of, sync_folder
 from dualtower.retrieval.verify import problems_of, unchecked_pictures
 
 __all__ = ["ABOUT", "Catalogue"]
 
 log = logging.getLogger(__name__)
-_STORED = "id, number, sequence, product_id, title, attributes, checksums, died, updated"
+_STORED = ", ".join(["checksum", *COLUMNS])
 ABOUT = "catalogue.json"
 REMEMBERED = 100_000
 """Changes by which a cache is told from one of another catalogue."""
@@ -129,9 +138,10 @@ class Catalogue:
             sequence = state.sequence + 1
             retire(connection, [item.id for item in items], sequence)
             numbers = range(state.next_number, state.next_number + len(items))
+            crcs_by_kind = {kind: crcs_of(block) for kind, block in blocks.items()}
             versions = []
             for i, (number, item) in enumerate(zip(numbers, items, strict=True)):
-                crcs = [crc_of(block[i]) if kind in item.vectors else None for kind, block in blocks.items()]
+                crcs = [of_kind[i] if kind in item.vectors else None for kind, of_kind in crcs_by_kind.items()]
                 times = (sequence, created.get(item.id, sequence), None, None)
                 about = (item.product_id, item.title, _as_json(item.attributes), json.dumps(crcs))
                 picture = None if item.picture is None else crc32(item.picture)
@@ -330,15 +340,19 @@ class Catalogue:
     ) -> Iterator[StoredRow]:
         """Versions that have one of some ids or numbers, in any order."""
         for some in _batches(keys):
-            statement = f"SELECT {_STORED}, {WHOLE} FROM rows WHERE {column} IN ({_marks(some)}) AND {condition}"
+            statement = f"SELECT {_STORED} FROM rows WHERE {column} IN ({_marks(some)}) AND {condition}"
             read = snapshot.connection.execute if snapshot else self._database.read
-            found = list(read(statement, some))
-            rows = [row for row in found if row[-1]]
-            if len(rows) < len(found):
+            try:
+                found = list(read(statement, some))
+                rows = [row for row in found if row_checksum(row[1:]) == row[0]]
+                damaged = len(rows) < len(found)
+            except (CatalogueError, sqlite3.Error):  # such as for what is UTF-8 no more
+                rows, damaged = list(read(f"{statement} AND {WHOLE}", some)), True
+            if damaged:
                 log.warning("%s: rows have changed on the disk and are left out; see `dualtower verify`", self.folder)
-            attributes = json.loads(f"[{','.join([row[5] for row in rows])}]")  # read in one go
+            attributes = json.loads(f"[{','.join([row[9] for row in rows])}]")  # read in one go
             for row, values in zip(rows, attributes, strict=True):
-                row_id, number, sequence, product_id, title, _, crcs, died, updated, _ = row
+                _, number, row_id, sequence, _, died, updated, product_id, title, _, crcs, _, _ = row
                 kinds = kinds_in(crcs, self.info)
                 yield StoredRow(row_id, number, sequence, product_id, title, values, kinds, died, updated, crcs)
 

@@ -16,7 +16,7 @@ from dualtower.retrieval.nearest import Chosen, Index, best_of
 from dualtower.retrieval.queries import Page, Place, Query, begin, write_cursor
 from dualtower.retrieval.records import CatalogueInfo, StoredRow, kinds_of
 from dualtower.retrieval.snapshot import Snapshot
-from dualtower.retrieval.vectors import VectorReader, crc_of
+from dualtower.retrieval.vectors import VectorReader, crcs_of
 from dualtower.retrieval.view import View, ViewKeeper
 from dualtower.types import Hit, product_code
 
@@ -97,10 +97,10 @@ class Searcher:
             return {}
         place, whole = self.catalogue.info.kinds.index(kind), {slot: rows[slot] for slot in there}
         checksums = json.loads(f"[{','.join([row.checksums for row in whole.values()])}]")  # read in one go
-        vectors = view.vectors[kind].gather(np.array(there))
+        held = crcs_of(view.vectors[kind].gather(np.array(there)))
         for i, number in enumerate(view.numbers[there].tolist()):
             row = rows[there[i]]
-            if checksums[i][place : place + 1] != [crc_of(vectors[i])] and row.number == number:
+            if checksums[i][place : place + 1] != held[i : i + 1] and row.number == number:
                 log.warning("the %s vector of row %r has changed on the disk; see `dualtower verify`", kind, row.id)
                 del whole[there[i]]
         return whole

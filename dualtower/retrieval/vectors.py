@@ -11,7 +11,7 @@ import numpy as np
 
 from dualtower.errors import CatalogueError
 
-__all__ = ["VectorFile", "VectorReader", "crc_of", "sync_folder"]
+__all__ = ["VectorFile", "VectorReader", "crcs_of", "sync_folder"]
 
 SMALL = 64 * 2**20
 """Bytes of a file up to which it stays mapped."""
@@ -168,6 +168,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def crc_of(vector: np.ndarray) -> int:
-    """Checksum of a vector's float16 bytes."""
-    return zlib.crc32(np.ascontiguousarray(vector, np.float16).data)
+def crcs_of(vectors: np.ndarray) -> list[int]:
+    """Checksums of the float16 bytes of vectors ``[N, D]``."""
+    held, size = np.ascontiguousarray(vectors, np.float16).tobytes(), 2 * vectors.shape[1]
+    return [zlib.crc32(held[start : start + size]) for start in range(0, len(held), size)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dualtower.retrieval.records import CatalogueInfo
 from dualtower.retrieval.schema import WHOLE
 from dualtower.retrieval.snapshot import Snapshot
-from dualtower.retrieval.vectors import crc_of
+from dualtower.retrieval.vectors import crcs_of
 
 __all__ = ["Damage", "damages_of", "problems_of", "structure_of", "unchecked_pictures"]
 
@@ -69,11 +69,11 @@ def damages_of(snapshot: Snapshot, info: CatalogueInfo) -> Iterator[Damage]:
     yield from (Damage(number, row_id, "picture") for number, row_id in pictures)
     altered_numbers, slot = {damage.number for damage in rows}, 0
     for versions in snapshot.versions("number, CAST(id AS BLOB), CAST(checksums AS BLOB), died"):
-        held = {kind: reader.run(slot, slot + len(versions)) for kind, reader in snapshot.vectors.items()}
+        held = {kind: crcs_of(reader.run(slot, slot + len(versions))) for kind, reader in snapshot.vectors.items()}
         for i, (number, row_id, checksums, died) in enumerate(versions):
             if died is None and number not in altered_numbers:
                 for kind, crc in zip(info.kinds, json.loads(checksums), strict=True):
-                    if crc is not None and crc_of(held[kind][i]) != crc:
+                    if crc is not None and held[kind][i] != crc:
                         yield Damage(number, row_id.decode(), kind)
         slot += len(versions)
 
