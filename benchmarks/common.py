@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parent.parent / "README.md"
+READMES = (Path(__file__).parent / "README.md", Path(__file__).parent.parent / "README.md")
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
@@ -42,7 +42,7 @@ def conditions() -> dict[str, str]:
 
 
 def save_results(name: str, *, title: str, tables: Sequence[Table], values: dict[str, Any], notes: str = "") -> None:
-    """Print the tables, write ``results/<name>.md`` and ``.json``, and renew the README's section of that name."""
+    """Print the tables, write ``results/<name>.md`` and ``.json``, and renew the section of that name in a README."""
     told = conditions()
     body = "\n\n".join(markdown(*table) for table in tables)
     footer = "\n".join(f"- {key}: {f'`{value}`' if key == 'command' else value}" for key, value in told.items())
@@ -82,12 +82,13 @@ def ranked_sizes(protocol: Mapping[str, Any]) -> str:
 
 
 def renew_readme(name: str, section: str) -> None:
-    """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``, where the README has such a section."""
+    """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``, where a README has such a section."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    text = README.read_text(encoding="utf-8")
-    if begin in text and end in text:
-        before, after = text.split(begin)[0], text.split(end)[1]
-        README.write_text(f"{before}{begin}\n{section}\n{end}{after}", encoding="utf-8")
+    for path in READMES:
+        text = path.read_text(encoding="utf-8")
+        if begin in text and end in text:
+            before, after = text.split(begin)[0], text.split(end)[1]
+            path.write_text(f"{before}{begin}\n{section}\n{end}{after}", encoding="utf-8")
 
 
 def _version(package: str) -> str:

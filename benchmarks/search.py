@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 from common import save_results
 
@@ -34,7 +35,6 @@ from dualtower.model import DualTower
 from dualtower.retrieval.catalogue import Catalogue
 from dualtower.retrieval.finder import Finder, Question
 from dualtower.retrieval.local import LocalStore
-from dualtower.retrieval.nearest import load_faiss
 from dualtower.retrieval.queries import Query
 from dualtower.retrieval.records import CatalogueInfo, Item
 
@@ -110,7 +110,6 @@ def whole_searches(folder: Path, number: int) -> tuple[dict[str, Any], dict[str,
 
 def quickest(vectors: np.ndarray, queries: np.ndarray, recall: float = 0.98) -> tuple[str, object]:
     """faiss's quickest index, single queries, at a recall@10 on these queries."""
-    faiss = load_faiss()
     flat = faiss.IndexFlatIP(vectors.shape[1])
     flat.add(vectors)
     truth = flat.search(queries, 10)[0][:, -1:] - 1e-6
@@ -178,7 +177,7 @@ def multiply(small: LocalStore, folder: Path, rows: int, seed: int = 0) -> None:
     view = small.searcher.views.current()
     real = view.vectors["image"].gather(view.everything["image"].slots).astype(np.float32)
     texts = view.vectors["text"].gather(view.everything["text"].slots).astype(np.float32)
-    _, near = load_faiss().knn(real, real, 11, metric=load_faiss().METRIC_INNER_PRODUCT)
+    _, near = faiss.knn(real, real, 11, metric=faiss.METRIC_INNER_PRODUCT)
     info = CatalogueInfo("none", "none", real.shape[1], ("image", "text"), {"draw": "number"})
     catalogue = Catalogue.create(folder, info)
     for start in range(0, rows, 20_000):
@@ -204,7 +203,6 @@ def multiply(small: LocalStore, folder: Path, rows: int, seed: int = 0) -> None:
 
 def measure(folder: Path, number: int) -> dict[str, Any]:
     """Start, memory, latency, recall."""
-    load_faiss()
     base = resident()
     begin = time.perf_counter()
     store = LocalStore(folder)

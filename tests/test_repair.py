@@ -215,9 +215,7 @@ SEARCH = """
     import numpy as np
     from dualtower.errors import CatalogueError
     from dualtower.retrieval.local import LocalStore
-    from dualtower.retrieval.nearest import load_faiss
     from dualtower.retrieval.queries import Query
-    load_faiss()
     if os.getuid() == 0:  # whom no mode of a file keeps from writing; what is imported lies where only root may read
         os.setgid(65534); os.setuid(65534)
     store = LocalStore(sys.argv[1])

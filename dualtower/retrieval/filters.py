@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-from dualtower.errors import FilterError, MissingExtra
+import lark
+
+from dualtower.errors import FilterError
 
 __all__ = ["And", "Comparison", "Filter", "Kind", "Not", "Operator", "Or", "matches", "parse_filter"]
 
@@ -100,8 +102,6 @@ def parse_filter(text: str, attributes: Mapping[str, Kind]) -> Filter:
         FilterError: The text cannot be read (names the place), an attribute is unknown (lists the known ones), or a
             value does not fit its attribute.
     """
-    import lark
-
     if len(text) > LONGEST:
         raise FilterError(f"the filter has {len(text):,} characters; at most {LONGEST:,} are read")
     _check_depth(_QUOTED.sub("", text))
@@ -161,10 +161,6 @@ def _check_depth(text: str) -> None:
 
 @cache
 def _parser() -> Any:
-    try:
-        import lark
-    except ImportError:
-        raise MissingExtra("lark", "search") from None
     return lark.Lark(GRAMMAR, parser="lalr", propagate_positions=False)
 
 

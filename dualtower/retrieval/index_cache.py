@@ -16,10 +16,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import faiss
+
 from dualtower.config import from_dict, to_dict
 from dualtower.errors import CatalogueError, DualTowerError
 from dualtower.folder import write_text_atomically
-from dualtower.retrieval.nearest import Index, IndexInfo, index_class, load_faiss
+from dualtower.retrieval.nearest import Index, IndexInfo, index_class
 from dualtower.retrieval.records import State
 from dualtower.retrieval.scratch import scratch_folder
 
@@ -41,7 +43,7 @@ def save_index(index: Index, folder: Path) -> IndexInfo:
     try:
         folder.mkdir(exist_ok=True)
         with scratch_folder(folder) as scratch:
-            load_faiss().write_index(index.inner, str(scratch / name))
+            faiss.write_index(index.inner, str(scratch / name))
             info = replace(info, file=name, checksum=_checksum_of_file(scratch / name))
             (scratch / name).replace(folder / name)
         content = to_dict(info)
@@ -62,7 +64,7 @@ def load_index(folder: Path, kind: str, went_through: WentThrough) -> Index | No
     if info is None:
         return None
     try:
-        index = index_class(info.method)(info, load_faiss().read_index(str(folder / info.file)))
+        index = index_class(info.method)(info, faiss.read_index(str(folder / info.file)))
         if index.inner.ntotal != info.covered:
             raise ValueError(f"it holds {index.inner.ntotal:,} vectors, not {info.covered:,}")
         return index

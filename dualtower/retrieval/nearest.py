@@ -11,6 +11,7 @@ farther, and finds them, where a fixed number of probes returns next to nothing.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -20,9 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from dualtower.errors import ConfigError, MissingExtra, UnknownName
+from dualtower.errors import ConfigError, UnknownName
 from dualtower.retrieval.records import State
 from dualtower.retrieval.vectors import VectorReader
+
+faiss: Any = importlib.import_module("faiss")  # the types that it brings lack half of it
 
 __all__ = [
     "METHODS",
@@ -33,7 +36,6 @@ __all__ = [
     "build_index",
     "faiss_threads",
     "index_class",
-    "load_faiss",
 ]
 
 METHODS = ("flat", "ivf-sq8", "ivf-pq", "hnsw")
@@ -73,7 +75,7 @@ class Chosen:
         if self.mask[:covered].all():
             return None
         bits = np.packbits(self.mask[:covered], bitorder="little")
-        selector = load_faiss().IDSelectorBitmap(bits)
+        selector = faiss.IDSelectorBitmap(bits)
         selector.bits = bits  # faiss keeps only the address
         return selector
 
@@ -161,7 +163,7 @@ class Index(ABC):
 
     def megabytes(self) -> float:
         """What it takes in memory."""
-        return len(load_faiss().serialize_index(self.inner)) / 2**20
+        return len(faiss.serialize_index(self.inner)) / 2**20
 
     def with_efforts(self, efforts: Sequence[tuple[float, int]], recall: float) -> Index:
         """The same index with measured efforts."""
@@ -176,7 +178,7 @@ class FlatIndex(Index):
     exact = True
 
     def _search(self, vectors: np.ndarray, chosen: Chosen, count: int, effort: int) -> np.ndarray:
-        params = load_faiss().SearchParameters(sel=chosen.selector(len(self)))
+        params = faiss.SearchParameters(sel=chosen.selector(len(self)))
         slots: np.ndarray = self.inner.search(vectors, count, params=params)[1]
         return slots
 
@@ -186,7 +188,6 @@ class InvertedIndex(Index):
 
     def __init__(self, info: IndexInfo, inner: Any) -> None:
         super().__init__(info, inner)
-        faiss = load_faiss()
         lists = inner.invlists
         self.list_of = np.empty(info.covered, np.int32)
         for i in range(inner.nlist):
@@ -194,7 +195,7 @@ class InvertedIndex(Index):
                 self.list_of[faiss.rev_swig_ptr(lists.get_ids(i), size)] = i
 
     def _search(self, vectors: np.ndarray, chosen: Chosen, count: int, effort: int) -> np.ndarray:
-        faiss, wanted = load_faiss(), max(effort, 4 * count)
+        wanted = max(effort, 4 * count)
         if not chosen.filtered:  # as many lists as hold so many rows on average: faiss itself is the quickest
             probes = min(math.ceil(wanted * self.inner.nlist / max(1, len(chosen.slots))), self.inner.nlist)
             params = faiss.SearchParametersIVF(nprobe=probes, sel=chosen.selector(len(self)))
@@ -233,7 +234,6 @@ class GraphIndex(Index):
     """A hierarchical small-world graph (Malkov and Yashunin, 2016, arXiv:1603.09320); `effort` is its efSearch."""
 
     def _search(self, vectors: np.ndarray, chosen: Chosen, count: int, effort: int) -> np.ndarray:
-        faiss = load_faiss()
         params = faiss.SearchParametersHNSW(efSearch=max(effort, count), sel=chosen.selector(len(self)))
         slots: np.ndarray = self.inner.search(vectors, count, params=params)[1]
         return slots
@@ -263,7 +263,6 @@ def build_index(reader: VectorReader, *, kind: str, state: State, method: str, s
     """
     if method not in METHODS:
         raise UnknownName("method", method, METHODS)
-    faiss = load_faiss()
     size, dim, metric = reader.slots, reader.dim, faiss.METRIC_INNER_PRODUCT
     if method == "flat":
         inner = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, metric)
@@ -299,7 +298,6 @@ def index_class(method: str) -> type[Index]:
 @contextlib.contextmanager
 def faiss_threads(number: int | None) -> Iterator[None]:
     """Let faiss use so many threads when it is called from this thread; None leaves it as it is."""
-    faiss = load_faiss()
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(number or before)
     try:
@@ -310,25 +308,14 @@ def faiss_threads(number: int | None) -> Iterator[None]:
 
 def best_of(vectors: np.ndarray, query: np.ndarray, count: int) -> np.ndarray:
     """Positions of the `count` best of some float16 ``[N, D]`` vectors, best first, exactly."""
-    faiss = load_faiss()
     index = faiss.IndexScalarQuantizer(vectors.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
     _add(index, vectors)
     slots: np.ndarray = index.search(query[None], min(count, len(vectors)))[1][0]
     return slots[slots >= 0]
 
 
-def load_faiss() -> Any:
-    """faiss, which comes with an extra."""
-    try:
-        import faiss
-    except ImportError:
-        raise MissingExtra("faiss", "search") from None
-    return faiss
-
-
 def _add(index: Any, vectors: np.ndarray) -> None:
     """Add float16 vectors; an index of float16 takes the bytes as they are."""
-    faiss = load_faiss()
     if isinstance(index, faiss.IndexScalarQuantizer):
         index.is_trained = True
         index.add_sa_codes(np.ascontiguousarray(vectors).view(np.uint8))

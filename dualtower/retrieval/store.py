@@ -11,7 +11,6 @@ import numpy as np
 from dualtower.errors import DualTowerError
 from dualtower.retrieval.catalogue import ABOUT, Catalogue
 from dualtower.retrieval.columns import Counts
-from dualtower.retrieval.nearest import load_faiss
 from dualtower.retrieval.queries import Page, Query
 from dualtower.retrieval.records import CatalogueInfo, Item, StoredRow
 
@@ -81,13 +80,12 @@ def create_store(where: str | Path, info: CatalogueInfo) -> Store:
 
     Raises:
         CatalogueError: Something is there already.
-        MissingExtra: What searches it is not installed.
+        MissingExtra: The address is Milvus', and its client is not installed.
     """
     if _on_milvus(where):
         from dualtower.retrieval.milvus import MilvusStore
 
         return MilvusStore.create(str(where), info)
-    load_faiss()  # or it would be missed when hours of embedding are done
     Catalogue.create(where, info).close()
     return open_store(where)
 
