@@ -181,6 +181,8 @@ class Search:
     """Cursor of the page before, as --json prints it."""
     every_row: bool = False
     """Show every row of a product, not only its best."""
+    rerank: int | None = None
+    """Put the best N rows for --text in order again with the re-ranker of the model, at most 100."""
     model: str | None = None
     """Where the model lies now, if it has moved since the catalogue was made."""
     json: bool = False
@@ -192,7 +194,9 @@ class Search:
         from dualtower.data.images import open_image
         from dualtower.retrieval.finder import Question, open_finder
 
-        finder = open_finder(self.catalogue, self.model, device=self.device)
+        if self.rerank is not None and self.similar is not None:
+            raise ConfigError("--rerank compares pictures with words, and --similar has none; leave out one of them")
+        finder = open_finder(self.catalogue, self.model, device=self.device, rerank=self.rerank)
         say_where(finder.model)
         if self.similar is not None:
             page = finder.similar(self.similar, where=self.where, limit=self.limit, cursor=self.cursor)
@@ -213,6 +217,10 @@ class Search:
             cursor=self.cursor,
             grouped=not self.every_row,
         )
+        if self.rerank is not None and not self.cursor and not finder.reorders(question):
+            raise ConfigError(
+                "--rerank compares pictures with words alone; give --text without --image, --not, or another --against"
+            )
         self._print(finder.find(question))
 
     def _print(self, page: Page) -> None:

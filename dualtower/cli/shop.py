@@ -93,6 +93,8 @@ class Serve:
     """Where to compute: auto, cpu, cuda, cuda:1, mps ...; auto is an accelerator where there is one."""
     queue: int = 256
     """Questions that may wait; further ones are turned away."""
+    rerank: int | None = None
+    """Put the best N rows of each question in words in order again with the re-ranker of the model, at most 100."""
 
     def run(self) -> None:
         from dualtower.serving.server import ServerConfig, serve
@@ -106,5 +108,6 @@ class Serve:
                 model=self.model,
                 device=self.device,
                 queue=self.queue,
+                rerank=self.rerank,
             )
         )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -18,67 +16,17 @@ from dualtower.errors import ConfigError, DataError, DualTowerError
 from dualtower.model import DualTower
 from dualtower.retrieval.indexing import check_model
 from dualtower.retrieval.queries import Page, Query
+from dualtower.retrieval.questions import SHARPER, Against, QueryPicture, Question, picture_digest
+from dualtower.retrieval.rerank import RerankStage
+from dualtower.retrieval.stages import Reorder, Stage, search_in_stages
 from dualtower.retrieval.store import Store, open_store
 
 __all__ = ["Against", "Finder", "QueryPicture", "Question", "open_finder"]
 
-Against = Literal["image", "text", "product"]
 MOST_PIXELS = 25_000_000
 """Of a picture to search with: more than any camera's preview, less than what exhausts a server."""
-SHARPER = 3
-"""Times the model's size that a large picture is decoded to before it is resized, as Pillow's `reducing_gap` of 3."""
-
-
-@dataclass(frozen=True, eq=False)
-class QueryPicture:
-    """A picture to search with, decoded.
-
-    Attributes:
-        image: At the size that the model sees; None where a page's cursor has the vector already.
-        digest: Of the encoded bytes.
-    """
-
-    image: Image.Image | None
-    digest: str
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a person asks for.
-
-    Attributes:
-        text: Words; may be empty.
-        image: Encoded picture, or one that `Finder.open_picture` has opened; None for none.
-        unwanted: Words to lead away from.
-        text_weight: Of the words.
-        image_weight: Of the picture.
-        unwanted_weight: Of each of the unwanted words.
-        against: Vectors to compare with. ``image`` finds pictures, ``text`` titles; ``product``, in catalogues that
-            have fused vectors, finds products like one that has this title and picture.
-        where: A filter.
-        limit: Hits per page.
-        cursor: Of the page before; then text and picture may be left out.
-        grouped: One hit per product.
-    """
-
-    text: str = ""
-    image: bytes | QueryPicture | None = None
-    unwanted: tuple[str, ...] = ()
-    text_weight: float = 1.0
-    image_weight: float = 1.0
-    unwanted_weight: float = 0.5
-    against: Against = "image"
-    where: str = ""
-    limit: int = 10
-    cursor: str | None = None
-    grouped: bool = True
-
-    def key(self) -> str:
-        """A hash of what its vector is made from; empty where there is nothing."""
-        if not self.text.strip() and self.image is None and not self.unwanted:
-            return ""
-        picture = _digest(self.image) if isinstance(self.image, bytes) else self.image and self.image.digest
-        return repr((self.text, picture, self.unwanted, self.text_weight, self.image_weight, self.unwanted_weight))
+MOST_DEPTH = 100
+"""Rows that stages put in order: each costs one question some of the time of all others."""
 
 
 class Finder:
@@ -87,14 +35,20 @@ class Finder:
     Args:
         store: Holds vectors of this model.
         model: Embeds questions.
+        stages: Put the best rows of a search in order, one after the other; see `dualtower.retrieval.stages`.
+        depth: Rows that they put in order, at most `MOST_DEPTH`.
 
     Raises:
         CatalogueError: The store holds vectors of another model.
+        ConfigError: No such depth.
     """
 
-    def __init__(self, store: Store, model: DualTower) -> None:
+    def __init__(self, store: Store, model: DualTower, *, stages: Sequence[Stage] = (), depth: int = 50) -> None:
         check_model(store.info, model)
+        if not 1 <= depth <= MOST_DEPTH:
+            raise ConfigError(f"cannot put the best {depth} rows in order; choose 1 to {MOST_DEPTH}")
         self.store, self.model = store, model.for_inference()
+        self.stages, self.depth = tuple(stages), depth
 
     def find(self, question: Question) -> Page:
         """The next page of hits.
@@ -129,6 +83,7 @@ class Finder:
         embedded_texts = iter(self.model.encode_text(texts) if texts else ())
         embedded_pictures = iter(self.model.encode_image(pictures) if pictures else ())
         queries: dict[int, Query] = {}
+        reorders: dict[int, list[Reorder]] = {}
         for i, (question, asked) in enumerate(zip(questions, terms, strict=True)):
             if answers[i] is not None:
                 continue
@@ -136,11 +91,14 @@ class Finder:
             if asked and asked.picture is not None:
                 vectors.append(next(embedded_pictures))
             try:
+                found = self.reorders(question)
                 queries[i] = self._query(question, vectors)
+                if found:
+                    reorders[i] = found
             except DualTowerError as error:
                 answers[i] = error
-        for i, page in zip(queries, self.store.search_many(list(queries.values())), strict=True):
-            answers[i] = page
+        for i, page in search_in_stages(self.store, queries, reorders, depth=self.depth).items():
+            answers[i] = self._said(page) if isinstance(page, Page) else page
         return [answer for answer in answers if answer is not None]
 
     def similar(self, row_id: str, *, where: str = "", limit: int = 10, cursor: str | None = None) -> Page | None:
@@ -148,8 +106,24 @@ class Finder:
         for kind in ("product", "image", "text"):
             if kind in self.store.info.kinds and (vector := self.store.vector(row_id, kind)) is not None:
                 hidden = frozenset([row_id])
-                return self.store.search(Query(vector, kind, where, limit, cursor, without=hidden, key=row_id))
+                return self._said(
+                    self.store.search(Query(vector, kind, where, limit, cursor, without=hidden, key=row_id))
+                )
         return None
+
+    def reorders(self, question: Question) -> list[Reorder]:
+        """What of the stages has something to say about a question; of a later page its cursor says all.
+
+        Raises:
+            DualTowerError: A stage refuses the question.
+        """
+        if question.cursor:
+            return []
+        return [reorder for stage in self.stages if (reorder := stage.for_question(question)) is not None]
+
+    def _said(self, page: Page) -> Page:
+        """A page, which says so where stages had nothing to say about it."""
+        return replace(page, reranked=0) if self.stages and page.reranked is None else page
 
     def open_picture(self, content: bytes, *, for_page: bool = False) -> QueryPicture:
         """Decode a picture to search with; its size is looked at first.
@@ -162,11 +136,11 @@ class Finder:
             BrokenImage: The picture cannot be decoded, or has more than `MOST_PIXELS`.
         """
         if for_page:
-            return QueryPicture(None, _digest(content))
+            return QueryPicture(None, picture_digest(content))
         settings = self.model.config.image_settings
         near = SHARPER * max(settings.width, settings.height)
         opened = open_image(content, max_pixels=MOST_PIXELS, near=near, where="search", row="picture")
-        return QueryPicture(to_size(opened, settings), _digest(content))
+        return QueryPicture(to_size(opened, settings), picture_digest(content))
 
     def _terms(self, question: Question) -> _Terms:
         """Raises: DataError, BrokenImage, ConfigError."""
@@ -206,21 +180,28 @@ class Finder:
         )
 
 
-def open_finder(where: str | Path, model: str | None = None, *, device: str = "auto") -> Finder:
+def open_finder(
+    where: str | Path, model: str | None = None, *, device: str = "auto", rerank: int | None = None
+) -> Finder:
     """Open a store with its model.
 
     Args:
         where: Folder of a catalogue, or ``milvus://host:port/name``.
         model: Folder or Hub id; default where the model lay when the store was made.
         device: Where it embeds questions, see `dualtower.device.find_device`.
+        rerank: Put the best so many rows in order again with the model's re-ranker, see `RerankStage`.
 
     Raises:
-        ConfigError: There is no such device.
+        ConfigError: There is no such device, the model has no re-ranker, or `rerank` is not from 1 to `MOST_DEPTH`.
         CatalogueError: There is no such store, or it holds vectors of another model.
         ModelFolderError: There is no such model.
     """
     store = open_store(where)
-    return Finder(store, DualTower.from_pretrained(model or store.info.model).placed(device))
+    found = DualTower.from_pretrained(model or store.info.model).placed(device)
+    if rerank is None:
+        return Finder(store, found)
+    found = found.for_inference()
+    return Finder(store, found, stages=[RerankStage(found, store)], depth=rerank)
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,7 +221,3 @@ def _weights(question: Question) -> list[float]:
 
 def _unwanted(question: Question) -> list[str]:
     return [word.strip() for word in question.unwanted if word.strip()]
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=12).hexdigest()

@@ -15,16 +15,18 @@ from dualtower.errors import ConfigError, CursorError
 from dualtower.retrieval.records import CatalogueInfo
 from dualtower.types import Hit
 
-__all__ = ["Page", "Place", "Query", "begin", "write_cursor"]
+__all__ = ["BROKEN", "Page", "Place", "Query", "begin", "fingerprint_of", "read_signed", "sign_cursor", "write_cursor"]
 
 MOST_HITS = 1000
 FARTHEST = 10_000
 """Hits that paging reaches."""
 LEAST, LARGEST = 1e-6, 1e6
 """Of a query vector: its largest number, whatever the sign. To one that is all zeros everything is alike."""
-_SIGNATURE = 16
-"""Bytes, of BLAKE2b (RFC 7693), that a cursor begins with."""
+_SIGNATURE, _FINGERPRINT = 16, 8
+"""Bytes, of BLAKE2b (RFC 7693), that a cursor begins with, and of the search that they sign first."""
 _TOLD = struct.Struct("<8sqqdI")  # what a cursor says before the row's id and the vector, see `Place`
+BROKEN = "the cursor is broken; leave it out to begin at the first page"
+OF_ANOTHER = "the cursor belongs to another catalogue; leave it out to begin at the first page"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,15 +66,24 @@ class Query:
 
 @dataclass(frozen=True)
 class Page:
-    """Some hits, and the cursor of the page after them (None where there are no more)."""
+    """Some hits.
+
+    Attributes:
+        hits: Best first.
+        cursor: Of the page after them; None where there are no more.
+        reranked: How many of the best rows the stages of the search have put in a new order; 0 where they had nothing
+            to say about this question, and None where the search has no stages.
+    """
 
     hits: list[Hit]
     cursor: str | None
+    reranked: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As the API answers and ``--json`` prints."""
         hits = [{"id": h.id, "product_id": h.product_id, "score": h.score, "row": dict(h.row)} for h in self.hits]
-        return {"hits": hits, "cursor": self.cursor}
+        found: dict[str, Any] = {"hits": hits, "cursor": self.cursor}
+        return found if self.reranked is None else {**found, "reranked": self.reranked}
 
 
 @dataclass(frozen=True)
@@ -113,30 +124,57 @@ def begin(query: Query, info: CatalogueInfo, *, newest: int) -> Place:
 
 
 def write_cursor(query: Query, place: Place, info: CatalogueInfo) -> str:
-    """A cursor for the page after a place, signed: one that somebody made up could ask for the work of all pages."""
+    """A cursor for the page after a place."""
     row_id = place.id.encode(errors="surrogatepass")
-    told = _TOLD.pack(_fingerprint(query), place.sequence, place.hits, place.score, len(row_id))
+    told = _TOLD.pack(fingerprint_of(query), place.sequence, place.hits, place.score, len(row_id))
     told += row_id + place.vector.astype("<f4").tobytes()
-    return base64.urlsafe_b64encode(_signature(told, info) + told).decode()
+    return sign_cursor(told, info)
+
+
+def sign_cursor(told: bytes, info: CatalogueInfo, *, purpose: bytes = b"") -> str:
+    """What a cursor says, signed: one that somebody made up could ask for the work of all pages.
+
+    Args:
+        told: Begins with the fingerprint of its query.
+        info: Of the catalogue, whose key signs.
+        purpose: Tells kinds of cursors apart: what was signed for one is nothing for another.
+    """
+    return base64.urlsafe_b64encode(_signature(told, info, purpose) + told).decode()
+
+
+def read_signed(cursor: str, query: Query, info: CatalogueInfo, *, purpose: bytes = b"") -> bytes:
+    """What `sign_cursor` was given; nothing of it is believed before its signature is found to be this catalogue's.
+
+    Raises:
+        CursorError: The cursor is broken, or of another search or catalogue.
+    """
+    try:
+        signed = base64.b64decode(cursor.encode("ascii"), altchars=b"-_", validate=True)
+    except ValueError as error:
+        raise CursorError(BROKEN) from error
+    told = signed[_SIGNATURE:]
+    if len(told) < _FINGERPRINT:
+        raise CursorError(BROKEN)
+    if told[:_FINGERPRINT] != fingerprint_of(query):
+        raise CursorError("the cursor belongs to another search; ask the same query again, or leave the cursor out")
+    if not hmac.compare_digest(signed[:_SIGNATURE], _signature(told, info, purpose)):
+        raise CursorError(OF_ANOTHER)
+    return told
 
 
 def _read_cursor(query: Query, info: CatalogueInfo, *, newest: int) -> Place:
-    """What a cursor says; nothing of it is believed before its signature is found to be this catalogue's."""
+    """Where the page before ended, or the beginning."""
     if query.cursor is None:
         return Place(np.ascontiguousarray(query.vector, np.float32), newest)
+    told = read_signed(query.cursor, query, info)
     try:
-        signed = base64.b64decode(query.cursor.encode("ascii"), altchars=b"-_", validate=True)
-        told = signed[_SIGNATURE:]
-        search, sequence, hits, score, length = _TOLD.unpack_from(told)
+        _, sequence, hits, score, length = _TOLD.unpack_from(told)
         row_id = told[_TOLD.size : _TOLD.size + length].decode(errors="surrogatepass")
         vector = np.frombuffer(told, "<f4", offset=_TOLD.size + length).astype(np.float32)
     except (ValueError, struct.error) as error:
-        raise CursorError("the cursor is broken; leave it out to begin at the first page") from error
-    if search != _fingerprint(query):
-        raise CursorError("the cursor belongs to another search; ask the same query again, or leave the cursor out")
-    is_ours = hmac.compare_digest(signed[:_SIGNATURE], _signature(told, info))
-    if not is_ours or sequence > newest:  # such as of a backup that was put back
-        raise CursorError("the cursor belongs to another catalogue; leave it out to begin at the first page")
+        raise CursorError(BROKEN) from error
+    if sequence > newest:  # such as of a backup that was put back
+        raise CursorError(OF_ANOTHER)
     return Place(vector, sequence, hits, score, row_id)
 
 
@@ -145,10 +183,12 @@ def _is_usable(vector: np.ndarray) -> bool:
     return bool(LEAST <= np.abs(vector).max(initial=0) <= LARGEST)
 
 
-def _signature(told: bytes, info: CatalogueInfo) -> bytes:
-    return hashlib.blake2b(told, key=info.cursor_key.encode(), digest_size=_SIGNATURE).digest()
+def _signature(told: bytes, info: CatalogueInfo, purpose: bytes = b"") -> bytes:
+    key = info.cursor_key.encode()
+    return hashlib.blake2b(told, key=key, digest_size=_SIGNATURE, person=purpose).digest()
 
 
-def _fingerprint(query: Query) -> bytes:
+def fingerprint_of(query: Query) -> bytes:
+    """Tells a search from others, whatever its page: the first bytes of what its cursors say."""
     asked = repr((query.key, query.kind, query.where, query.grouped, sorted(query.without)))
-    return hashlib.blake2b(asked.encode(errors="surrogatepass"), digest_size=8).digest()
+    return hashlib.blake2b(asked.encode(errors="surrogatepass"), digest_size=_FINGERPRINT).digest()

@@ -15,6 +15,8 @@ Id = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 Values = dict[str, str | int | float | None]  # an integer stays one: 2005 as a text is no "2005.0"
 Title = Annotated[str, StringConstraints(max_length=2000)]
 Weight = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]
+MOST_CURSOR = 300_000
+"""Characters of a cursor: one of a re-ranked search names up to a hundred rows."""
 
 
 class SearchIn(BaseModel):
@@ -30,7 +32,7 @@ class SearchIn(BaseModel):
     against: Annotated[Literal["image", "text", "product"], Field(description="What is compared with.")] = "image"
     where: Annotated[str, Field(max_length=4000, description="Filter, such as colour = 'Red' and price < 50.")] = ""
     limit: Annotated[int, Field(ge=1, le=100)] = 10
-    cursor: Annotated[str | None, Field(max_length=20_000, description="Of the page before.")] = None
+    cursor: Annotated[str | None, Field(max_length=MOST_CURSOR, description="Of the page before.")] = None
     grouped: Annotated[bool, Field(description="One hit per product.")] = True
 
     @classmethod
@@ -67,6 +69,9 @@ class Answer(BaseModel):
 
     hits: list[HitOut]
     cursor: str | None
+    reranked: Annotated[
+        int | None, Field(description="Best rows that were re-ranked; absent where the service re-ranks nothing.")
+    ] = None
 
 
 class ItemIn(BaseModel):

@@ -30,6 +30,7 @@ class ServerConfig:
         model: Where the model lies; default where it lay when the catalogue was made.
         queue: Questions that may wait; further ones are refused.
         device: Where questions are embedded, see `dualtower.device.find_device`.
+        rerank: Rows of each question that are put in order again, see `dualtower.retrieval.finder.open_finder`.
     """
 
     catalogue: str
@@ -39,6 +40,7 @@ class ServerConfig:
     model: str | None = None
     queue: int = 256
     device: str = "auto"
+    rerank: int | None = None
 
     def __post_init__(self) -> None:
         if self.queue < 1:
@@ -50,7 +52,8 @@ def serve(config: ServerConfig) -> None:
 
     Raises:
         MissingExtra: The extra ``serve`` is not installed.
-        ConfigError: The token file is missing or too short, or the address cannot be listened on.
+        ConfigError: The token file is missing or too short, the address cannot be listened on, or the model has no
+            re-ranker where one is asked for.
         CatalogueError: There is no catalogue, or its model is another one.
     """
     try:
@@ -67,7 +70,7 @@ def serve(config: ServerConfig) -> None:
     token = _read_token(config.token_file)
     with _bound(config) as listener:  # before the model is loaded, which takes a while
         app = create_app(
-            lambda: open_finder(config.catalogue, config.model, device=config.device),
+            lambda: open_finder(config.catalogue, config.model, device=config.device, rerank=config.rerank),
             token=token,
             waiting=config.queue,
             loopback_only=config.host in LOOPBACK,
