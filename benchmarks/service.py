@@ -34,19 +34,22 @@ class Service:
 
 
 @contextlib.contextmanager
-def serving(catalogue: Path, *, largest: int = 64, token_file: Path | None = None) -> Iterator[Service]:
+def serving(
+    catalogue: Path, *, largest: int = 64, token_file: Path | None = None, rerank: int | None = None
+) -> Iterator[Service]:
     """Start a service on loopback, and stop it in the end.
 
     Args:
         catalogue: What it serves.
         largest: Questions per batch.
         token_file: Of the writers; None lets nobody write.
+        rerank: Rows of each question that are re-ranked; None re-ranks nothing.
     """
     token = f"Path({str(token_file)!r})" if token_file else None
     code = (
         "from pathlib import Path; from dualtower.serving import batching, server\n"
         f"batching.LARGEST = {largest}\n"
-        f"server.serve(server.ServerConfig({str(catalogue)!r}, port=0, token_file={token}))"
+        f"server.serve(server.ServerConfig({str(catalogue)!r}, port=0, token_file={token}, rerank={rerank}))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     try:

@@ -74,9 +74,9 @@ def png(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def spread_model(text: str = "bow", image: str = "resnet") -> DualTower:
+def spread_model(text: str = "bow", image: str = "resnet", **more: Any) -> DualTower:
     """An untrained model whose embeddings still lie apart: normalised by the statistics of some pictures and titles."""
-    made = model(text, image, head_norm="batch")
+    made = model(text, image, head_norm="batch", **more)
     rows = [Product(str(i), str(i), (TITLES[i % len(TITLES)],), png(picture(i))) for i in range(72)]
     for part in made.modules():
         if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):

@@ -20,7 +20,7 @@ from starlette.formparsers import MultiPartException
 
 from dualtower.retrieval.finder import Question
 from dualtower.serving.guards import Refused, may_write
-from dualtower.serving.schemas import SearchIn
+from dualtower.serving.schemas import MOST_CURSOR, SearchIn
 
 __all__ = ["BoundedRequest", "JsonGauge", "read_question", "route_for"]
 
@@ -187,7 +187,7 @@ def _read_large(body: bytes) -> Question:
 
 async def _read_form(request: Request) -> Question:
     try:
-        form = await request.form(max_files=1, max_fields=30, max_part_size=100_000)
+        form = await request.form(max_files=1, max_fields=30, max_part_size=MOST_CURSOR)
     except Refused:
         raise
     except (MultiPartException, HTTPException, UnicodeError) as error:

@@ -9,7 +9,7 @@ from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, StringConstraint
 from dualtower.retrieval.finder import Question
 from dualtower.types import Product
 
-__all__ = ["About", "Answer", "ItemChange", "ItemIn", "ItemOut", "SearchIn", "Why"]
+__all__ = ["MOST_CURSOR", "About", "Answer", "ItemChange", "ItemIn", "ItemOut", "SearchIn", "Why"]
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 Values = dict[str, str | int | float | None]  # an integer stays one: 2005 as a text is no "2005.0"
