@@ -55,6 +55,7 @@ __all__ = [
     "UnknownSplit",
     "UnknownTower",
     "brief",
+    "did_you_mean",
     "system_message",
 ]
 
@@ -63,6 +64,12 @@ def brief(value: object, most: int = 120) -> str:
     """The text of a value or of another library's error on one line of at most `most` characters, for messages."""
     line = " ".join(str(value).split())
     return line if len(line) <= most else f"{line[: most - 4]} ..."
+
+
+def did_you_mean(given: object, known: Iterable[str]) -> str:
+    """The end of a message about a name that is not known: `` Did you mean 'name'?``, or nothing where none is near."""
+    nearest = difflib.get_close_matches(str(given), list(known), n=1, cutoff=0.5)
+    return f" Did you mean {brief(nearest[0])!r}?" if nearest else ""
 
 
 class DualTowerError(Exception):
@@ -81,11 +88,8 @@ class UnknownName(DualTowerError):
 
     def __init__(self, what: str, given: object, known: Iterable[str], hint: str = "") -> None:
         names = sorted(known)
-        nearest = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
         shown = ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
-        message = f"no {what} {given!r}; known: {shown or '(none)'}."
-        if nearest:
-            message += f" Did you mean {nearest[0]!r}?"
+        message = f"no {what} {given!r}; known: {shown or '(none)'}.{did_you_mean(given, names)}"
         super().__init__(f"{message} {hint}".rstrip())
 
 

@@ -22,7 +22,6 @@ The YAML front matter names the source and maps its columns once to
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -33,7 +32,7 @@ from typing import Any
 import yaml
 
 from dualtower.config import from_dict
-from dualtower.errors import CardError, ConfigError
+from dualtower.errors import CardError, ConfigError, did_you_mean
 
 __all__ = [
     "NORMALISED_TEXT",
@@ -309,9 +308,10 @@ def _find(path: Path) -> Path:
     beside = [path.parent] if is_file else []
     folder = next((p for p in (*beside, Path(FOLDER), shipped) if _cards_in(p)), Path(FOLDER))
     known = _cards_in(folder)
-    nearest = difflib.get_close_matches(path.stem, known, n=1, cutoff=0.5)
-    message = f"no data card {str(path)!r}; cards in {folder}: {', '.join(known) or '(none)'}."
-    raise CardError(message + (f" Did you mean {nearest[0]!r}?" if nearest else ""))
+    raise CardError(
+        f"no data card {str(path)!r}; cards in {folder}: {', '.join(known) or '(none)'}."
+        f"{did_you_mean(path.stem, known)}"
+    )
 
 
 def _cards_in(folder: Path) -> list[str]:

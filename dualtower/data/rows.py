@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -16,7 +15,7 @@ from dualtower.data.pictures import Pictures
 from dualtower.data.reading import column_paths, column_values, has_column
 from dualtower.data.text import normalise_title
 from dualtower.data.values import value_problem
-from dualtower.errors import CardError, RowError, brief
+from dualtower.errors import CardError, RowError, brief, did_you_mean
 
 __all__ = ["Rows", "bad_rows", "hash_values", "read_rows"]
 
@@ -176,9 +175,7 @@ def _require(wanted: Mapping[str, list[str]], dataset: Any, where: str) -> None:
             if has_column(dataset, name):
                 continue
             known = sorted(column_paths(dataset.features))
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f" Did you mean {brief(nearest[0], 40)!r}?" if nearest else ""
             raise CardError(
                 f"{where}: no column {brief(name, 40)!r}, which the card names as {role}; "
-                f"the source has: {brief(', '.join(known), 80)}.{hint}"
+                f"the source has: {brief(', '.join(known), 80)}.{did_you_mean(name, known)}"
             )

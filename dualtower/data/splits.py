@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 from dualtower.data.cards import DataCard, is_pattern
 from dualtower.data.layout import SPLIT_WORDS
 from dualtower.data.sources import OpenSource, open_source
-from dualtower.errors import CardError, UnknownSplit, brief
+from dualtower.errors import CardError, UnknownSplit, brief, did_you_mean
 from dualtower.types import product_code
 
 __all__ = ["EVERYTHING", "Share", "hashed", "split_names", "split_parts"]
@@ -74,10 +73,9 @@ def _named(card: DataCard, opened: OpenSource) -> dict[str, str]:
         return {}
     if lacking and not (is_alone and len(lacking) < len(named)):
         split, name = next(iter(lacking.items()))
-        nearest = difflib.get_close_matches(SPLIT_WORDS.get(name, name), opened.splits, n=1, cutoff=0.5)
         raise CardError(
             f"{opened.where}: no split {brief(name, 40)!r}, which the card names as {brief(split, 40)}; the source has "
-            f"{brief(', '.join(opened.splits))}." + (f" Did you mean {nearest[0]!r}?" if nearest else "")
+            f"{brief(', '.join(opened.splits))}.{did_you_mean(SPLIT_WORDS.get(name, name), opened.splits)}"
         )
     if lacking:
         logger.warning("%s has no split %s, only %s", opened.where, ", ".join(lacking), ", ".join(opened.splits))

@@ -12,7 +12,6 @@ comparison with it, and so every ``not`` of one.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from typing import Any, Literal
 
 import lark
 
-from dualtower.errors import FilterError
+from dualtower.errors import FilterError, did_you_mean
 
 __all__ = ["And", "Comparison", "Filter", "Kind", "Not", "Operator", "Or", "matches", "parse_filter"]
 
@@ -207,9 +206,8 @@ def _comparisons(part: Filter) -> Iterator[Comparison]:
 def _check(comparison: Comparison, attributes: Mapping[str, Kind]) -> None:
     name = comparison.name
     if name not in attributes:
-        nearest = difflib.get_close_matches(name, attributes, n=1, cutoff=0.5)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise FilterError(f"no attribute {name!r}; known: {', '.join(sorted(attributes)) or '(none)'}.{hint}")
+        known = ", ".join(sorted(attributes)) or "(none)"
+        raise FilterError(f"no attribute {name!r}; known: {known}.{did_you_mean(name, attributes)}")
     wanted = float if attributes[name] == "number" else str
     for value in comparison.values:
         if not isinstance(value, wanted):
