@@ -14,16 +14,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from dualtower.markdown import markdown_table
+
 RESULTS = Path(__file__).parent / "results"
 READMES = (Path(__file__).parent / "README.md", Path(__file__).parent.parent / "README.md")
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 def conditions() -> dict[str, str]:
@@ -44,7 +40,7 @@ def conditions() -> dict[str, str]:
 def save_results(name: str, *, title: str, tables: Sequence[Table], values: dict[str, Any], notes: str = "") -> None:
     """Print the tables, write ``results/<name>.md`` and ``.json``, and renew the section of that name in a README."""
     told = conditions()
-    body = "\n\n".join(markdown(*table) for table in tables)
+    body = "\n\n".join(markdown_table(*table) for table in tables)
     footer = "\n".join(f"- {key}: {f'`{value}`' if key == 'command' else value}" for key, value in told.items())
     text = f"# {title}\n\n{body}\n\n{notes + chr(10) * 2 if notes else ''}{footer}\n"
     RESULTS.mkdir(exist_ok=True)

@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dualtower.version import __version__
+
 if TYPE_CHECKING:
     from dualtower.data.attributes import AttributesConfig as AttributesConfig
     from dualtower.data.cards import load_card as load_card
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
     from dualtower.types import Batch as Batch
     from dualtower.types import Embeddings as Embeddings
     from dualtower.types import Product as Product
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "AttributesConfig": "data.attributes",

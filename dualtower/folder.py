@@ -16,19 +16,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dualtower.data.text import load_tokenizer
 from dualtower.errors import ConfigError, ModelFolderError, UnknownKey
+from dualtower.files import sync
+from dualtower.version import __version__
 
 __all__ = [
     "FolderParts",
@@ -36,10 +36,7 @@ __all__ = [
     "fingerprint_of",
     "load_weights",
     "read_folder",
-    "text_file_atomically",
-    "write_bytes_atomically",
     "write_folder",
-    "write_text_atomically",
 ]
 
 CONFIG, WEIGHTS, TOKENIZER, README = "config.json", "model.safetensors", "tokenizer", "README.md"
@@ -156,46 +153,8 @@ def fingerprint_of(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> 
     return digest.hexdigest()
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a text file that is either old or new, never half; makes its folder."""
-    write_bytes_atomically(path, text.encode())
-
-
-@contextmanager
-def text_file_atomically(path: Path) -> Iterator[TextIO]:
-    """Open a text file to be written piece by piece; it appears whole when the block ends, and not after an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
-    try:
-        with partial.open("w", encoding="utf-8", newline="") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either old or new, never half; makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
-    try:
-        _write_synced(partial, content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _partial(path: Path) -> Path:
-    """A name beside a file that no other process or thread has."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-
-
 def _write_parts(folder: Path, parts: FolderParts) -> None:
     from safetensors.torch import save_file
-
-    from dualtower import __version__
 
     config = {"dualtower": __version__, "fingerprint": parts.fingerprint, "model": parts.config}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -207,7 +166,7 @@ def _write_parts(folder: Path, parts: FolderParts) -> None:
     # safetensors lets nobody but the owner read; the other files have what the user's umask says.
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode & 0o666)
     for path in [*folder.rglob("*"), folder]:
-        _sync(path)
+        sync(path)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -250,7 +209,7 @@ def _replace_folder(folder: Path, new: Path) -> None:
         if previous.exists():
             previous.rename(folder)
         raise
-    _sync(folder.parent)
+    sync(folder.parent)
     shutil.rmtree(previous, ignore_errors=True)
 
 
@@ -271,18 +230,3 @@ def _finish_replacement(folder: Path) -> None:
 def _beside(folder: Path, role: str) -> Path:
     resolved = folder.resolve()  # a link to a folder stays a link
     return resolved.with_name(f".{resolved.name}.{role}")
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

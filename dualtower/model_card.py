@@ -12,6 +12,7 @@ import yaml
 
 from dualtower.config import to_dict
 from dualtower.data.cards import DataCard, load_card
+from dualtower.markdown import markdown_table
 
 if TYPE_CHECKING:
     from dualtower.model_config import ModelConfig
@@ -140,14 +141,16 @@ def _architecture(model: ModelConfig, fingerprint: str) -> str:
     origin = f" from `{text.pretrained}`" if text.pretrained else ""
     weights = f" from `{model.image.pretrained}`" if isinstance(model.image.pretrained, str) else ""
     weights = " with timm's pretrained weights" if model.image.pretrained is True else weights
-    return f"""## Model
-
-| part | what |
-|---|---|
-| text tower | `{text.name}`{origin}, {text.vocab_size:,} tokens, texts of up to {text.max_length} tokens |
-| image tower | `{model.image.name}`{weights}, {settings.height}x{settings.width} pixels ({settings.resize}) |
-| shared space | {model.embed_dim} dimensions, {model.head} heads, {model.similarity} similarity |
-| fingerprint | `{fingerprint}` |"""
+    rows = [
+        ["text tower", f"`{text.name}`{origin}, {text.vocab_size:,} tokens, texts of up to {text.max_length} tokens"],
+        [
+            "image tower",
+            f"`{model.image.name}`{weights}, {settings.height}x{settings.width} pixels ({settings.resize})",
+        ],
+        ["shared space", f"{model.embed_dim} dimensions, {model.head} heads, {model.similarity} similarity"],
+        ["fingerprint", f"`{fingerprint}`"],
+    ]
+    return "## Model\n\n" + markdown_table(["part", "what"], rows, left=(0, 1))
 
 
 def _data_section(data: DataCard) -> str:

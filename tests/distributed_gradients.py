@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from dualtower.distributed import agree, gather, rank, share, world_size
 from dualtower.errors import ConfigError
 from dualtower.losses import LossConfig, build_loss
-from dualtower.training.distributed import agree, gather, rank, share, world_size
 from dualtower.types import Embeddings
 
 ROWS, WIDTH, DIM = 24, 6, 5

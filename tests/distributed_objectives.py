@@ -11,12 +11,21 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from dualtower import AttributesConfig, DualTower, FusionConfig, LossConfig, MatchingConfig, RerankerConfig, TaskConfig
+from dualtower import (
+    AttributesConfig,
+    DualTower,
+    FusionConfig,
+    LossConfig,
+    MatchingConfig,
+    RerankerConfig,
+    TaskConfig,
+    distributed,
+)
 from dualtower.data.attributes import attribute_values, class_labels, fit_attributes
 from dualtower.data.augment import Draw
+from dualtower.distributed import rank, world_size
 from dualtower.losses import build_loss
-from dualtower.training import distributed, objectives
-from dualtower.training.distributed import rank, world_size
+from dualtower.training import objectives
 from dualtower.training.objectives import Contrastive, Matching, Objective, ProductFused
 from dualtower.types import Batch
 

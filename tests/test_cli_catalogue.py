@@ -144,7 +144,7 @@ def test_tune_keeps_the_best(shop: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert command("tune", shop, "--methods", "flat", "hnsw", "--queries", tmp_path / "queries.txt") == 0
     printed = capsys.readouterr().out
     assert printed.count("measuring flat, hnsw on") == 2  # before minutes of silence
-    assert "image vectors:" in printed and "| hnsw | queries | 100% |" in printed
+    assert "image vectors:" in printed and "| hnsw | queries | 100% |" in " ".join(printed.split())
     info = read_index_info(shop / "cache", "image")
     assert info is not None and info.method in METHODS and hits(capsys, shop, "--text", "mug")
 

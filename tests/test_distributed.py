@@ -9,7 +9,7 @@ import pytest
 import torch
 from processes import torchrun
 
-from dualtower.training.distributed import agree, agree_on_step, gather, rank, world_size
+from dualtower.distributed import agree, agree_on_step, gather, rank, world_size
 
 SCRIPT = Path(__file__).with_name("distributed_gradients.py")
 

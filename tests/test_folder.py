@@ -27,7 +27,7 @@ from dualtower import DualTower, ModelCard, TextTowerConfig
 from dualtower import folder as folder_module
 from dualtower.data.cards import CardSource, Columns, DataCard
 from dualtower.errors import ConfigError, ModelFolderError, UnknownKey
-from dualtower.folder import write_text_atomically
+from dualtower.files import write_text_atomically
 
 PARTS = {"README.md", "config.json", "model.safetensors", "tokenizer"}
 

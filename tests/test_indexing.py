@@ -150,7 +150,7 @@ def test_labels(catalogue: Catalogue, model: DualTower, tmp_path: Path) -> None:
     images = model.encode_image([row.image for row in products(30)])
     wanted = {f"r{i}": int(best) for i, best in enumerate((images @ texts.T).argmax(1))}
     agree = sum(wanted[row_id] == number for row_id, number in zip(found.ids, found.chosen.tolist(), strict=True))
-    assert agree >= 28 and "| label | rows |" in found.table()  # float16 may turn a tie
+    assert agree >= 28 and "| label | rows |" in " ".join(found.table().split())  # float16 may turn a tie
     write_labels(found, tmp_path / "labels.csv")
     assert len((tmp_path / "labels.csv").read_text().splitlines()) == 31
 

@@ -71,7 +71,7 @@ class Index:
 
         from dualtower.data.cards import load_card
         from dualtower.device import find_device
-        from dualtower.folder import write_text_atomically
+        from dualtower.files import write_text_atomically
         from dualtower.model import DualTower
         from dualtower.retrieval.indexing import (
             attribute_kinds,

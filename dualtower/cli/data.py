@@ -30,7 +30,7 @@ class Check:
     def run(self) -> None:
         from dualtower.data.cards import load_card
         from dualtower.data.check import check_card
-        from dualtower.folder import write_text_atomically
+        from dualtower.files import write_text_atomically
 
         report = check_card(load_card(self.card), source=self.source)
         print(report.to_markdown())

@@ -12,6 +12,7 @@ from tyro.conf import Positional
 from dualtower.cli.catalogue import open_local
 from dualtower.cli.placing import say_where, to_place
 from dualtower.errors import CatalogueError, UnknownName
+from dualtower.markdown import markdown_table
 
 if TYPE_CHECKING:
     from dualtower.retrieval.tune import Measured
@@ -130,13 +131,18 @@ class Tune:
 
 def measured_table(rows: Sequence[Measured]) -> str:
     """Markdown of what was measured."""
-    lines = [
-        "| index | queries | rows that a filter leaves | effort | recall@10 | p50 | p99 | memory |",
-        "|---|---|---|---|---|---|---|---|",
+    header = ["index", "queries", "rows that a filter leaves", "effort", "recall@10", "p50", "p99", "memory"]
+    cells = [
+        [
+            row.method,
+            row.queries,
+            f"{row.share:.0%}",
+            row.effort,
+            f"{row.recall:.3f}",
+            f"{row.p50:.2f} ms",
+            f"{row.p99:.2f} ms",
+            f"{row.megabytes:.0f} MiB",
+        ]
+        for row in rows
     ]
-    for row in rows:
-        lines.append(
-            f"| {row.method} | {row.queries} | {row.share:.0%} | {row.effort:,} | {row.recall:.3f} | "
-            f"{row.p50:.2f} ms | {row.p99:.2f} ms | {row.megabytes:.0f} MiB |"
-        )
-    return "\n".join(lines)
+    return markdown_table(header, cells, left=(0, 1))

@@ -80,7 +80,7 @@ class Evaluate:
         from dualtower.evaluation.exports import check_query_table
         from dualtower.evaluation.groups import breakdown_table
         from dualtower.evaluation.report import TITLES
-        from dualtower.folder import write_text_atomically
+        from dualtower.files import write_text_atomically
         from dualtower.model import DualTower
         from dualtower.reranking import reranker_of
 
@@ -160,7 +160,7 @@ class Evaluate:
 
     def _report_similar(self, model: DualTower, products: Products) -> None:
         from dualtower.evaluation import similar_products
-        from dualtower.folder import write_text_atomically
+        from dualtower.files import write_text_atomically
 
         similar = similar_products(
             model,
@@ -191,7 +191,7 @@ class Compare:
 
     def run(self) -> None:
         from dualtower.evaluation import compare_queries, comparison_figures, comparison_table, load_queries
-        from dualtower.folder import write_text_atomically
+        from dualtower.files import write_text_atomically
 
         first, second = load_queries(self.first), load_queries(self.second)
         differences = compare_queries(first, second, resamples=self.resamples)

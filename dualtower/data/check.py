@@ -16,6 +16,7 @@ from dualtower.data.products import Products
 from dualtower.data.splits import split_names
 from dualtower.data.text import normalise_title
 from dualtower.errors import BrokenImage
+from dualtower.markdown import markdown_table
 
 __all__ = ["AttributeValues", "CheckReport", "Leak", "Repeated", "SplitCheck", "check_card"]
 
@@ -125,25 +126,23 @@ class CheckReport:
     def to_markdown(self) -> str:
         """A short report for people."""
         reasons = sorted({reason for split in self.splits for reason in split.left_out})
-        lines = [f"# {self.card}", ""]
-        lines += _table(
-            ["split", "rows", "products", *reasons, f"text over {OVER_LONG:,} characters"],
-            [[s.split, s.rows, s.products, *(s.left_out.get(r, 0) for r in reasons), s.over_long] for s in self.splits],
-        )
+        head = ["split", "rows", "products", *reasons, f"text over {OVER_LONG:,} characters"]
+        cells = [
+            [s.split, s.rows, s.products, *(s.left_out.get(r, 0) for r in reasons), s.over_long] for s in self.splits
+        ]
+        lines = [f"# {self.card}", "", markdown_table(head, cells)]
         lines += ["", _repeated_line("products have several rows", self.products)]
         lines += [_repeated_line("titles are shared", self.titles)]
         lines += [_repeated_line("groups of byte-identical pictures", self.pictures)]
         lines += [f"- {self.duplicate_ids:,} ids stand in more than one split"]
         if self.leaks:
-            lines += ["", "Shared between splits:", ""]
-            lines += _table(
-                ["splits", "products", "pictures", "titles"],
-                [[" and ".join(leak.splits), leak.products, leak.pictures, leak.titles] for leak in self.leaks],
-            )
+            shared = [[" and ".join(leak.splits), leak.products, leak.pictures, leak.titles] for leak in self.leaks]
+            table = markdown_table(["splits", "products", "pictures", "titles"], shared)
+            lines += ["", "Shared between splits:", "", table]
         if self.attributes:
-            lines += ["", "Attributes:", ""]
             rows = [[a.name, a.different, a.missing, _top(a.top)] for a in self.attributes]
-            lines += _table(["name", "values", "missing", "most frequent"], rows)
+            table = markdown_table(["name", "values", "missing", "most frequent"], rows, left=(0, 3))
+            lines += ["", "Attributes:", "", table]
         if self.bad_rows:
             lines += ["", "Rows left out:", "", *(f"- {line}" for line in self.bad_rows)]
             hidden = sum(sum(s.left_out.values()) for s in self.splits) - len(self.bad_rows)
@@ -239,8 +238,3 @@ def _repeated_line(what: str, found: Repeated) -> str:
 
 def _top(values: Sequence[tuple[str, int]]) -> str:
     return ", ".join(f"{value} {count:,}" for value, count in values[:5])
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    cells = [[f"{c:,}" if isinstance(c, int) else str(c).replace("|", "\\|") for c in row] for row in rows]
-    return [f"| {' | '.join(row)} |" for row in [list(head), ["---"] * len(head), *cells]]

@@ -18,6 +18,7 @@ import numpy as np
 from dualtower.data.pictures import CHECKED_AT_ONCE, Pictures, broken_pictures
 from dualtower.data.products import Products
 from dualtower.errors import BrokenImage
+from dualtower.files import write_text_atomically
 from dualtower.sharding import combine, is_sharded, shard, world_size
 
 __all__ = ["broken_images"]
@@ -109,10 +110,7 @@ class _Stamp:
 
     def write(self, broken: np.ndarray) -> None:
         """Keep it, if the cache can be written: it only saves time."""
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps({"pictures": self.count, "broken": broken.tolist()}))
-            partial.replace(self.path)
+            write_text_atomically(self.path, json.dumps({"pictures": self.count, "broken": broken.tolist()}))
         except OSError as error:
             logger.info("cannot remember that the pictures were checked: %s", error)

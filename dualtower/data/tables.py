@@ -16,9 +16,7 @@ import hashlib
 import io
 import json
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ import pyarrow.compute as pc
 
 from dualtower.data.json_values import column_array, column_type, common_type
 from dualtower.errors import SourceError, brief
+from dualtower.files import atomic_write
 
 __all__ = ["TABLE_SUFFIXES", "open_table"]
 
@@ -127,22 +126,15 @@ def _cached(name: str, files: Sequence[Path], read: Reader, as_text: Collection[
 def _write(path: Path, chunks: Iterable[Columns], types: Mapping[str, pa.DataType], numerals: _Numerals) -> None:
     # A column without any value is text, so that a filter or a template may still name it.
     schema = pa.schema([(name, pa.string() if kind == pa.null() else kind) for name, kind in types.items()])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream, pa.ipc.new_stream(stream, schema) as writer:
-            for chunk in chunks:
-                count = len(next(iter(chunk.values())))
-                columns = [
-                    _array(chunk[field.name], field.type, numerals)
-                    if field.name in chunk
-                    else pa.nulls(count, field.type)
-                    for field in schema
-                ]
-                writer.write_table(pa.table(columns, schema=schema))
-        Path(temporary).replace(path)  # several processes may do the same work; the last one wins
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    # Several processes may do the same work; the last one wins.
+    with atomic_write(path) as partial, partial.open("wb") as stream, pa.ipc.new_stream(stream, schema) as writer:
+        for chunk in chunks:
+            count = len(next(iter(chunk.values())))
+            columns = [
+                _array(chunk[field.name], field.type, numerals) if field.name in chunk else pa.nulls(count, field.type)
+                for field in schema
+            ]
+            writer.write_table(pa.table(columns, schema=schema))
 
 
 def _type(column: str, values: Any, as_text: Collection[str], numerals: _Numerals) -> pa.DataType:

@@ -13,7 +13,8 @@ from dualtower.data.attributes import class_labels
 from dualtower.data.products import Products
 from dualtower.encoding import evaluation_mode
 from dualtower.errors import ConfigError
-from dualtower.evaluation.report import Section, markdown_table
+from dualtower.evaluation.report import Section
+from dualtower.markdown import markdown_table
 from dualtower.model import DualTower
 from dualtower.sharding import combine, shard
 

@@ -25,8 +25,9 @@ import numpy as np
 from dualtower.errors import ConfigError, DataError
 from dualtower.evaluation.bootstrap import Difference, paired_test
 from dualtower.evaluation.measure import Direction, Evaluation
-from dualtower.evaluation.report import LABELS, TITLES, format_difference, format_number, markdown_table
-from dualtower.folder import write_bytes_atomically
+from dualtower.evaluation.report import LABELS, TITLES, format_difference, format_number
+from dualtower.files import write_bytes_atomically
+from dualtower.markdown import markdown_table
 
 __all__ = [
     "MeasuredQueries",

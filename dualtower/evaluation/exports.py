@@ -14,7 +14,7 @@ import numpy as np
 from dualtower.errors import ConfigError, DataError, UnknownName
 from dualtower.evaluation.measure import Direction, Evaluation
 from dualtower.evaluation.top import top_k
-from dualtower.folder import text_file_atomically
+from dualtower.files import text_file_atomically
 
 __all__ = ["RUN_DEPTH", "check_query_table", "query_rows", "save_query_table", "save_run"]
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from dualtower.errors import ConfigError
 from dualtower.evaluation.bootstrap import Interval, intervals
-from dualtower.evaluation.report import format_interval, markdown_table
+from dualtower.evaluation.report import format_interval
+from dualtower.markdown import markdown_table
 
 __all__ = ["BreakdownRow", "breakdown", "breakdown_table"]
 

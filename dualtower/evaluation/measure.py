@@ -22,6 +22,7 @@ from dualtower.evaluation.relevance import Relevance
 from dualtower.evaluation.report import Report
 from dualtower.evaluation.top import top_k
 from dualtower.losses.similarity import Similarity
+from dualtower.version import __version__
 
 __all__ = ["Direction", "Encoder", "Evaluation", "Side", "evaluate"]
 
@@ -302,8 +303,6 @@ def _protocol(
     bootstrap: int,
     seed: int,
 ) -> dict[str, Any]:
-    import dualtower
-
     return {
         "card": products.card,
         "split": products.split,
@@ -325,7 +324,7 @@ def _protocol(
             "seed": seed,
         },
         "versions": {
-            "dualtower": dualtower.__version__,
+            "dualtower": __version__,
             "python": platform.python_version(),
             "numpy": np.__version__,
             "torch": torch.__version__,

@@ -14,9 +14,10 @@ from dualtower.evaluation.comparison import save_queries
 from dualtower.evaluation.examples import Example, Placed, find_examples, sample_scores
 from dualtower.evaluation.groups import breakdown_table
 from dualtower.evaluation.measure import Direction, Evaluation, Side
-from dualtower.evaluation.report import TITLES, Section, markdown_table
+from dualtower.evaluation.report import TITLES, Section
 from dualtower.evaluation.strips import Framed, draw_curves, draw_histogram, draw_strip, save_png
-from dualtower.folder import write_text_atomically
+from dualtower.files import write_text_atomically
+from dualtower.markdown import markdown_table
 
 __all__ = ["write_report"]
 
@@ -179,10 +180,10 @@ def _line(gallery: Side, placed: Placed) -> str:
 
 
 def _cell(text: str) -> str:
-    """Catalogue text as a table cell: on one line, not too long, and without meaning in Markdown or HTML."""
+    """Text of a catalogue on one line, not too long, and without meaning in Markdown (but for tables' bars) or HTML."""
     text = " ".join(text.split())
     text = text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"
     text = text.replace("&", "&amp;").replace("<", "&lt;")
-    for mark in "\\|*_`[]#":
+    for mark in "\\*_`[]#":
         text = text.replace(mark, f"\\{mark}")
     return text

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dualtower.config import to_json
 from dualtower.evaluation.bootstrap import Difference, Interval
-from dualtower.folder import write_text_atomically
+from dualtower.files import write_text_atomically
+from dualtower.markdown import markdown_table
 
-__all__ = ["Report", "Section", "format_difference", "format_interval", "format_number", "markdown_table"]
+__all__ = ["Report", "Section", "format_difference", "format_interval", "format_number"]
 
 TITLES = {
     "text_to_image": "text → image",
@@ -109,18 +110,6 @@ def format_difference(figure: Difference) -> str:
     if figure.low is None or figure.high is None:
         return f"{figure.value:+.3f}"
     return f"{figure.value:+.3f} [{figure.low:+.3f}, {figure.high:+.3f}]"
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with columns of even width; the first is set left, the others right."""
-    widths = [max(3, *(len(line[i]) for line in (header, *rows))) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *others = zip(cells, widths, strict=True)
-        return " | ".join(["| " + first[0].ljust(first[1]), *(c.rjust(w) for c, w in others)]) + " |"
-
-    rule = "|".join(["", "-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:]), ""])
-    return "\n".join([line(header), rule, *(line(row) for row in rows)])
 
 
 def format_number(name: str, value: float) -> str:

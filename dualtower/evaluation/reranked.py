@@ -14,8 +14,9 @@ from dualtower.evaluation.bootstrap import Difference, intervals, paired_test
 from dualtower.evaluation.measure import Direction, Evaluation
 from dualtower.evaluation.metrics import per_query
 from dualtower.evaluation.ranks import Ranks
-from dualtower.evaluation.report import TITLES, Report, Section, format_interval, markdown_table
+from dualtower.evaluation.report import TITLES, Report, Section, format_interval
 from dualtower.evaluation.top import top_k
+from dualtower.markdown import markdown_table
 from dualtower.model import DualTower
 from dualtower.reranking import reranker_of, score_pairs
 

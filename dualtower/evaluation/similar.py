@@ -12,7 +12,8 @@ from dualtower.data.products import Products
 from dualtower.errors import ConfigError, DataError, UnknownName
 from dualtower.evaluation.bootstrap import Difference, Interval, intervals, paired_test
 from dualtower.evaluation.label_metrics import label_metrics, other_rows
-from dualtower.evaluation.report import Section, format_interval, markdown_table
+from dualtower.evaluation.report import Section, format_interval
+from dualtower.markdown import markdown_table
 from dualtower.model import DualTower
 
 __all__ = ["Similar", "similar_products"]

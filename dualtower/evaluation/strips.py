@@ -4,7 +4,6 @@ into a picture, since the fonts at hand may lack its script; texts stand in the 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dualtower.data.images import open_image
 from dualtower.errors import BrokenImage
+from dualtower.files import atomic_write
 
 __all__ = ["Framed", "draw_curves", "draw_histogram", "draw_strip", "save_png"]
 
@@ -152,13 +152,5 @@ def _drawn(figure: Any) -> Image.Image:
 
 def save_png(image: Image.Image, path: Path) -> None:
     """Write a picture that is either old or new, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as stream:
-            image.save(stream, format="PNG")
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(path) as partial:
+        image.save(partial, format="PNG")

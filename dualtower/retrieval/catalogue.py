@@ -28,7 +28,7 @@ from zlib import crc32
 
 from dualtower.config import from_dict, to_dict
 from dualtower.errors import CatalogueError, ConfigError, UnknownRow
-from dualtower.folder import write_text_atomically
+from dualtower.files import sync, write_text_atomically
 from dualtower.retrieval.compaction import compact
 from dualtower.retrieval.database import Database
 from dualtower.retrieval.records import (
@@ -52,7 +52,7 @@ from dualtower.retrieval.schema import (
     upgrade,
 )
 from dualtower.retrieval.snapshot import READ_STATE, Snapshot, has_been
-from dualtower.retrieval.vectors import VectorFile, crcs_of, sync_folder
+from dualtower.retrieval.vectors import VectorFile, crcs_of
 from dualtower.retrieval.verify import problems_of, unchecked_pictures
 
 __all__ = ["ABOUT", "Catalogue"]
@@ -101,7 +101,7 @@ class Catalogue:
                 connection.execute("INSERT INTO history SELECT sequence, token FROM state")
                 connection.execute("INSERT INTO about VALUES (?)", (_json(info),))
                 connection.commit()
-            sync_folder(folder)
+            sync(folder)
             # Last, as its presence says that the folder is a catalogue.
             write_text_atomically(folder / ABOUT, _json(info))
         except (OSError, sqlite3.Error) as error:

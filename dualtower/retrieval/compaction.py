@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dualtower.files import sync
 from dualtower.retrieval.schema import set_columns
 from dualtower.retrieval.scratch import scratch_folder
 from dualtower.retrieval.snapshot import Snapshot
-from dualtower.retrieval.vectors import VectorFile, sync_folder
+from dualtower.retrieval.vectors import VectorFile
 
 if TYPE_CHECKING:
     from dualtower.retrieval.catalogue import Catalogue
@@ -40,7 +41,7 @@ def compact(catalogue: Catalogue) -> int:
                 later = catalogue.vectors(kind, state.generation).open(state.next_slot)
                 file.write(kept, later.run(snapshot.state.next_slot, state.next_slot))
                 file.path.rename(catalogue.vectors(kind, state.generation + 1).path)
-            sync_folder(folder)
+            sync(folder)
             _forget(connection, snapshot.state.sequence)
             slots = state.next_slot - len(dead)
             catalogue.advance(connection, state, generation=state.generation + 1, next_slot=slots)

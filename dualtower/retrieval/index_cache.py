@@ -20,10 +20,9 @@ import faiss
 
 from dualtower.config import from_dict, to_dict
 from dualtower.errors import CatalogueError, DualTowerError
-from dualtower.folder import write_text_atomically
+from dualtower.files import atomic_write, write_text_atomically
 from dualtower.retrieval.nearest import Index, IndexInfo, index_class
 from dualtower.retrieval.records import State
-from dualtower.retrieval.scratch import scratch_folder
 
 __all__ = ["index_stamp", "load_index", "read_index_info", "save_index"]
 
@@ -41,11 +40,10 @@ def save_index(index: Index, folder: Path) -> IndexInfo:
     info = index.info
     name = f"{info.state.generation}-{info.covered}-{info.kind}-{info.method}.faiss"
     try:
-        folder.mkdir(exist_ok=True)
-        with scratch_folder(folder) as scratch:
-            faiss.write_index(index.inner, str(scratch / name))
-            info = replace(info, file=name, checksum=_checksum_of_file(scratch / name))
-            (scratch / name).replace(folder / name)
+        folder.mkdir(exist_ok=True)  # and not its parents: a catalogue that is gone stays gone
+        with atomic_write(folder / name) as partial:
+            faiss.write_index(index.inner, str(partial))
+            info = replace(info, file=name, checksum=_checksum_of_file(partial))
         content = to_dict(info)
         manifest = json.dumps({"index": content, "checksum": _checksum(content)}, indent=2)
         write_text_atomically(_manifest(folder, info.kind), manifest)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 from dualtower.errors import ConfigError, UnknownName
+from dualtower.files import text_file_atomically
+from dualtower.markdown import markdown_table
 from dualtower.model import DualTower
 from dualtower.retrieval.columns import TextColumn
 from dualtower.retrieval.indexing import check_model
@@ -50,13 +52,14 @@ class Labelled:
 
     def table(self) -> str:
         """Markdown: rows and mean score of the most frequent labels."""
-        lines = ["| label | rows | mean score |", "|---|---|---|"]
-        for number, count in Counter(self.chosen.tolist()).most_common(30):
-            mean = float(self.scores[self.chosen == number].mean())
-            lines.append(f"| {self.labels[number]} | {count:,} | {mean:.2f} |")
-        if self.accuracy is not None:
-            lines += ["", f"{self.accuracy:.1%} of the rows got the label that the catalogue gives them."]
-        return "\n".join(lines)
+        rows = [
+            [self.labels[number], count, f"{float(self.scores[self.chosen == number].mean()):.2f}"]
+            for number, count in Counter(self.chosen.tolist()).most_common(30)
+        ]
+        table = markdown_table(["label", "rows", "mean score"], rows)
+        if self.accuracy is None:
+            return table
+        return f"{table}\n\n{self.accuracy:.1%} of the rows got the label that the catalogue gives them."
 
 
 def classify(
@@ -105,7 +108,7 @@ def classify(
 
 def write_labels(labelled: Labelled, path: Path) -> None:
     """Write id, label and score of every row as CSV."""
-    with path.open("w", encoding="utf-8", newline="") as stream:
+    with text_file_atomically(path) as stream:
         writer = csv.writer(stream)
         writer.writerow(["id", "label", "score"])
         for row_id, number, score in zip(labelled.ids, labelled.chosen.tolist(), labelled.scores.tolist(), strict=True):

@@ -17,7 +17,8 @@ import numpy as np
 
 from dualtower.data.images import open_image
 from dualtower.errors import DataError
-from dualtower.folder import write_text_atomically
+from dualtower.files import write_bytes_atomically, write_text_atomically
+from dualtower.markdown import markdown_table
 from dualtower.retrieval.local import LocalStore
 from dualtower.retrieval.view import View
 
@@ -74,7 +75,7 @@ def write_outliers(found: Outliers, store: LocalStore, folder: Path, *, number: 
     pictures.mkdir(parents=True, exist_ok=True)
     shown = found.numbers[:number].tolist()
     rows = store.catalogue.at(shown)
-    lines = ["| | id | title | odd picture | title and picture apart |", "|---|---|---|---|---|"]
+    lines = []
     for rank, version in enumerate(shown):
         if (row := rows.get(version)) is None:
             continue
@@ -83,12 +84,11 @@ def write_outliers(found: Outliers, store: LocalStore, folder: Path, *, number: 
             thumbnail = open_image(content)
             thumbnail.thumbnail((160, 160))
             thumbnail.save(buffer := io.BytesIO(), "JPEG")
-            (pictures / f"{rank + 1}.jpg").write_bytes(buffer.getvalue())
+            write_bytes_atomically(pictures / f"{rank + 1}.jpg", buffer.getvalue())
             shown = f"![]({pictures.name}/{rank + 1}.jpg)"
-        title = row.title.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
-        row_id = row.id.replace("|", "\\|")
-        lines.append(f"| {shown} | {row_id} | {title} | {found.odd[rank]:.1f} | {found.apart[rank]:.1f} |")
-    table = "\n".join(lines)
+        title = row.title.replace("<", "&lt;")
+        lines.append([shown, row.id, title, f"{found.odd[rank]:.1f}", f"{found.apart[rank]:.1f}"])
+    table = markdown_table(["", "id", "title", "odd picture", "title and picture apart"], lines, left=(0, 1, 2))
     explained = "How many median absolute deviations each row lies beyond the median of all rows; above 5 is rare."
     write_text_atomically(folder / "report.md", f"# Odd ones out\n\n{explained}\n\n{table}\n")
     return table

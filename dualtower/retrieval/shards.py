@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 
 from dualtower.data.products import Products
 from dualtower.errors import CatalogueError, MissingExtra
+from dualtower.files import atomic_write
 from dualtower.model import DualTower
 from dualtower.retrieval.indexing import BLOCK, Indexed, Target, digest_of, embed
 from dualtower.retrieval.records import CatalogueInfo, Item
@@ -93,11 +93,9 @@ def embed_shard(
     for kind in info.kinds:
         vectors = [None if kind not in i.vectors else np.float16(i.vectors[kind]).tobytes() for i in items]
         columns[f"vector/{kind}"] = pa.array(vectors, pa.binary())
-    new = shard.path.with_name(f".{shard.path.name}.{os.getpid()}.new")
     try:
-        shard.path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table(columns), new)
-        new.replace(shard.path)
+        with atomic_write(shard.path) as partial:
+            pq.write_table(pa.table(columns), partial)
     except OSError as error:
         raise CatalogueError(f"cannot write {shard.path}: {error}. Shards that are there stay") from error
 

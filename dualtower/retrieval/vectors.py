@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from dualtower.errors import CatalogueError
+from dualtower.files import sync
 
-__all__ = ["VectorFile", "VectorReader", "crcs_of", "sync_folder"]
+__all__ = ["VectorFile", "VectorReader", "crcs_of"]
 
 SMALL = 64 * 2**20
 """Bytes of a file up to which it stays mapped."""
@@ -55,7 +56,7 @@ class VectorFile:
             finally:
                 os.close(descriptor)
             if is_new:
-                sync_folder(self.path.parent)
+                sync(self.path.parent)
         except OSError as error:
             raise CatalogueError(
                 f"cannot write {self.path}: {error}. What was accepted before is intact; make room and try again"
@@ -69,7 +70,7 @@ class VectorFile:
             with self.path.open("ab") as file:
                 file.truncate(slots * self.slot_bytes)
                 os.fsync(file.fileno())
-            sync_folder(self.path.parent)
+            sync(self.path.parent)
         return missing
 
     def open(self, slots: int) -> VectorReader:
@@ -157,15 +158,6 @@ def too_short(path: Path, held: int, slots: int) -> str:
         f"{path} holds {held} of {slots} vectors. Restore it from a backup, or make them anew from titles and "
         f"pictures: `dualtower repair {path.parent.parent}`"
     )
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until new names in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def crcs_of(vectors: np.ndarray) -> list[int]:

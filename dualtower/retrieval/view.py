@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from dualtower.errors import CatalogueError, DualTowerError
+from dualtower.files import atomic_write
 from dualtower.retrieval.catalogue import Catalogue
 from dualtower.retrieval.columns import Columns
 from dualtower.retrieval.filters import Filter
 from dualtower.retrieval.nearest import Chosen
 from dualtower.retrieval.records import CatalogueInfo, State, kinds_in, kinds_of
-from dualtower.retrieval.scratch import scratch_folder
 from dualtower.retrieval.snapshot import Snapshot
 from dualtower.retrieval.vectors import VectorReader
 from dualtower.types import product_code
@@ -250,10 +250,9 @@ def _save(view: View, path: Path) -> None:
     arrays |= {f"has/{kind}": flags for kind, flags in view.has.items()}
     arrays |= {f"column/{name}": array for name, array in view.columns.arrays().items()}
     try:
-        path.parent.mkdir(exist_ok=True)
-        with scratch_folder(path.parent) as scratch:
-            np.savez(scratch / path.name, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
-            (scratch / path.name).replace(path)
+        path.parent.mkdir(exist_ok=True)  # and not its parents: a catalogue that is gone stays gone
+        with atomic_write(path) as partial, partial.open("wb") as stream:
+            np.savez(stream, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
     except OSError as error:
         raise CatalogueError(f"cannot write {path}: {error}") from error
 

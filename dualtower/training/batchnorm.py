@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from dualtower.training.distributed import world_size
+from dualtower.distributed import world_size
 
 __all__ = ["synchronise_batchnorm"]
 

@@ -7,7 +7,6 @@ the data. It is written beside its final name, synced and renamed, so a file wit
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ import torch
 
 from dualtower.config import differences, from_dict, to_dict
 from dualtower.errors import CheckpointError
+from dualtower.files import atomic_write
 from dualtower.training.budget import BUDGET
 from dualtower.training.config import RunConfig
 from dualtower.training.inputs import check_inputs
@@ -113,15 +113,10 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, *, keep: int) -> Path:
 
 def write_atomically(value: Any, path: Path) -> None:
     """``torch.save`` to a temporary file beside `path`, sync, rename."""
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("wb") as stream:
+        with atomic_write(path) as partial, partial.open("wb") as stream:
             torch.save(value, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
     except (OSError, RuntimeError) as error:  # torch wraps a failed write into a RuntimeError
-        partial.unlink(missing_ok=True)
         raise CheckpointError(
             f"cannot write {path}: {error}. What was saved before is intact; make room and type the same "
             "command with --resume"

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dualtower.data.products import Products
+from dualtower.distributed import from_main
 from dualtower.errors import CheckpointError, ConfigError
 from dualtower.sharding import rank
-from dualtower.training.distributed import from_main
 
 __all__ = ["check_inputs", "run_inputs", "same_everywhere"]
 

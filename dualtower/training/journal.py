@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dualtower.config import to_dict, to_json
-from dualtower.folder import write_text_atomically
+from dualtower.files import write_text_atomically
 from dualtower.training.budget import Budget
 from dualtower.training.checkpoint import Position
 from dualtower.training.config import RunConfig

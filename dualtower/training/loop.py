@@ -19,6 +19,7 @@ from timm.utils import ModelEmaV3
 from dualtower.data.augment import Draw
 from dualtower.data.batches import BatchPlan, training_loader
 from dualtower.data.products import Products
+from dualtower.distributed import agree, agree_on_step, broadcast_, with_averaged_gradients
 from dualtower.errors import ConfigError, NonFiniteLoss, RowError
 from dualtower.model import DualTower
 from dualtower.sharding import sharded
@@ -29,7 +30,6 @@ from dualtower.training.budget import Budget, Clock
 from dualtower.training.checkpoint import Position, latest_checkpoint
 from dualtower.training.compiling import compile_towers
 from dualtower.training.config import RunConfig
-from dualtower.training.distributed import agree, agree_on_step, broadcast_, with_averaged_gradients
 from dualtower.training.gradients import (
     SMALLEST_LOSS_SCALE,
     clip_gradients,

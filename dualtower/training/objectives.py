@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from dualtower.data.attributes import class_labels, fit_classes
 from dualtower.data.augment import Draw
 from dualtower.data.products import Products
+from dualtower.distributed import agree, gather, rank, share
 from dualtower.errors import ConfigError
 from dualtower.fusion.reranker import TokenStates
 from dualtower.losses import Loss, build_loss
@@ -25,7 +26,6 @@ from dualtower.losses.supervised import supervised_contrastive
 from dualtower.model import DualTower
 from dualtower.reranking import features_to_rerank
 from dualtower.training.config import MatchingConfig, RunConfig, TaskConfig
-from dualtower.training.distributed import agree, gather, rank, share
 from dualtower.types import Batch, Embeddings
 
 __all__ = ["Contrastive", "Matching", "Objective", "ProductFused", "build_objective"]

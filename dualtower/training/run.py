@@ -19,6 +19,7 @@ from dualtower.data.attributes import fit_attributes, fit_classes
 from dualtower.data.cards import DataCard, load_card
 from dualtower.data.loading import load_products, without_broken_images
 from dualtower.data.products import Products
+from dualtower.distributed import from_main
 from dualtower.errors import ConfigError, MissingExtra, RowError, SourceError
 from dualtower.evaluation import (
     Evaluation,
@@ -31,13 +32,13 @@ from dualtower.evaluation import (
     similar_products,
     write_report,
 )
-from dualtower.folder import README, write_text_atomically
+from dualtower.files import write_text_atomically
+from dualtower.folder import README
 from dualtower.model import DualTower
 from dualtower.model_card import ModelCard
 from dualtower.model_config import ModelConfig
 from dualtower.sharding import sharded
 from dualtower.training.config import RunConfig
-from dualtower.training.distributed import from_main
 from dualtower.training.journal import read_history
 from dualtower.training.loop import Outcome, Trainer
 from dualtower.training.precision import autocast_precision, with_tower_precision

@@ -14,6 +14,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from timm.utils import ModelEmaV3
 
 from dualtower.config import to_dict
+from dualtower.distributed import broadcast_, from_main
 from dualtower.model import DualTower
 from dualtower.training.budget import Budget, say_budget
 from dualtower.training.checkpoint import (
@@ -27,7 +28,6 @@ from dualtower.training.checkpoint import (
     save_checkpoint,
 )
 from dualtower.training.config import RunConfig
-from dualtower.training.distributed import broadcast_, from_main
 from dualtower.training.left_out import LeftOut
 
 __all__ = ["TrainingState"]

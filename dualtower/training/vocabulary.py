@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from dualtower.data.text import load_tokenizer, train_tokenizer
+from dualtower.distributed import from_main
 from dualtower.sharding import rank
 from dualtower.training.checkpoint import latest_checkpoint
 from dualtower.training.config import RunConfig
-from dualtower.training.distributed import from_main
 
 __all__ = ["shared_tokenizer"]
 
