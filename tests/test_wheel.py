@@ -87,3 +87,26 @@ def test_a_recipe_finds_its_card_beside_no_checkout(installed: Path, tmp_path: P
     done = run(installed, tmp_path, "-c", code)
     assert done.returncode == 0, done.stderr
     assert "split='test', rows=" in done.stdout
+
+
+def test_a_strangers_mypy_sees_the_types(wheel: Path, tmp_path: Path) -> None:
+    assert "dualtower/py.typed" in zipfile.ZipFile(wheel).namelist()
+    environment = tmp_path / "environment"  # of nothing but the wheel: installed packages count only with a py.typed
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    install = ["-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--target", str(packages), str(wheel)]
+    subprocess.run([sys.executable, *install], cwd=tmp_path, check=True)
+    (tmp_path / "stranger.py").write_text(
+        "from dualtower import load_card\n"
+        "from dualtower.errors import brief\n"
+        "reveal_type(load_card('drawn').name)\n"
+        "length: int = brief('a')\n"
+    )
+    check = ["-m", "mypy", "--python-executable", str(environment / "bin" / "python"), "--cache-dir", "cache"]
+    outside = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MYPYPATH")}
+    done = subprocess.run(
+        [sys.executable, *check, "stranger.py"], cwd=tmp_path, env=outside, capture_output=True, text=True
+    )
+    assert 'Revealed type is "str"' in done.stdout.replace("builtins.", ""), done.stdout + done.stderr
+    assert 'stranger.py:4: error: Incompatible types in assignment (expression has type "str"' in done.stdout
+    assert done.stdout.count("error") == 2  # and "Found 1 error"
