@@ -18,6 +18,7 @@ from dualtower.evaluation.scores import Scores
 from dualtower.evaluation.tie_groups import TieGroups, prefix_sums
 from dualtower.losses.similarity import Similarity
 from dualtower.sharding import combine, shard
+from dualtower.topk import largest
 
 __all__ = ["label_metrics", "other_rows"]
 
@@ -102,10 +103,10 @@ def _best_groups(
     fast = torch.empty(len(rows), len(labels))
     scores.block(rows, slice(None), fast)
     fast[torch.arange(len(rows)), torch.from_numpy(rows)] = -torch.inf
-    # Fast scores stray by at most the slack, so whatever is twice that below the last of the best cannot tie with it.
-    last = torch.topk(fast, min(depth, len(labels) - 1), dim=1).values[:, -1].numpy()
-    limit = np.nextafter(last - 2 * scores.row_slack[rows], np.float32(-np.inf))
     values = fast.numpy()
+    # Fast scores stray by at most the slack, so whatever is twice that below the last of the best cannot tie with it.
+    last = largest(values, min(depth, len(labels) - 1))[:, -1]
+    limit = np.nextafter(last - 2 * scores.row_slack[rows], np.float32(-np.inf))
     line, item = np.nonzero((values >= limit[:, None]) & (values > -np.inf))
     exact = scores.exact(rows[line], item)
     order = np.lexsort((-exact, line))

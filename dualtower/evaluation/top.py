@@ -11,6 +11,7 @@ from dualtower.evaluation.counting import BLOCK
 from dualtower.evaluation.scores import Scores
 from dualtower.losses.similarity import Similarity
 from dualtower.sharding import combine, shard
+from dualtower.topk import largest
 
 __all__ = ["top_k"]
 
@@ -73,7 +74,7 @@ def _merge(
     # Fast scores stray by at most the slack, so whatever is that far below the k-th best is not among the best.
     limit = best[:, -1]
     if block.shape[1] > k:
-        limit = np.maximum(limit, np.partition(block, -k, axis=1)[:, -k] - scores.row_slack[rows])
+        limit = np.maximum(limit, largest(block, k)[:, -1] - scores.row_slack[rows])
     line, item = np.nonzero((block >= (limit - scores.row_slack[rows])[:, None]) & (block > -np.inf))
     kept_line, kept = np.nonzero(positions >= 0)
     line, item = np.concatenate([kept_line, line]), np.concatenate([positions[kept_line, kept], item + columns.start])

@@ -21,6 +21,7 @@ from dualtower.files import write_bytes_atomically, write_text_atomically
 from dualtower.markdown import markdown_table
 from dualtower.retrieval.local import LocalStore
 from dualtower.retrieval.view import View
+from dualtower.topk import largest
 
 __all__ = ["Outliers", "find_outliers", "write_outliers"]
 
@@ -104,7 +105,7 @@ def _nearness(view: View, slots: np.ndarray, neighbours: int, seed: int) -> np.n
         some = slots[start : start + _AT_ONCE]
         alike = view.vectors["image"].gather(some).astype(np.float32) @ compared.T
         alike[view.products[some][:, None] == products[None]] = -np.inf
-        nearest = np.partition(alike, -neighbours, axis=1)[:, -neighbours:]
+        nearest = largest(alike, neighbours)
         found[start : start + len(some)] = np.where(np.isfinite(nearest), nearest, -1).mean(1)
     return found
 

@@ -15,6 +15,7 @@ import numpy as np
 from dualtower.retrieval.nearest import Chosen, Index, build_index
 from dualtower.retrieval.search import candidates, exact_scores
 from dualtower.retrieval.view import View
+from dualtower.topk import largest
 
 __all__ = ["Measured", "calibrate", "measure", "sample_queries", "tune", "usual_method"]
 
@@ -202,6 +203,5 @@ def _exact(view: View, kind: str, queries: np.ndarray, chosen: Chosen) -> np.nda
     best = np.full((len(queries), K), -np.inf, np.float32)
     for start in range(0, len(chosen.slots), _AT_ONCE):
         some = view.vectors[kind].gather(chosen.slots[start : start + _AT_ONCE]).astype(np.float32)
-        joined = np.concatenate([best, queries @ some.T], 1)
-        best = -np.partition(-joined, K - 1, axis=1)[:, :K]
-    return best.min(1)
+        best = largest(queries @ some.T, K, best)
+    return best[:, -1]
