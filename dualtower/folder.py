@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from dualtower.data.text import load_tokenizer
 from dualtower.errors import ConfigError, ModelFolderError, UnknownKey
-from dualtower.files import sync, write_text_atomically  # noqa: F401 (the second for those who still look for it here)
+from dualtower.files import sync
 from dualtower.version import __version__
 
 __all__ = [

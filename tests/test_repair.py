@@ -22,7 +22,7 @@ from test_serving import products
 
 from dualtower.cli import main
 from dualtower.errors import CatalogueError
-from dualtower.folder import write_text_atomically
+from dualtower.files import write_text_atomically
 from dualtower.model import DualTower
 from dualtower.retrieval.catalogue import Catalogue
 from dualtower.retrieval.database import Database

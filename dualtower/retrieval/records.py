@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import secrets
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dualtower.data.values import value_problem
-from dualtower.errors import DataError
+from dualtower.errors import DataError, did_you_mean
 from dualtower.precision import TowerPrecision
 from dualtower.retrieval.filters import Kind
 
@@ -194,10 +193,9 @@ def stored_attributes(info: CatalogueInfo, row_id: str, attributes: Mapping[str,
 def _check_attribute(info: CatalogueInfo, row_id: str, name: str, value: Any) -> None:
     kind = info.attributes.get(name)
     if kind is None:
-        nearest = difflib.get_close_matches(name, info.attributes, n=1, cutoff=0.5)
-        hint = f". Did you mean {nearest[0]!r}?" if nearest else ""
         known = ", ".join(info.attributes) or "(none)"
-        raise DataError(f"item {row_id!r}: no attribute {name!r}; known: {known}{hint}")
+        hint = did_you_mean(name, info.attributes)
+        raise DataError(f"item {row_id!r}: no attribute {name!r}; known: {known}.{hint}")
     if problem := value_problem(value, number=kind == "number"):
         raise DataError(f"item {row_id!r}: attribute {name!r} {problem}")
 
