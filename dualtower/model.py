@@ -344,7 +344,7 @@ class DualTower(Encoding):
 
 
 def _complete(config: ModelConfig) -> ModelConfig:
-    """With whole configs of Transformers' encoders; the re-ranker's own text tower reads the model's tokens."""
+    """Fill in whole configs of Transformers' encoders; the re-ranker's own text tower reads the model's tokens."""
     text, reranker = config.text, config.reranker
     if text.name == "bert":
         text = complete_encoder(text)

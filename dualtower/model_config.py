@@ -24,13 +24,13 @@ class ModelConfig:
     embed_dim: int = 256
     """Width of the shared space."""
     head: HeadKind = "linear"
-    """`linear` or `mlp`, from each tower's features to the shared space."""
+    """Head from each tower's features to the shared space: `linear` or `mlp`."""
     head_dropout: float = 0.0
     """Dropout inside the heads while training."""
     head_norm: HeadNorm = "none"
-    """`batch` or `layer` normalisation of each tower's features before its head."""
+    """Normalization of each tower's features before its head: `batch` or `layer`."""
     similarity: Similarity = "cosine"
-    """`cosine` of normalised embeddings, `dot` product, or `euclidean` (the negative distance)."""
+    """Score of two embeddings: `cosine`, `dot` product, or `euclidean` (the negative distance)."""
     mirror: bool = False
     """Once trained, embed a picture as the mean of its own and its mirror image's embedding: better, at twice the
     time."""

@@ -1,4 +1,4 @@
-"""In which precision, and in which memory order, each tower computes; and which of them is fastest here.
+"""The precision and the memory order in which each tower computes; and which of them is fastest here.
 
 Whether bfloat16 pays depends on the processor, the network and the size of its inputs: with AVX-512 but without AMX,
 convolutions can gain two thirds while the matrices of a text tower lose as much. So it is measured, tower by tower:
@@ -75,7 +75,7 @@ def computed(tower: Tower, precision: Precision | None, *inputs: Tensor) -> Feat
 
 
 def inference_precision(device: torch.device, wanted: WantedPrecision = "auto") -> TowerPrecision:
-    """In what the towers embed where nothing is measured.
+    """Return what the towers embed in where nothing is measured.
 
     Args:
         device: Where the model is.

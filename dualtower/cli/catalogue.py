@@ -53,18 +53,18 @@ class Index:
     batch_size: int = 256
     """Rows embedded at a time."""
     recall: float = 0.98
-    """recall@10 that the nearest-neighbour index must reach, against exact search."""
+    """The recall@10 that the nearest-neighbor index must reach, against exact search."""
     engine: Literal["local", "ray"] = "local"
     """`ray` embeds with Ray Data, on this machine or on a cluster."""
     workers: int = 2
-    """Workers of Ray."""
+    """Number of Ray workers that embed."""
     shards: Path | None = None
     """Folder for shards of several workers, one that all of them reach; default beside the catalogue."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1, mps ...; auto is an accelerator where there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """In what to embed; auto is bf16 on an accelerator that has it, and on CPUs what a second's measurement finds
-    fastest for each tower. The catalogue notes it, and goes on in it when it is indexed again."""
+    """Precision to embed in; auto is bf16 on an accelerator that has it, and on CPUs what a second's measurement finds
+    fastest for each tower. The catalogue records it, and keeps to it when it is indexed again."""
 
     def run(self) -> None:
         from accelerate import PartialState
@@ -162,13 +162,13 @@ class Search:
     catalogue: Positional[str]
     """Folder of the catalogue, or milvus://host:port/name."""
     text: str = ""
-    """Words."""
+    """Words to search for."""
     image: Path | None = None
-    """Picture."""
+    """Picture file to search with."""
     similar: str | None = None
     """Id of a row: find products like it, instead of words and picture."""
     unwanted: Annotated[tuple[str, ...], arg(name="not")] = ()
-    """Words to lead away from."""
+    """Words that the hits should have nothing of."""
     weights: tuple[float, float] = (1.0, 1.0)
     """Weights of the words and of the picture."""
     against: Literal["image", "text", "product"] = "image"

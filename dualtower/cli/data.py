@@ -19,7 +19,7 @@ class Check:
     """Read a whole catalogue and report what is wrong or worth knowing: broken pictures, duplicates, leakage."""
 
     card: Positional[Path]
-    """Data card."""
+    """Data card of the catalogue."""
     source: Annotated[str | None, arg(name="data.source")] = None
     """Folder or Hub dataset to read instead of the card's own source."""
     json: Path | None = None
@@ -45,11 +45,11 @@ class Draw:
     """Write the drawn catalogue as a folder of pictures with metadata.jsonl: an example of a catalogue of your own."""
 
     folder: Positional[Path]
-    """New folder."""
+    """New folder for the drawn catalogue."""
     language: Literal["en", "zh"] = "en"
     """Language of the titles."""
     split: str = "train"
-    """Which part: train, validation, test or all."""
+    """Part to write: train, validation, test or all."""
 
     def run(self) -> None:
         from dualtower.data.drawn import draw_catalogue

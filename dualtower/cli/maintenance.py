@@ -92,7 +92,7 @@ class Tune:
     catalogue: Positional[Path]
     """Folder of the catalogue."""
     recall: float = 0.98
-    """recall@10 to be reached, against exact search."""
+    """The recall@10 that an index must reach, against exact search."""
     methods: tuple[str, ...] = ("flat", "ivf-sq8", "ivf-pq", "hnsw")
     """Indexes to try."""
     megabytes: float | None = None

@@ -49,13 +49,13 @@ class Evaluate:
     missing: Literal["raise", "drop"] = "raise"
     """What to do with ids of the relevance file that the gallery lacks."""
     ks: tuple[int, ...] = (1, 5, 10)
-    """Cut-offs."""
+    """Cut-offs K of recall@K and hit@K."""
     breakdown: tuple[str, ...] = ()
     """Attributes to break the figures down by."""
     task: Literal["text-image", "product-to-product"] = "text-image"
     """`product-to-product` compares ways to find similar products: title, picture, their average, fused."""
     relevance: tuple[str, ...] = ()
-    """With product-to-product: attributes whose values similar products share; none is the same product."""
+    """Attributes whose values similar products share, for product-to-product; none is the same product."""
     rerank: int | None = None
     """Put the best N hits of each query in order again with the model's re-ranker, and report the gain."""
     json: Path | None = None
@@ -73,7 +73,7 @@ class Evaluate:
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1, mps ...; auto is an accelerator where there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """In what to embed; auto is bf16 on an accelerator that has it, else fp32."""
+    """Precision to embed in; auto is bf16 on an accelerator that has it, else fp32."""
 
     def run(self) -> None:
         from dualtower.evaluation import evaluate, rerank, save_query_table, save_run, write_report
@@ -183,7 +183,7 @@ class Compare:
     first: Positional[Path]
     """Folder of a run (or of `evaluate --report`), its model folder, or its queries.parquet."""
     second: Positional[Path]
-    """The same of the other one, measured on the same queries and gallery."""
+    """The run to compare it with, measured on the same queries and gallery."""
     resamples: int = 10_000
     """Resamples behind the intervals and p-values."""
     json: Path | None = None
@@ -217,9 +217,9 @@ class Explain:
     model: Positional[str]
     """Model folder, or user/name on the Hub."""
     text: str
-    """Title or query."""
+    """Title or query to explain the score of."""
     image: Path
-    """The product's picture."""
+    """Picture of the product."""
     method: Literal["towers", "attention"] = "towers"
     """`towers`: what the score loses without a region or a word; `attention`: where the re-ranker looked."""
     out: Path = Path("explanation.png")

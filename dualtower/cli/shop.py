@@ -63,7 +63,7 @@ class Outliers:
     out: Path
     """Folder to write report.md with pictures into."""
     number: int = 50
-    """Rows to list."""
+    """Number of rows to list, the oddest first."""
     neighbours: int = 10
     """How many nearest rows a row is compared with."""
 

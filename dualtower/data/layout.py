@@ -134,7 +134,7 @@ def _tables(builder: str, files: Sequence[Path]) -> list[Path]:
 
 
 def _split_of(file: Path, builder: str, card: DataCard) -> str:
-    """By the parts of a path below the source; a metadata file belongs with its folder."""
+    """Find the split in the parts of a path below the source; a metadata file belongs with its folder."""
     parts = [*file.parts[:-1], *([] if builder == "imagefolder" else [file.stem])]
     for part in parts:
         for word in re.split(r"[^a-z]+", part.lower()):

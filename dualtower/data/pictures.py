@@ -222,7 +222,7 @@ def _check_some(
 
 
 def _flattened(column: Any) -> tuple[np.ndarray | None, Any]:
-    """Of a column of lists: the row of each member, and all members as one column."""
+    """Flatten a column of lists: the row of each member, and all members as one column."""
     import pyarrow.compute as pc
 
     kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)

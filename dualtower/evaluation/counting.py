@@ -104,7 +104,7 @@ def count_irrelevant(
     block: tuple[int, int] | None,
     device: torch.device | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each relevant pair, count the irrelevant items that score above it and those that tie with it.
+    """Count the irrelevant items that score above each relevant pair, and those that tie with it.
 
     Args:
         scores: Q queries against G gallery items.

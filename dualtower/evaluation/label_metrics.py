@@ -95,7 +95,7 @@ def _tie_groups(scores: Scores, labels: np.ndarray, rows: np.ndarray, *, depth: 
 def _best_groups(
     scores: Scores, labels: np.ndarray, rows: np.ndarray, depth: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of a block of rows, the groups of equal score within `depth` that hold relevant rows.
+    """Find the groups of equal score within `depth` that hold relevant rows, for a block of rows.
 
     Returns:
         Position in `rows`, items above, items in the group, and relevant ones among them: int64 ``[M]`` each.

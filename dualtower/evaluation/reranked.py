@@ -23,7 +23,7 @@ from dualtower.reranking import reranker_of, score_pairs
 __all__ = ["Reranked", "choose_weight", "rerank"]
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
-"""Of the re-ranker's score beside the towers' logit, rising."""
+"""Weights to try for the re-ranker's score beside the towers' logit, rising."""
 
 MATCHED = ("text_to_image", "image_to_text")
 """Directions that ask of one text and one picture, as a re-ranker does."""
@@ -77,7 +77,7 @@ class Reranked:
         return f"{markdown_table(header, rows)}\n\nadded per query, candidates' tokens included: {added}"
 
     def section(self) -> Section:
-        """For the report of a run."""
+        """Return the section of a run's report."""
         return Section("reranked", f"Best {self.top} re-ranked", self.table(), self.to_dict())
 
 

@@ -64,7 +64,7 @@ class Similar:
         return markdown_table(header, rows) + (f"\n\nOf each row counts its {first}." if first else "")
 
     def section(self) -> Section:
-        """For the report of a run."""
+        """Return the section of a run's report."""
         title = f"Product to product: {self.protocol['relevance']}"
         return Section("similar_products", title, self.table(), self.to_dict())
 

@@ -27,9 +27,9 @@ class FusionConfig:
     """How title, picture and attributes become one vector. It is saved with the model."""
 
     kind: FusionKind = "concat"
-    """`concat`: one vector of each, side by side, through an MLP; `cross`: tokens look at each other first."""
+    """`concat` puts one vector of each side by side, through an MLP; with `cross`, tokens look at each other first."""
     width: int = 256
-    """Hidden width."""
+    """Width of the hidden layers."""
     layers: int = 2
     """Cross-attention layers of `cross`."""
     heads: int = 4

@@ -55,17 +55,17 @@ class LossConfig:
     """Which loss, and its options. An option that the loss does not have must keep its default."""
 
     name: str = "infonce"
-    """infonce, siglip, triplet or hinge."""
+    """Name of the loss: infonce, siglip, triplet or hinge."""
     positives: Positives = "product"
-    """Other rows of the same product are: product = positives; ignore = neither; pair = negatives (CLIP)."""
+    """What other rows of the same product are. product: positives; ignore: neither; pair: negatives (CLIP)."""
     label_smoothing: float = 0.0
-    """infonce: share of the targets that is spread evenly over the batch."""
+    """Share of infonce's targets that is spread evenly over the batch."""
     margin: float = 0.2
-    """triplet, hinge: by how much a positive must be more similar than a negative."""
+    """How much more similar than a negative a positive must be, for triplet and hinge."""
     mining: Mining = "semi-hard"
-    """triplet: which triplets of the batch count."""
+    """Triplets of the batch that count, for triplet."""
     tile: int | None = None
-    """infonce, siglip: side of the tiles of logits; 0 holds all N x N at once; None chooses by the batch."""
+    """Side of the tiles of logits of infonce and siglip; 0 holds all N x N at once; None chooses by the batch."""
 
     def __post_init__(self) -> None:
         if self.name not in LOSSES:

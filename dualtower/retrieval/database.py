@@ -161,7 +161,7 @@ def _value(connection: sqlite3.Connection, pragma: str) -> int:
 
 
 def _begin_to_shrink(connection: sqlite3.Connection) -> None:
-    """Of an older format, which could not: all at once where much is free, and in steps from then on."""
+    """Let a file of an older format shrink, which it could not: all at once where much is free, then in steps."""
     if 4 * _value(connection, "freelist_count") > _value(connection, "page_count"):
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("VACUUM")

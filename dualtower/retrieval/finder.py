@@ -24,7 +24,7 @@ from dualtower.retrieval.store import Store, open_store
 __all__ = ["Against", "Finder", "QueryPicture", "Question", "open_finder"]
 
 MOST_PIXELS = 25_000_000
-"""Of a picture to search with: more than any camera's preview, less than what exhausts a server."""
+"""Largest picture to search with: more than any camera's preview, less than what exhausts a server."""
 MOST_DEPTH = 100
 """Rows that stages put in order: each costs one question some of the time of all others."""
 
@@ -156,7 +156,7 @@ class Finder:
         return _Terms(texts + _unwanted(question), self._picture(question))
 
     def _picture(self, question: Question) -> Image.Image | None:
-        """Of a question, decoded."""
+        """The picture of a question, decoded."""
         if question.image is None:
             return None
         return (self.open_picture(question.image) if isinstance(question.image, bytes) else question.image).image
@@ -213,7 +213,7 @@ class _Terms:
 
 
 def _weights(question: Question) -> list[float]:
-    """Of the terms, in their order."""
+    """The weights of the terms, in their order."""
     weights = [question.text_weight] if question.text.strip() else []
     weights += [-question.unwanted_weight] * len(_unwanted(question))
     return weights + ([] if question.image is None else [question.image_weight])

@@ -107,7 +107,7 @@ def open_or_create(
 
 
 def precision_to_index(model: DualTower, products: Sequence[Product], wanted: WantedPrecision) -> TowerPrecision:
-    """In what to embed a catalogue: what was asked for, what the accelerator has, or what is fastest on this CPU.
+    """Choose what to embed a catalogue in: what was asked for, what the accelerator has, or what is fastest here.
 
     Args:
         model: On the device that it will embed on.

@@ -195,7 +195,7 @@ class MilvusStore:
         return {name: replace(counts, approximate=approximate) for name, counts in found.items()}
 
     def search_many(self, queries: Sequence[Query]) -> list[Page | DualTowerError]:
-        """For each query what `search` returns or raises; those with the same filter go to Milvus together."""
+        """Return for each query what `search` returns or raises; those with the same filter go to Milvus together."""
         answers: dict[int, Page | DualTowerError] = {}
         asked: dict[int, Asked] = {}
         for i, query in enumerate(queries):

@@ -18,7 +18,7 @@ __all__ = ["MOST_AT_ONCE", "Asked", "Found", "answer"]
 MOST_AT_ONCE = 16_384
 """Milvus answers no more rows to a question."""
 MOST_BYTES = 32 * 2**20
-"""Of an answer to several questions."""
+"""Largest answer to several questions together."""
 SEQUENCE = 0
 """Milvus keeps no older states: every page is of the newest one."""
 

@@ -62,7 +62,7 @@ class Chosen:
         return np.flatnonzero(self.mask)
 
     def selector(self, covered: int) -> Any:
-        """For faiss: which of the first `covered` slots may be found; None where all of them may."""
+        """Tell faiss which of the first `covered` slots may be found; None where all of them may."""
         if covered not in self._selectors:
             self._selectors[covered] = self._selector(covered)
         return self._selectors[covered]
@@ -142,7 +142,7 @@ class Index(ABC):
         return OVERSAMPLING[self.info.method]
 
     def search(self, vectors: np.ndarray, chosen: Chosen, count: int, effort: int | None = None) -> list[np.ndarray]:
-        """For each query the slots of about the `count` best chosen rows, best first; fewer where it finds no more.
+        """Find for each query the slots of about the `count` best chosen rows, best first; fewer if it finds no more.
 
         Args:
             vectors: float32 ``[Q, D]``.
@@ -212,7 +212,7 @@ class InvertedIndex(Index):
         return found
 
     def _lists(self, vectors: np.ndarray, chosen: Chosen, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-        """For each query the nearest lists that hold so many chosen rows, else -1; and how near they are."""
+        """Find for each query the nearest lists that hold so many chosen rows, else -1; and how near they are."""
         below = chosen.slots[: np.searchsorted(chosen.slots, len(self))]
         sizes = np.bincount(self.list_of[below], minlength=self.inner.nlist)
         number = 8 + 2 * math.ceil(wanted * len(sizes) / max(1, sizes.sum()))

@@ -21,7 +21,7 @@ MOST_HITS = 1000
 FARTHEST = 10_000
 """Hits that paging reaches."""
 LEAST, LARGEST = 1e-6, 1e6
-"""Of a query vector: its largest number, whatever the sign. To one that is all zeros everything is alike."""
+"""Bounds of the largest number of a query vector, whatever the sign. To all zeros everything is alike."""
 _SIGNATURE, _FINGERPRINT = 16, 8
 """Bytes, of BLAKE2b (RFC 7693), that a cursor begins with, and of the search that they sign first."""
 _TOLD = struct.Struct("<8sqqdI")  # what a cursor says before the row's id and the vector, see `Place`

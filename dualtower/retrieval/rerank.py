@@ -33,7 +33,7 @@ __all__ = ["RerankStage", "TokenCache"]
 
 log = logging.getLogger(__name__)
 MAX_BYTES = 256 * 2**20
-"""Of the tokens in memory: some 25,000 pictures of 20 patches, or 2,600 of 196, at a width of 128."""
+"""Memory for tokens: some 25,000 pictures of 20 patches, or 2,600 of 196, at a width of 128."""
 OVERHEAD = 500
 """Bytes of the objects that hold the tokens of one picture, about."""
 

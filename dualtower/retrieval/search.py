@@ -61,7 +61,7 @@ class Searcher:
         self._index = index or (lambda view, kind: None)
 
     def search_many(self, queries: Sequence[Query]) -> list[Page | DualTowerError]:
-        """For each query what `search` returns or raises; those that are alike are looked up together."""
+        """Return for each query what `search` returns or raises; those that are alike are looked up together."""
         at_least = 0
         for _ in range(TRIES):
             view = self.views.current(at_least)
@@ -231,7 +231,7 @@ class _Shown:
 
 
 def _in_order(slots: np.ndarray, scores: np.ndarray, shown: _Shown) -> tuple[np.ndarray, np.ndarray]:
-    """By score, and by id among equal scores (ids are looked up for those only)."""
+    """Sort by score, and by id among equal scores (ids are looked up for those only)."""
     order = np.argsort(-scores, kind="stable")
     slots, scores = slots[order], scores[order]
     same = scores[1:] == scores[:-1]

@@ -30,7 +30,7 @@ class Store(Protocol):
         """The next page of hits: by score, then by id."""
 
     def search_many(self, queries: Sequence[Query]) -> list[Page | DualTowerError]:
-        """For each query what `search` returns or raises."""
+        """Return for each query what `search` returns or raises."""
 
     def get(self, ids: Sequence[str]) -> list[StoredRow]:
         """Rows by id, in the order of `ids`; those that do not exist are left out."""

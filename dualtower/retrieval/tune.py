@@ -187,7 +187,7 @@ def _top(index: Index, view: View, vector: np.ndarray, chosen: Chosen) -> np.nda
 
 
 def _found(index: Index, view: View, queries: np.ndarray, chosen: Chosen, truth: np.ndarray) -> np.ndarray:
-    """For each query the share of the K best that is found, ``[N]``; rows that are as good as the K-th one count."""
+    """The share of each query's K best that is found, ``[N]``; rows that are as good as the K-th one count."""
     pairs = zip(queries, truth, strict=True)
     found = [(_top(index, view, vector, chosen) >= last - 1e-6).sum() for vector, last in pairs]
     return np.array(found) / min(K, len(chosen.slots))

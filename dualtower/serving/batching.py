@@ -27,7 +27,7 @@ class QueueFull(Exception):
 
 @dataclass(frozen=True)
 class _Failed:
-    """In place of an answer."""
+    """What stands in place of an answer."""
 
     error: Exception
 

@@ -11,7 +11,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 __all__ = ["GONE", "MOST_CONNECTIONS", "Impatient", "raise_file_limit"]
 
 HEAD_SECONDS = 10.0
-"""For the head of a request, from the connection's begin or the request's first byte on."""
+"""Time for the head of a request, from the connection's begin or the request's first byte on."""
 BODY_SECONDS = 20.0
 MOST_HEAD = 64_000
 """Bytes of a request's head."""
@@ -21,7 +21,7 @@ MOST_AROUND = 1_000_000
 MOST_AT_ONCE = 16
 """Requests that a client may send before the first of them is answered."""
 LEAST_BYTES = 200_000
-"""Of a body in each `BODY_SECONDS` that it takes; slower ones are given up, as Apache's mod_reqtimeout does."""
+"""Bytes of a body in each `BODY_SECONDS` that it takes; slower ones are given up, as by Apache's mod_reqtimeout."""
 MOST_UNREAD = 256_000
 """Bytes of a body that nobody reads, its request having been answered, until the connection is cut."""
 PIECE = 16_384

@@ -16,7 +16,7 @@ __all__ = ["Decoder"]
 QUICK = 2_000_000
 """Pixels of a picture that is decoded at once, in some tens of milliseconds."""
 JPEG_GAIN = 8
-"""By which a JPEG's pixels count less: it is scaled while it is decoded."""
+"""How many times less a JPEG's pixels count: it is scaled while it is decoded."""
 
 
 class Decoder:

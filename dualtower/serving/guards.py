@@ -36,7 +36,7 @@ MOST_HELD = 64_000_000
 SMALL = 64_000
 """Bytes of a body that is read at once, and however much is held already."""
 BYTES_PER_SECOND = 20_000_000
-"""Of all larger bodies together: reading them must leave the time to answer others."""
+"""Pace of all larger bodies together: reading them must leave the time to answer others."""
 REFUSALS_PER_SECOND, REFUSED_AT_ONCE, LONGEST_REFUSAL = 50, 200, 1.0
 """Requests are refused so often, after some at once; none waits longer than so many seconds for it.
 

@@ -27,7 +27,7 @@ __all__ = ["BoundedRequest", "JsonGauge", "read_question", "route_for"]
 DEEPEST = 8
 """Lists and objects within each other."""
 MOST_VALUES = 100_000
-"""Of a writer's JSON: 200 rows of a hundred attributes each, and more."""
+"""Values in a writer's JSON: 200 rows of a hundred attributes each, and more."""
 LARGE = 1 << 20
 """Bytes of a body that is read in one go; a multiple of four characters, as base64 comes."""
 MOST_ASKED = 200

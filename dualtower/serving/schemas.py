@@ -43,7 +43,7 @@ class SearchIn(BaseModel):
         return schema
 
     def question(self) -> Question:
-        """For the finder."""
+        """Return the question that the finder answers."""
         given = {name: getattr(self, name) for name in type(self).model_fields}  # a dump would encode the picture again
         return Question(**{**given, "unwanted": tuple(self.unwanted)})
 
@@ -86,7 +86,7 @@ class ItemIn(BaseModel):
     image: Annotated[Base64Bytes | None, Field(description="Picture.")] = None
 
     def product(self) -> Product:
-        """For the model."""
+        """Return the row that the model embeds."""
         texts = (self.title.strip(),) if self.title.strip() else ()
         return Product(self.id, self.product_id or self.id, texts, self.image or None, self.attributes)
 

@@ -58,9 +58,9 @@ class TrainConfig:
     accumulate: int = 1
     """Forward passes per optimiser step. Each has its own negatives."""
     sampling: Sampling = "rows"
-    """`rows`: every row once per epoch; `distinct`: and no product twice in one batch."""
+    """How rows become batches. `rows`: each once per epoch; `distinct`: and no product twice in one batch."""
     balance: str | None = None
-    """Long tails: an attribute whose classes are drawn equally often; rows then repeat within an epoch."""
+    """Attribute whose classes are drawn equally often, for long tails; rows then repeat within an epoch."""
     augmentation: Augmentation = "product"
     """Picture augmentation preset."""
     augmentation_strength: float = 1.0
@@ -73,7 +73,7 @@ class TrainConfig:
     """Picture scales of equal shares of the budget, such as 0.6 0.8 1.0: small pictures first, full size last."""
 
     optimizer: str = "adamw"
-    """Any optimiser of timm: adamw, nmuon (Muon with Nesterov momentum), sgd, lamb, lion, ..."""
+    """Any optimizer of timm: adamw, nmuon (Muon with Nesterov momentum), sgd, lamb, lion, ..."""
     lr: float = 1e-3
     """Peak learning rate."""
     text_lr: float | None = None
@@ -81,13 +81,13 @@ class TrainConfig:
     image_lr: float | None = None
     """Peak learning rate of the image tower; default `lr`."""
     fallback_lr: float | None = None
-    """Peak learning rate of what a Muon optimiser leaves to AdamW (embeddings, norms, biases, scale); default `lr`."""
+    """Peak learning rate of what a Muon optimizer leaves to AdamW (embeddings, norms, biases, scale); default `lr`."""
     layer_decay: float = 1.0
     """Each layer further from the head learns slower by this factor; 1 is off."""
     weight_decay: float = 0.05
     """Decoupled weight decay of matrices and kernels (never of norms, biases, scale)."""
     beta2: float = 0.98
-    """Second-moment decay of Adam-like optimisers."""
+    """Second-moment decay of Adam-like optimizers."""
     warmup: float = 0.05
     """Share of the budget with linear warm-up; cosine decay follows."""
     final_lr: float = 0.0
@@ -106,7 +106,7 @@ class TrainConfig:
     tower_precision: TowerPrecision | None = None
     """What `auto` has measured; a resumed run keeps it."""
     sync_batchnorm: bool = False
-    """In several processes: batch statistics over the rows of all of them instead of each one's own."""
+    """Take batch statistics over the rows of all processes instead of each one's own."""
     threads: int | None = None
     """CPU threads per process; default all cores, shared out among the processes of this machine."""
     compile: bool = False
@@ -117,7 +117,7 @@ class TrainConfig:
     validate_every: float = 1.0
     """Epochs between validations."""
     patience: int | None = None
-    """Stop after so many validations without a better recall."""
+    """Validations without a better recall after which training stops."""
     checkpoint_steps: int | None = None
     """Save a checkpoint every so many steps."""
     checkpoint_minutes: float | None = 5.0
@@ -211,7 +211,7 @@ class TaskConfig:
     weights: tuple[float, ...] = ()
     """Weight of each head's loss; default 1 each."""
     logit_adjustment: float = 0.0
-    """Long tails: add this times the log of a class's share to its logit while training; 1 is balanced."""
+    """Factor of the log of a class's share that is added to its logit while training, for long tails; 1 is balanced."""
 
     def __post_init__(self) -> None:
         for name in ("labels", "heads"):  # both `a b` and `a,b` on the command line

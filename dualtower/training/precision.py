@@ -1,4 +1,4 @@
-"""In which precision a run computes: asked for, given by the hardware, or measured once and kept."""
+"""The precision that a run computes in: asked for, given by the hardware, or measured once and kept."""
 
 from __future__ import annotations
 
