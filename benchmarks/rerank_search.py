@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="a model with a re-ranker")
     parser.add_argument("--top", type=int, nargs="+", default=[20, 50, 100], help="rows that are re-ranked")
     parser.add_argument("--queries", type=int, default=0, help="the first so many; 0 is all")
-    parser.add_argument("--rows", type=int, default=0, help="index the first so many; 0 is all")
+    parser.add_argument("--rows", type=int, default=0, help="index so many, evenly spaced; 0 is all")
     args = parser.parse_args()
 
     catalogue = indexed(args.model, args.source, args.rows)
@@ -78,7 +78,7 @@ def indexed(model: str, source: str, rows: int) -> Path:
     folder = Path(model).with_name(f"{Path(model).name}{rows or ''}.catalogue")
     products = load_products(load_card(CARD), "all", source=source, check_images=False)
     if rows:
-        products = products.select(range(rows))
+        products = products.select(np.linspace(0, len(products) - 1, rows).astype(int))
     loaded = DualTower.from_pretrained(model)
     store = open_or_create(folder, loaded, name=model, attributes=attribute_kinds(products), card=CARD.stem)
     index_products(store, loaded, products, progress=True)
