@@ -18,14 +18,18 @@ import dacite
 
 from dualtower.errors import ConfigError, UnknownKey
 
-__all__ = ["differences", "from_dict", "to_dict", "to_json"]
+__all__ = ["OMIT_DEFAULT", "differences", "from_dict", "to_dict", "to_json"]
 
 C = TypeVar("C")
+
+OMIT_DEFAULT = {"omit_default": True}
+"""Metadata of a field that joined a saved config later: `to_dict` leaves it out while it holds its default, so that
+what was saved before keeps its fingerprint."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Turn a (nested) dataclass into values that JSON and YAML can hold: tuples become lists, paths strings."""
-    plain = _plain(config)
+    plain = _plain(config, whole=False)
     assert isinstance(plain, dict)
     return plain
 
@@ -43,14 +47,19 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, *, whole: bool = True) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        named = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
+        return {f.name: _plain(v, whole=whole) for f, v in named if whole or not _is_omitted(f, v)}
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _plain(v, whole=whole) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [_plain(v, whole=whole) for v in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def _is_omitted(field: dataclasses.Field[Any], value: Any) -> bool:
+    return bool(field.metadata.get("omit_default")) and value == field.default
 
 
 def from_dict(cls: type[C], values: Mapping[str, Any], *, where: str = "config") -> C:

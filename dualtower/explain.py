@@ -111,7 +111,7 @@ def _by_towers(model: DualTower, batch: Batch) -> tuple[list[tuple[str, float]],
     hidden = model(Batch(tuple(map(str, range(len(pictures)))), torch.zeros(len(pictures)), pixels=pictures)).image
     falls = score - model.similarity(hidden, seen.text)[:, 0].float().cpu()
     heat = (falls[:, None, None] * windows).sum(0) / windows.sum(0)
-    ids = batch.tokens["input_ids"][0]
+    ids = batch.tokens["input_ids"][0][batch.tokens["attention_mask"][0].bool()]  # without padding
     spans = _words(model, ids)
     shortened = [torch.cat([ids[:start], ids[stop:]]) for _, start, stop in spans]
     without = _similarities(model, shortened, seen.image)
@@ -144,14 +144,15 @@ def _similarities(model: DualTower, sequences: Sequence[torch.Tensor], image: to
     kept = [ids for ids in sequences if len(ids)]
     if not kept:
         return [0.0] * len(sequences)
-    padding = _tokenizer(model).pad_token_id or 0
-    padded = torch.nn.utils.rnn.pad_sequence(kept, batch_first=True, padding_value=padding)
+    text = model.config.text
+    length = text.max_length if text.padding == "fixed" else max(map(len, kept))
+    padded = kept[0].new_full((len(kept), length), _tokenizer(model).pad_token_id or 0)
     mask = torch.zeros_like(padded)
     for row, ids in enumerate(kept):
-        mask[row, : len(ids)] = 1
+        padded[row, : len(ids)], mask[row, : len(ids)] = ids, 1
     tokens = {"input_ids": padded, "attention_mask": mask}
-    text = model(Batch(tuple(map(str, range(len(kept)))), torch.zeros(len(kept)), tokens=tokens)).text
-    values = iter(model.similarity(image, text)[0].tolist())
+    embedded = model(Batch(tuple(map(str, range(len(kept)))), torch.zeros(len(kept)), tokens=tokens)).text
+    values = iter(model.similarity(image, embedded)[0].tolist())
     return [next(values) if len(ids) else 0.0 for ids in sequences]
 
 

@@ -95,24 +95,25 @@ class DualTower(Encoding):
     def create(cls, config: ModelConfig, tokenizer: Any) -> DualTower:
         """Build a model for a tokenizer, with the pretrained towers that `config` names.
 
-        Only here may something be downloaded. The vocabulary size becomes the tokenizer's; a pretrained image tower
-        brings its own mean and standard deviation.
+        Only here may something be downloaded. The vocabulary size becomes the tokenizer's; a pretrained text tower
+        brings its own pooling, padding and projection, a pretrained image tower its mean and standard deviation.
 
         Raises:
             UnknownTower: No tower of that name.
             ConfigError: Settings that do not fit, or pretrained weights that cannot be loaded.
         """
         text, settings = replace(config.text, vocab_size=len(tokenizer)), config.image_settings
-        encoder = backbone = None
+        encoder: Mapping[str, Tensor] | None = None
+        backbone = None
         if text.name == "bert" and text.pretrained:
-            encoder, text = pretrained_encoder(text)
+            encoder, text = pretrained_encoder(text, tokenizer)
         if config.image.pretrained:
             backbone = pretrained_backbone(config.image, settings)
             brought = backbone.pretrained_cfg
             settings = replace(settings, mean=tuple(brought["mean"]), std=tuple(brought["std"]))
         model = cls(replace(config, text=text, image_settings=settings), tokenizer)
         if encoder is not None:
-            model.text_tower.get_submodule("encoder").load_state_dict(encoder.state_dict())
+            model.text_tower.load_state_dict(encoder)
         if backbone is not None:
             model.image_tower.get_submodule("backbone").load_state_dict(backbone.state_dict())
         return model
@@ -182,6 +183,7 @@ class DualTower(Encoding):
             self.tokenizer,
             self.config.image_settings,
             self.config.text.max_length,
+            padding="fixed" if self.config.text.padding == "fixed" else "longest",
             attributes=self.config.fusion.attributes if self.config.fusion else None,
             classes=self.config.fusion.tasks if self.config.fusion else {},
         )
@@ -311,6 +313,11 @@ class DualTower(Encoding):
             raise ConfigError(
                 f"the tokenizer has {len(self.tokenizer)} tokens, the text tower knows {size}; "
                 "DualTower.create(config, tokenizer) sets text.vocab_size to fit"
+            )
+        if text.pooling == "pooler" and getattr(self.tokenizer, "padding_side", "right") != "right":
+            raise ConfigError(
+                "the pooler of an encoder counts on padding on the right, and this tokenizer pads on the left; "
+                "set tokenizer.padding_side = 'right', or type --model.text.pooling cls"
             )
 
     def _parts(self, card: ModelCard | None, *, name: str) -> FolderParts:

@@ -74,7 +74,7 @@ class Batch:
         ids: Row ids, length B.
         products: Product codes, int64 ``[B]`` (see `product_code`).
         pixels: RGB pictures ``[B, 3, H, W]``, uint8 or, after augmentation, float32 in 0..255; the tower normalises.
-        tokens: ``input_ids`` and ``attention_mask``, int64 ``[B, L]``, padded to the longest text of the batch.
+        tokens: ``input_ids`` and ``attention_mask``, int64 ``[B, L]``, padded to one length.
         attributes: Of the products, where the model reads them.
         labels: Classes that heads learn, int64 ``[B, H]``; -1 is unknown.
         present: Which rows have a picture and which a text, bool ``[B, 2]``; None where all have both. What stands in

@@ -41,7 +41,8 @@ class Collator:
     Attributes:
         tokenizer: A Transformers tokenizer, or None for batches without texts.
         image_settings: Size and resize rule of the pictures, or None for batches without pictures.
-        max_length: Texts are cut to this many tokens; a batch is padded to its own longest text.
+        max_length: Texts are cut to this many tokens.
+        padding: Texts are padded to the longest of their batch, or all of them to `max_length` (`fixed`).
         cache: Decoded pictures to read instead of decoding again, or None.
         attributes: Attributes that the model reads, or None.
         classes: Attribute -> classes that heads learn to tell apart.
@@ -50,6 +51,7 @@ class Collator:
     tokenizer: Any | None
     image_settings: ImageSettings | None
     max_length: int = 64
+    padding: Literal["longest", "fixed"] = "longest"
     cache: PixelCache | None = None
     attributes: AttributesConfig | None = None
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -78,10 +80,15 @@ class Collator:
         return torch.from_numpy(np.stack([decode(p, self.image_settings) for p in products]))
 
     def tokens(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Token ids and mask, int64 ``[B, L]`` with L the longest text of this batch, at most `max_length`."""
+        """Token ids and mask, int64 ``[B, L]``, with L the longest text of this batch or, where fixed, `max_length`."""
         assert self.tokenizer is not None
         encoded = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+            list(texts),
+            padding="max_length" if self.padding == "fixed" else "longest",
+            truncation=True,
+            max_length=self.max_length,
+            return_attention_mask=True,  # a SigLIP's tokenizer gives none of its own accord
+            return_tensors="pt",
         )
         return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from dualtower.types import Features
 
-__all__ = ["Features", "TokenPooling", "Tower", "pool_tokens", "token_embedding"]
+__all__ = ["Features", "TokenPooling", "Tower", "end_places", "pool_tokens", "token_at", "token_embedding"]
 
-TokenPooling = Literal["mean", "cls", "max"]
+TokenPooling = Literal["mean", "cls", "max", "last", "eos", "pooler"]
 
 
 class Tower(nn.Module, ABC):
@@ -52,18 +52,48 @@ def token_embedding(vocab_size: int, width: int) -> nn.Embedding:
 
 
 def pool_tokens(tokens: Tensor, mask: Tensor, kind: TokenPooling) -> Tensor:
-    """Pool ``[B, T, W]`` over its real tokens to ``[B, W]``; what stands in the padding never counts.
+    """Pool ``[B, T, W]`` over its real tokens to ``[B, W]``; what stands in the padding, on either side, never counts.
 
     Args:
         tokens: ``[B, T, W]``.
         mask: bool ``[B, T]``, True for real tokens.
-        kind: ``mean`` or ``max`` over the real tokens, or ``cls``, the first token.
+        kind: ``mean`` or ``max`` over the real tokens, or the first (``cls``) or ``last`` of them.
+
+    Raises:
+        ValueError: The rule needs more than tokens and mask.
     """
     if kind == "cls":
-        return tokens[:, 0]
+        return token_at(tokens, mask.int().argmax(1))
+    if kind == "last":
+        return token_at(tokens, _last_places(mask))
+    if kind not in ("mean", "max"):
+        raise ValueError(f"{kind!r} pooling needs more than tokens and mask")
     real = mask.unsqueeze(-1)
     if kind == "max":
         return tokens.masked_fill(~real, -torch.inf).amax(1)
     # bf16 loses digits in a sum, so the sum is taken in float32 at least.
     total = tokens.masked_fill(~real, 0).sum(1, dtype=torch.promote_types(tokens.dtype, torch.float32))
     return (total / real.sum(1).clamp(min=1)).to(tokens.dtype)
+
+
+def token_at(tokens: Tensor, places: Tensor) -> Tensor:
+    """Take one token of each row: from ``[B, T, W]``, at places int64 ``[B]``, ``[B, W]``."""
+    return tokens[torch.arange(len(tokens), device=tokens.device), places]
+
+
+def end_places(ids: Tensor, mask: Tensor, end: int | None) -> Tensor:
+    """Find the end-of-text token of each row, int64 ``[B]``; in a row without one, the last real token.
+
+    Args:
+        ids: int64 ``[B, T]``.
+        mask: bool ``[B, T]``; the padding may consist of end-of-text tokens too, as CLIP's does.
+        end: Id of the token; None for the highest of each row.
+    """
+    if end is None:
+        return ids.masked_fill(~mask, -1).argmax(1)
+    ends = (ids == end) & mask
+    return torch.where(ends.any(1), ends.int().argmax(1), _last_places(mask))
+
+
+def _last_places(mask: Tensor) -> Tensor:
+    return mask.shape[1] - 1 - mask.flip(1).int().argmax(1)

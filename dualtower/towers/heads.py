@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dualtower.errors import UnknownName
+from dualtower.towers.text import DenseConfig
 
-__all__ = ["HeadKind", "HeadNorm", "ProjectionHead"]
+__all__ = ["HeadKind", "HeadNorm", "ProjectionHead", "dense_layers"]
 
 HeadKind = Literal["linear", "mlp"]
 HeadNorm = Literal["none", "batch", "layer"]
 
 _NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "none": nn.Identity,
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "sigmoid": nn.Sigmoid,
+}
 
 
 class ProjectionHead(nn.Module):
@@ -51,3 +61,26 @@ class ProjectionHead(nn.Module):
         """Project ``[B, in]`` to ``[B, out]``."""
         projected: Tensor = self.layers(features)
         return projected
+
+
+class _Unit(nn.Module):
+    """Bring vectors to unit length, in float32 at least."""
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+        return F.normalize(wide, dim=-1).to(vectors.dtype)
+
+
+def dense_layers(width: int, layers: Sequence[DenseConfig], *, normalize: bool) -> nn.Sequential:
+    """Build the layers that a checkpoint puts after its pooling: matrix n is module 2 n, its activation the next one.
+
+    Args:
+        width: Width of what is pooled.
+        layers: Layers in their order; without any, the result hands on what it is given.
+        normalize: Whether to bring the result to unit length.
+    """
+    modules: list[nn.Module] = []
+    for layer in layers:
+        modules += [nn.Linear(width, layer.width, bias=layer.bias), _ACTIVATIONS[layer.activation]()]
+        width = layer.width
+    return nn.Sequential(*modules, *([_Unit()] if normalize else []))

@@ -6,10 +6,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dualtower.config import OMIT_DEFAULT
 from dualtower.errors import ConfigError
 from dualtower.towers.features import TokenPooling
 
-__all__ = ["TextTowerConfig"]
+__all__ = ["Activation", "DenseConfig", "TextTowerConfig"]
+
+Activation = Literal["none", "tanh", "relu", "gelu", "sigmoid"]
+
+
+@dataclass(frozen=True)
+class DenseConfig:
+    """One layer of what a checkpoint puts between its pooling and its embedding."""
+
+    width: int
+    """Width of its output."""
+    bias: bool = True
+    """Whether it adds a bias."""
+    activation: Activation = "none"
+    """What follows the matrix."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +34,8 @@ class TextTowerConfig:
     name: str = "bert"
     """`bert` (any encoder of Transformers), `bow` (bag of words), `lstm` or `textcnn`."""
     pretrained: str | None = None
-    """With `bert`: folder or Hub id of an encoder to start from, such as BERT, RoBERTa, XLM-R or MiniLM."""
+    """With `bert`: folder or Hub id of an encoder to start from: BERT, RoBERTa, XLM-R, MiniLM, a model of
+    sentence-transformers, or the text side of a CLIP or SigLIP."""
     vocab_size: int = 8000
     """Largest vocabulary trained on the catalogue; a built model holds its tokenizer's true size."""
     max_length: int = 64
@@ -34,8 +50,17 @@ class TextTowerConfig:
     """Kernel widths of `textcnn`, in tokens."""
     dropout: float = 0.1
     """Dropout while training."""
-    pooling: Literal["auto", "mean", "cls", "max"] = "auto"
-    """How tokens become one vector; auto is mean for `bert` and `bow`, max for the others. `cls` needs `bert`."""
+    pooling: Literal["auto", "mean", "cls", "max", "last", "eos", "pooler"] = "auto"
+    """How tokens become one vector: their `mean` or `max`, the first (`cls`), the `last`, the end-of-text token
+    (`eos`, as in CLIP), or the encoder's own `pooler`. All but mean and max need `bert`. `auto` is the rule of a
+    pretrained checkpoint, which the built model records; else it is mean for `bert` and `bow`, max for the others."""
+    padding: Literal["auto", "longest", "fixed"] = field(default="auto", metadata=OMIT_DEFAULT)
+    """Pad texts to the longest of their batch, or all of them to `max_length` (`fixed`); `auto` is the rule of a
+    pretrained checkpoint (SigLIP's is fixed), else longest."""
+    projection: tuple[DenseConfig, ...] = field(default=(), metadata=OMIT_DEFAULT)
+    """Layers after the pooling that a pretrained checkpoint brings along; filled in when a model is built."""
+    normalize: bool = field(default=False, metadata=OMIT_DEFAULT)
+    """Bring features to unit length before the head; filled in where a pretrained checkpoint does so."""
     encoder: Mapping[str, Any] = field(default_factory=dict)
     """Whole Transformers config with its `model_type`; filled in when a model is built, for loading offline."""
 
@@ -52,8 +77,8 @@ class TextTowerConfig:
 
     def refuse_encoder_settings(self) -> None:
         """Raise ConfigError where settings that only `bert` understands are given to another tower."""
-        given = [name for name in ("pretrained", "encoder") if getattr(self, name)]
-        given += ["pooling"] if self.pooling == "cls" else []
+        given = [name for name in ("pretrained", "encoder", "projection", "normalize") if getattr(self, name)]
+        given += ["pooling"] if self.pooling not in ("auto", "mean", "max") else []
         if given:
             raise ConfigError(
                 f"text tower {self.name!r} does not take text.{given[0]} = {getattr(self, given[0])!r}; "

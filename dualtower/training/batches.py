@@ -13,6 +13,7 @@ from dualtower.data.augment import Draw, augment, drop_tokens, erase
 from dualtower.data.batches import PREFETCHED, Collator, PixelCache
 from dualtower.data.images import ImageSettings
 from dualtower.data.products import Products
+from dualtower.errors import ConfigError
 from dualtower.model import DualTower
 from dualtower.training.config import RunConfig, TrainConfig
 from dualtower.types import Batch
@@ -76,4 +77,9 @@ def _with_hidden(
     if not share or tokens is None:
         return tokens
     hidden = tokenizer.unk_token_id if tokenizer.mask_token_id is None else tokenizer.mask_token_id
+    if hidden == tokenizer.eos_token_id:  # CLIP's: every hidden word would end the text
+        raise ConfigError(
+            "train.token_dropout has no token to hide words behind; this tokenizer has but one for "
+            "unknown words and ends of texts. Type --train.token-dropout 0"
+        )
     return drop_tokens(tokens, draw, share=share, unknown=hidden, kept=set(tokenizer.all_special_ids))
