@@ -10,7 +10,6 @@ import textwrap
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +85,7 @@ def test_compaction_frees_what_is_gone_and_keeps_the_rest(catalogue: Catalogue) 
     assert catalogue.compact() == 11 and catalogue.state.next_slot == 10
     assert catalogue.verify() == [] and len(list((catalogue.folder / "vectors").iterdir())) == 2
     rows = catalogue.get(list(before))
-    assert rows == [replace(before[row.id], sequence=row.sequence) for row in rows]
+    assert rows == [before[row.id]._replace(sequence=row.sequence) for row in rows]
     assert all(catalogue.picture(row.id) is not None for row in rows)
     old = view.vectors["image"].gather(view.slots_of(np.array([row.number for row in rows])))
     assert (stored_vectors(catalogue, rows, "image") == old).all()
@@ -291,7 +290,7 @@ def test_attributes_change_and_all_else_stays(catalogue: Catalogue) -> None:
     assert catalogue.update_attributes({"a": {"price": 9.99}, "b": {"colour": None}}) == 2
     after = catalogue.get(["a"])[0]
     assert after.attributes == {"colour": "Red", "price": 9.99}
-    assert replace(after, attributes={}, updated=None) == replace(before, attributes={})
+    assert after._replace(attributes={}, updated=None) == before._replace(attributes={})
     assert catalogue.picture("a") == b"picture a" and catalogue.vectors("image").path.stat().st_size == size
     assert catalogue.get(["b"])[0].attributes == {"colour": None, "price": 2.0}
     assert catalogue.verify() == [] and len(catalogue) == 2

@@ -63,7 +63,7 @@ def test_random_operations_agree(tmp_path: Path, store: Store) -> None:
     ids = sorted(held)
     for row, other in zip(store.get(ids), local.get(ids), strict=True):
         of_the_store = {"number": 0, "sequence": 0, "updated": None, "checksums": "[]"}
-        assert replace(row, **of_the_store) == replace(other, **of_the_store)
+        assert row._replace(**of_the_store) == other._replace(**of_the_store)
         mine, theirs = store.vector(row.id, "text"), local.vector(row.id, "text")
         assert mine is not None and theirs is not None and (mine == theirs).all()
         assert (store.vector(row.id, "image") is None) == (local.vector(row.id, "image") is None)

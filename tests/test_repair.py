@@ -93,8 +93,9 @@ def test_alterations_are_found(shop: Path, statement: str, found: str) -> None:
     assert found in problem and (not more or "state" in statement)
 
 
-def test_an_altered_row_is_not_shown(shop: Path, caplog: pytest.LogCaptureFixture) -> None:
-    alter(shop, "UPDATE rows SET title = 'cheap' WHERE id = 'r3'")
+@pytest.mark.parametrize("title", ["'cheap'", "CAST(x'ff00fe' AS TEXT)"])
+def test_an_altered_row_is_not_shown(shop: Path, title: str, caplog: pytest.LogCaptureFixture) -> None:
+    alter(shop, f"UPDATE rows SET title = {title} WHERE id = 'r3'")
     store = LocalStore(shop)
     hits = store.search(Query(np.ones(12, np.float32), limit=50, grouped=False)).hits
     assert len(hits) == ROWS - 1 and "r3" not in {hit.id for hit in hits} and store.get(["r3"]) == []

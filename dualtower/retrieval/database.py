@@ -45,8 +45,11 @@ class Database:
             CatalogueError: SQLite cannot.
         """
         try:
-            with self.lent() as connection:
+            connection, opened = self._borrow(), self._opened
+            try:
                 return connection.execute(statement, values).fetchall()
+            finally:
+                self._give_back(connection, opened)
         except sqlite3.Error as error:
             raise CatalogueError(f"cannot read {self.path}: {error}") from error
 
@@ -90,19 +93,24 @@ class Database:
     @contextlib.contextmanager
     def lent(self) -> Iterator[sqlite3.Connection]:
         """A connection that nobody else uses meanwhile."""
-        self._drop_outdated()
-        opened = self._opened
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            connection = self._connect()
+        connection, opened = self._borrow(), self._opened
         try:
             yield connection
         finally:
-            if opened == self._opened:
-                self._idle.append(connection)
-            else:  # of a file that has been changed meanwhile
-                connection.close()
+            self._give_back(connection, opened)
+
+    def _borrow(self) -> sqlite3.Connection:
+        self._drop_outdated()
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._connect()
+
+    def _give_back(self, connection: sqlite3.Connection, opened: tuple[int, int]) -> None:
+        if opened == self._opened:
+            self._idle.append(connection)
+        else:  # it is of a file that has been changed meanwhile
+            connection.close()
 
     def _connect(self) -> sqlite3.Connection:
         address = self.path.absolute().as_uri()

@@ -6,7 +6,7 @@ import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,9 +82,8 @@ class Item:
     digest: str = ""
 
 
-@dataclass(frozen=True)
-class StoredRow:
-    """One version of a row as it is stored.
+class StoredRow(NamedTuple):
+    """One version of a row as it is stored. (A tuple, since every hit of every search is one.)
 
     Attributes:
         id: Of the row.
