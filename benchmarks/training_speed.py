@@ -48,7 +48,7 @@ from dualtower import (
 from dualtower.data.augment import Draw, augment
 from dualtower.data.products import Products
 from dualtower.data.text import train_tokenizer
-from dualtower.training.loop import Trainer
+from dualtower.training.building import build_trainer
 from dualtower.training.precision import autocast_precision, with_tower_precision
 
 BATCH, SIDE, LAYERS, WIDTH, EMBED = 256, 80, 3, 256, 512
@@ -219,14 +219,14 @@ def run_dualtower(source: str, steps: int, workers: int, parts: bool = False) ->
         accelerator = Accelerator(cpu=True, mixed_precision=autocast_precision(config.train))
         model = DualTower.create(config.model, tokenizer)
         config = with_tower_precision(config, model, products, accelerator)
-        trainer = Trainer(config, model, products, accelerator=accelerator)
+        trainer = build_trainer(config, model, products, accelerator=accelerator)
         times = [time.perf_counter()]
         step = trainer._step
         trainer._step = lambda *a: (step(*a), times.append(time.perf_counter()))  # a stop watch, nothing else
         trainer.fit()
         durations = [b - a for a, b in itertools.pairwise(times)][FIRST:]
         model.train()
-        batch = trainer.loader.collate_fn([products[i] for i in range(BATCH)])
+        batch = trainer.loader.loader.collate_fn([products[i] for i in range(BATCH)])
         limit = bare(lambda: model.see(batch.pixels).pooled, lambda: model.read(batch.tokens).pooled) if parts else 0.0
         return {
             "samples_per_s": BATCH / statistics.median(durations),
@@ -269,7 +269,7 @@ def bare(*towers: Callable[[], torch.Tensor], rounds: int = 5) -> float:
 
 def time_parts(trainer, products, accelerator) -> dict[str, float]:
     """Seconds of each part of a step, alone in the process (in training the loader works beside the step)."""
-    model, collator = trainer.unwrapped, trainer.loader.collate_fn.collator
+    model, collator = trainer.unwrapped, trainer.loader.loader.collate_fn.collator
     rows = [products[i] for i in range(BATCH)]
     parts: dict[str, list[float]] = {}
 

@@ -80,6 +80,7 @@ class Batch:
         present: Which rows have a picture and which a text, bool ``[B, 2]``; None where all have both. What stands in
             `pixels` and `tokens` of a row without it is never read.
         broken: Errors of rows whose picture could not be decoded, and which other rows of the batch stand in for.
+        more_views: Further augmented views of the same pictures, each like `pixels`, where an objective wants them.
     """
 
     ids: tuple[str, ...]
@@ -90,6 +91,7 @@ class Batch:
     labels: Tensor | None = None
     present: Tensor | None = None
     broken: tuple[RowError, ...] = ()
+    more_views: tuple[Tensor, ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch with its tensors on `device`."""
@@ -113,6 +115,7 @@ class Batch:
             attributes=self.attributes and AttributeValues(*map(change, self.attributes)),
             labels=changed(self.labels),
             present=changed(self.present),
+            more_views=tuple(map(change, self.more_views)),
         )
 
 

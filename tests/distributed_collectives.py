@@ -16,6 +16,7 @@ from test_loop import products, run_config
 from torch.profiler import ProfilerActivity, profile
 
 from dualtower.errors import ConfigError
+from dualtower.training.building import build_trainer
 from dualtower.training.loop import Trainer, _Group
 
 STEPS, WARM = 7, 3  # first steps rebuild DDP's buckets and compare shapes
@@ -66,7 +67,7 @@ def main(out: Path) -> None:
         for case in ("exchanges", "unequal"):
             model = tiny.model("bow", "gernet", head_norm="batch")
             config = run_config(out / case, model, steps=STEPS, batch_size=8)
-            made = Trainer(config, model, products(), accelerator=ranks)
+            made = build_trainer(config, model, products(), accelerator=ranks)
             told[case] = exchanges(made) if case == "exchanges" else unequal(made, ranks.process_index)
             del made
         (out / f"rank{ranks.process_index}.json").write_text(json.dumps(told))

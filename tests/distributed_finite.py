@@ -15,7 +15,7 @@ from test_finite import poison_gradient
 from test_loop import products, run_config
 
 from dualtower.errors import NonFiniteLoss
-from dualtower.training.loop import Trainer
+from dualtower.training.building import build_trainer
 
 
 def main(out: Path, ruined: str) -> None:
@@ -29,7 +29,7 @@ def train(out: Path, ruined: str, ranks: Accelerator) -> dict[str, Any]:
     rank = ranks.process_index
     model = tiny.model("textcnn", "vit")
     config = run_config(out, model, steps=6, batch_size=8)
-    made = Trainer(config, model, products(), accelerator=ranks)
+    made = build_trainer(config, model, products(), accelerator=ranks)
     if rank == 1 and ruined == "gradient":
         poison_gradient(made, torch.nan, at_step=3)
     if rank == 1 and ruined == "loss":  # the gradient stays finite: only the number is broken

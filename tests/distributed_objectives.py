@@ -26,7 +26,8 @@ from dualtower.data.augment import Draw
 from dualtower.distributed import rank, world_size
 from dualtower.losses import build_loss
 from dualtower.training import objectives
-from dualtower.training.objectives import Contrastive, Matching, Objective, ProductFused
+from dualtower.training.objective import Objective
+from dualtower.training.objectives import Matching, ProductFused
 from dualtower.types import Batch
 
 ROWS = 12
@@ -85,7 +86,7 @@ def part(batch: Batch, rows: slice) -> Batch:
 
 
 def objective(kind: str, built: DualTower) -> Objective:
-    contrastive = Contrastive(built, build_loss(LossConfig()))
+    contrastive = build_loss(LossConfig())
     if kind == "matching":
         config = MatchingConfig(negatives=3, temperature=1.0)
         return Matching(built, config, contrast=build_loss(LossConfig()), contrastive=contrastive)

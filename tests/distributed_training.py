@@ -14,7 +14,7 @@ from processes import accelerator
 from test_loop import products, run_config
 
 from dualtower import DualTower
-from dualtower.training.loop import Trainer
+from dualtower.training.building import build_trainer
 
 
 def main(out: Path, image: str, *, sync_batchnorm: bool, lock_image: float) -> None:
@@ -29,10 +29,10 @@ def train(out: Path, image: str, ranks: Accelerator, *, sync_batchnorm: bool, lo
     model = DualTower.create(replace(plain, text=replace(plain.text, dropout=0.0)), tiny.tokenizer()).double()
     options = {"augmentation": "none", "steps": 5, "batch_size": 16 // ranks.num_processes, "optimizer": "sgd"}
     config = run_config(out, model, lr=0.05, sync_batchnorm=sync_batchnorm, ema=0.5, lock_image=lock_image, **options)
-    made = Trainer(config, model, products(), accelerator=ranks)
+    made = build_trainer(config, model, products(), accelerator=ranks)
     made.fit()
     if ranks.is_main_process:
-        average = {f"average.{name}": weight for name, weight in made.ema.module.state_dict().items()}
+        average = {f"average.{name}": weight for name, weight in made.ema.module.model.state_dict().items()}
         torch.save(model.state_dict() | average, out / "model.pt")
         (out / "result.json").write_text(json.dumps({"world_size": ranks.num_processes}))
 

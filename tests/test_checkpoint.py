@@ -27,10 +27,11 @@ CONFIG = RunConfig(train=TrainConfig(steps=10))
 def checkpoint(step: int) -> Checkpoint:
     return Checkpoint(
         config=to_dict(CONFIG),
-        position=Position(step=step, epoch=1, batch=2, seconds=3.5, best=0.25),
+        position=Position(step=step, seconds=3.5, best=0.25),
         model={"weight": torch.arange(4.0)},
         optimizer={"state": {0: {"exp_avg": torch.ones(4)}}, "param_groups": [{"lr": 0.1}]},
         rng=[{"cpu": torch.get_rng_state()}],
+        loader=[{"epoch": 1, "batch": 2}],
     )
 
 
@@ -41,6 +42,20 @@ def test_round_trip(tmp_path: Path) -> None:
     assert torch.equal(loaded.model["weight"], torch.arange(4.0))
     assert torch.equal(loaded.optimizer["state"][0]["exp_avg"], torch.ones(4))
     assert torch.equal(loaded.rng[0]["cpu"], checkpoint(7).rng[0]["cpu"])
+    assert loaded.loader == [{"epoch": 1, "batch": 2}]
+
+
+def test_an_older_checkpoint_kept_the_place_in_the_data_with_its_position(tmp_path: Path) -> None:
+    path = save_checkpoint(replace(checkpoint(7), rng=checkpoint(7).rng * 2), tmp_path, keep=2)
+    parts = torch.load(path, weights_only=True)
+    for name in ("loader", "objective", "objective_ema"):
+        del parts[name]
+    parts["position"] |= {"epoch": 3, "batch": 5}
+    torch.save(parts, path)
+    loaded = load_checkpoint(path, CONFIG)
+    assert loaded.position == checkpoint(7).position
+    assert loaded.loader == [{"epoch": 3, "batch": 5}] * 2
+    assert loaded.objective == loaded.objective_ema == {}
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from test_loop import products, run_config, trainer
 
 from dualtower import DualTower
 from dualtower.errors import NonFiniteLoss
+from dualtower.training.building import build_trainer
 from dualtower.training.journal import read_history
 from dualtower.training.loop import Trainer
 
@@ -91,7 +92,7 @@ class TestGradScaler:
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
         model = tiny.model()
         config = run_config(out, model, **train)
-        return Trainer(config, model, products(), accelerator=accelerator)
+        return build_trainer(config, model, products(), accelerator=accelerator)
 
     @pytest.mark.parametrize("clip_norm", [1.0, None])
     def test_an_overflow_skips_the_step(self, clip_norm: float | None, tmp_path: Path) -> None:
@@ -99,11 +100,11 @@ class TestGradScaler:
         poison_gradient(made, torch.inf, at_step=1)
         groups = made._groups()
         made._step(next(groups), 0.1)
-        before, average = weights(made.unwrapped), weights(made.ema.module)
+        before, average = weights(made.unwrapped), weights(made.ema.module.model)
         made._step(next(groups), 0.2)
-        assert made.position.step == 2 and made.position.skipped == 1 and made.position.batch == 2
+        assert made.position.step == 2 and made.position.skipped == 1 and made.loader_state["batch"] == 2
         assert all(torch.equal(w, before[n]) for n, w in made.unwrapped.named_parameters())
-        assert all(torch.equal(w, average[n]) for n, w in made.ema.module.named_parameters())
+        assert all(torch.equal(w, average[n]) for n, w in made.ema.module.model.named_parameters())
         assert made.accelerator.scaler.get_scale() == 2.0**15
 
     def test_skips_without_end_are_an_error(self, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from dualtower.data.batches import TrainingCollator
 from dualtower.data.image_check import broken_images
 from dualtower.data.products import Products
 from dualtower.errors import BrokenImage, DataError
+from dualtower.training.building import build_trainer
 from dualtower.training.loop import Trainer
 
 ROWS = 48
@@ -158,7 +159,7 @@ def trainer(out: Path, products: Products, on_error: str, workers: int) -> Train
     model = tiny.model()
     config = run_config(out, model, steps=6)
     data = replace(config.data, on_error=on_error, workers=workers, cache_mb=0)
-    return Trainer(replace(config, data=data), model, products, accelerator=Accelerator(cpu=True))
+    return build_trainer(replace(config, data=data), model, products, accelerator=Accelerator(cpu=True))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -172,7 +173,7 @@ def test_a_picture_that_breaks_later_is_left_out_and_listed(workers: int, tmp_pa
     assert error.row == "7" and "not a picture" in error.reason and "left out of 2 batch(es)" in error.reason
 
     resumed = replace(made.config, resume=True, train=replace(made.config.train, steps=9))
-    again = Trainer(resumed, tiny.model(), products, accelerator=Accelerator(cpu=True)).fit()
+    again = build_trainer(resumed, tiny.model(), products, accelerator=Accelerator(cpu=True)).fit()
     assert "left out of 3 batch(es)" in again.left_out[0].reason, "the count goes on"
 
 

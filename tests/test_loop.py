@@ -18,10 +18,13 @@ from dualtower import DualTower, LossConfig, Product, RunConfig, TrainConfig
 from dualtower.data.augment import Draw
 from dualtower.data.products import Products
 from dualtower.errors import ConfigError, NonFiniteLoss, UnknownName
+from dualtower.losses import build_loss
 from dualtower.training.batches import augmented
+from dualtower.training.building import build_trainer
 from dualtower.training.config import DataConfig
 from dualtower.training.journal import read_history
 from dualtower.training.loop import Trainer
+from dualtower.training.objectives import Contrastive
 from dualtower.training.optim import parameter_groups
 from dualtower.training.run import _remove_run
 
@@ -50,7 +53,11 @@ def run_config(out: Path, model: DualTower | None = None, **train: Any) -> RunCo
 def trainer(out: Path, model: DualTower | None = None, *, validate: Any = None, **train: Any) -> Trainer:
     model = model or tiny.model()
     config = run_config(out, model, **train)
-    return Trainer(config, model, products(), accelerator=Accelerator(cpu=True), validate=validate)
+    return build_trainer(config, model, products(), accelerator=Accelerator(cpu=True), validate=validate)
+
+
+def contrastive(model: DualTower) -> Contrastive:
+    return Contrastive(model, build_loss(LossConfig()))
 
 
 def test_it_learns(tmp_path: Path) -> None:
@@ -58,7 +65,7 @@ def test_it_learns(tmp_path: Path) -> None:
     assert made.fit().ended == "budget"
     losses = [line["loss"] for line in read_history(tmp_path / "history.jsonl")]
     # 16 rows of 24 products: log 16 at chance
-    last = float(made._forward(next(made._groups()).batches[0], 0, (40, 30)).detach())
+    last = float(made._forward(next(made._groups()).batches[0], 0, (40, 30))[0].detach())
     assert losses[0] > 2.4 and last < 1.0
 
 
@@ -77,7 +84,7 @@ def test_every_pair_of_towers_trains(text: str, image: str, tmp_path: Path) -> N
 def test_every_loss_trains(loss: str, tmp_path: Path) -> None:
     model = tiny.model(init_bias=-5.0)
     config = replace(run_config(tmp_path, model), loss=LossConfig(name=loss))
-    Trainer(config, model, products(), accelerator=Accelerator(cpu=True)).fit()
+    build_trainer(config, model, products(), accelerator=Accelerator(cpu=True)).fit()
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
@@ -90,7 +97,7 @@ def test_muon_leaves_embeddings_norms_and_biases_to_adamw(tmp_path: Path) -> Non
     train = TrainConfig(steps=1, optimizer="nmuon", lr=5e-3, fallback_lr=1e-3)
     model = tiny.model("bert", "vit")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for group in parameter_groups(model, train):
+    for group in parameter_groups(contrastive(model), train):
         rate = 1e-3 if group["use_fallback"] else 5e-3
         assert group["peak_lr"] == rate
         for parameter in group["params"]:
@@ -153,7 +160,7 @@ def test_resume_in_and_after_a_lock_is_bit_exact(stopped_at: int, tmp_path: Path
     shutil.copy(tmp_path / "whole" / "checkpoints" / saved, tmp_path / "part" / "checkpoints" / saved)
     model = tiny.model(seed=1)
     config = replace(run_config(tmp_path / "part", model, **options), resume=True)
-    resumed = Trainer(config, model, products(), accelerator=Accelerator(cpu=True))
+    resumed = build_trainer(config, model, products(), accelerator=Accelerator(cpu=True))
     assert resumed.position.step == stopped_at
     resumed.fit()
     for mine, wanted in ((resumed.unwrapped, whole.unwrapped), (resumed.ema.module, whole.ema.module)):
@@ -163,7 +170,7 @@ def test_resume_in_and_after_a_lock_is_bit_exact(stopped_at: int, tmp_path: Path
 def test_groups_have_their_own_rates_and_decay() -> None:
     model = tiny.model("bert", "vit")
     config = TrainConfig(steps=1, lr=1.0, text_lr=0.1, image_lr=0.01, layer_decay=0.5, weight_decay=0.3)
-    groups = parameter_groups(model, config)
+    groups = parameter_groups(contrastive(model), config)
     names = {id(p): n for n, p in model.named_parameters()}
     rate = {names[id(p)]: (g["peak_lr"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert len(rate) == len(list(model.parameters()))
@@ -180,7 +187,7 @@ def test_average_of_weights_is_what_is_kept(tmp_path: Path) -> None:
     made = trainer(tmp_path, ema=0.5, steps=3)
     kept = made.fit().model.state_dict()
     assert made.ema is not None
-    average, last = made.ema.module.state_dict(), made.unwrapped.state_dict()
+    average, last = made.ema.module.model.state_dict(), made.unwrapped.state_dict()
     assert all(torch.equal(kept[k], average[k]) for k in kept)
     assert not torch.equal(kept["logit_scale"], last["logit_scale"])
 
@@ -232,9 +239,9 @@ def test_accumulation_is_the_mean_of_the_parts(tmp_path: Path) -> None:
     )
     group = next(made._groups())
     made._step(group, 0.0)
-    assert (len(group.batches), made.position.batch, made.position.step) == (2, 2, 1)
+    assert (len(group.batches), made.loader_state["batch"], made.position.step) == (2, 2, 1)
     other.unwrapped.train()
-    sum(other._forward(batch, 0, (40, 30)) for batch in group.batches).div(2).backward()
+    sum(other._forward(batch, 0, (40, 30))[0] for batch in group.batches).div(2).backward()
     other.optimizer.step()
     for (name, a), b in zip(made.unwrapped.named_parameters(), other.unwrapped.parameters(), strict=True):
         torch.testing.assert_close(a, b, msg=name)

@@ -20,8 +20,8 @@ from dualtower.config import to_dict
 from dualtower.data.augment import Draw
 from dualtower.errors import ConfigError
 from dualtower.losses import build_loss
-from dualtower.training.loop import Trainer
-from dualtower.training.objectives import Matching, ProductFused, build_objective
+from dualtower.training.building import build_trainer
+from dualtower.training.objectives import Matching, ProductFused, _joined, build_objective
 from dualtower.types import Batch
 
 SCRIPT = Path(__file__).with_name("distributed_objectives.py")
@@ -96,7 +96,7 @@ def test_a_batch_without_negatives_adds_nothing(codes: list[int]) -> None:
     objective = matching()
     rows = batch(objective.model, codes)
     outputs = objective(rows, Draw(0, size=len(codes)))
-    loss = objective.loss(outputs, rows) - objective._contrast.loss(outputs.own, rows)
+    loss = objective.loss(outputs, rows) - _joined(objective._contrast, outputs.own, rows)
     loss.backward()
     gradients = [p.grad for p in objective.parameters() if p.grad is not None]
     assert loss.item() == 0 and all(torch.isfinite(g).all() and (g == 0).all() for g in gradients)
@@ -163,7 +163,7 @@ def test_locked_towers_leave_nothing_but_the_head_to_train(tmp_path: Path) -> No
     config = run_config(tmp_path, steps=3, lock_text=1, lock_image=1)
     config = replace(config, objective="matching", model=model.config)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    Trainer(config, model, products(), accelerator=Accelerator(cpu=True)).fit()
+    build_trainer(config, model, products(), accelerator=Accelerator(cpu=True)).fit()
     moved = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {"reranker"}
 

@@ -22,7 +22,7 @@ from dualtower import RunConfig
 from dualtower.config import from_dict, to_dict
 from dualtower.errors import ConfigError
 from dualtower.precision import TowerPrecision, computed, measure_precision, preferred
-from dualtower.training.loop import Trainer
+from dualtower.training.building import build_trainer
 from dualtower.training.precision import autocast_precision, with_tower_precision
 from dualtower.training.run import run
 from dualtower.types import Features
@@ -128,7 +128,7 @@ def test_it_trains_in_mixed_precision(tmp_path: Path) -> None:
     config = run_config(tmp_path, model, precision="auto", tower_precision=TowerPrecision(image="bf16"))
     accelerator = Accelerator(cpu=True)
     config = with_tower_precision(config, model, products(), accelerator)
-    made = Trainer(config, model, products(), accelerator=accelerator)
+    made = build_trainer(config, model, products(), accelerator=accelerator)
     assert made.unwrapped.precision == TowerPrecision(image="bf16")
     assert made.fit().ended == "budget"
     assert all(torch.isfinite(p).all() and p.dtype == torch.float32 for p in model.parameters())

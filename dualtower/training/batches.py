@@ -14,45 +14,50 @@ from dualtower.data.batches import PREFETCHED, Collator, PixelCache
 from dualtower.data.images import ImageSettings
 from dualtower.data.products import Products
 from dualtower.errors import ConfigError
-from dualtower.model import DualTower
 from dualtower.training.config import RunConfig, TrainConfig
+from dualtower.training.objective import Objective, Views
 from dualtower.types import Batch
 
 __all__ = ["augmented", "picture_size", "training_collator"]
 
+ONE_VIEW = Views()
 
-def training_collator(config: RunConfig, model: DualTower, products: Products) -> Collator:
+
+def training_collator(config: RunConfig, objective: Objective, products: Products) -> Collator:
     """The model's collator with a cache of pictures, where they fit, and the classes that the run learns.
 
     Args:
         config: The run.
-        model: What is trained.
+        objective: What it wants of a row decides whether pictures and texts are read.
         products: Training split.
     """
-    settings, data = config.model.image_settings, config.data
-    in_transit = data.workers * (PREFETCHED + 1) * config.train.batch_size * 3 * settings.height * settings.width
-    fits = PixelCache.megabytes(products, settings) <= data.cache_mb
-    cache = PixelCache.if_there_is_room(products, settings, in_transit=in_transit) if fits else None
-    collator = model.collator()
+    collator, views = objective.model.collator(), objective.views
     classes = {**collator.classes, **fit_classes(config.task.labels, products.attributes)}
-    return replace(collator, cache=cache, classes=classes)
+    return replace(
+        collator,
+        tokenizer=collator.tokenizer if views.text else None,
+        image_settings=collator.image_settings if views.images else None,
+        cache=_pixel_cache(config, products) if views.images else None,
+        classes=classes,
+    )
 
 
-def augmented(batch: Batch, config: TrainConfig, tokenizer: Any, draw: Draw, *, size: tuple[int, int]) -> Batch:
+def augmented(
+    batch: Batch, config: TrainConfig, tokenizer: Any, draw: Draw, *, size: tuple[int, int], views: Views = ONE_VIEW
+) -> Batch:
     """A batch as one visit of training sees it.
 
     Args:
-        batch: With pictures, on the device.
+        batch: On the device.
         config: What is changed, and how far.
         tokenizer: Of the batch's texts.
         draw: Random numbers, a row of them for each row of the batch.
         size: Height and width that the pictures get.
+        views: What the objective wants; a loader may read more than that.
     """
-    assert batch.pixels is not None
-    pixels = augment(batch.pixels, config.augmentation, draw, size=size, strength=config.augmentation_strength)
-    if config.erasing:
-        pixels = erase(pixels, draw, share=config.erasing)
-    return replace(batch, pixels=pixels, tokens=_with_hidden(batch.tokens, config.token_dropout, tokenizer, draw))
+    images = [] if batch.pixels is None else _views(batch.pixels, config, draw, size, count=views.images)
+    tokens = _with_hidden(batch.tokens, config.token_dropout, tokenizer, draw) if views.text else None
+    return replace(batch, pixels=images[0] if images else None, more_views=tuple(images[1:]), tokens=tokens)
 
 
 def picture_size(settings: ImageSettings, scales: tuple[float, ...], progress: float) -> tuple[int, int]:
@@ -68,6 +73,23 @@ def picture_size(settings: ImageSettings, scales: tuple[float, ...], progress: f
     scale = scales[min(int(progress * len(scales)), len(scales) - 1)]
     height, width = (max(8, 4 * round(side * scale / 4)) for side in (settings.height, settings.width))
     return height, width
+
+
+def _views(pixels: Tensor, config: TrainConfig, draw: Draw, size: tuple[int, int], *, count: int) -> list[Tensor]:
+    views = []
+    for _ in range(count):
+        view = augment(pixels, config.augmentation, draw, size=size, strength=config.augmentation_strength)
+        views.append(erase(view, draw, share=config.erasing) if config.erasing else view)
+    return views
+
+
+def _pixel_cache(config: RunConfig, products: Products) -> PixelCache | None:
+    """A cache of the split's pictures, where they fit."""
+    settings, data = config.model.image_settings, config.data
+    if PixelCache.megabytes(products, settings) > data.cache_mb:
+        return None
+    in_transit = data.workers * (PREFETCHED + 1) * config.train.batch_size * 3 * settings.height * settings.width
+    return PixelCache.if_there_is_room(products, settings, in_transit=in_transit)
 
 
 def _with_hidden(

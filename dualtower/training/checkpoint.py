@@ -1,7 +1,8 @@
 """Checkpoints that a killed run goes on from, bit for bit.
 
-One file holds weights, averaged weights, optimiser, gradient scaler, every rank's random state and the position in
-the data. It is written beside its final name, synced and renamed, so a file with the final name is complete.
+One file holds the weights, the state of the objective, the averages of both, the optimiser, the gradient scaler, and
+every rank's random state and place in the data. It is written beside its final name, synced and renamed, so a file with
+the final name is complete.
 """
 
 from __future__ import annotations
@@ -50,8 +51,6 @@ class Position:
     Attributes:
         step: Steps of the budget, each of one joined batch (or `accumulate` of them).
         skipped: Those among them that left the weights alone, since their gradients overflowed in fp16.
-        epoch: Epoch of the next batch.
-        batch: Number of the next batch in that epoch.
         seconds: Training time so far.
         best: Best validation score so far, or None before the first validation.
         stale: Validations since then.
@@ -60,8 +59,6 @@ class Position:
 
     step: int = 0
     skipped: int = 0
-    epoch: int = 0
-    batch: int = 0
     seconds: float = 0.0
     best: float | None = None
     stale: int = 0
@@ -76,10 +73,13 @@ class Checkpoint:
         config: The run's, as plain values.
         position: Where it stands.
         model: Weights.
+        objective: State of the objective's own parts.
         optimizer: State of the optimiser.
         ema: Averaged weights, or None.
+        objective_ema: Averaged state of the objective's own parts.
         scaler: State of the gradient scaler, or None.
         rng: One random state per rank.
+        loader: One state of a loader per rank.
         inputs: What the run was made from besides its config (`run_inputs`).
         left_out: Rows whose pictures broke on the way (`LeftOut`).
     """
@@ -88,9 +88,12 @@ class Checkpoint:
     position: Position
     model: Mapping[str, torch.Tensor]
     optimizer: Mapping[str, Any]
+    objective: Mapping[str, torch.Tensor] = field(default_factory=dict)
     ema: Mapping[str, torch.Tensor] | None = None
+    objective_ema: Mapping[str, torch.Tensor] = field(default_factory=dict)
     scaler: Mapping[str, Any] | None = None
     rng: list[Mapping[str, torch.Tensor]] = field(default_factory=list)
+    loader: list[Mapping[str, Any]] = field(default_factory=list)
     inputs: Mapping[str, str] = field(default_factory=dict)
     left_out: list[tuple[str, str, str, int]] = field(default_factory=list)
 
@@ -182,7 +185,7 @@ def parse_checkpoint(
 ) -> Checkpoint:
     """Make a checkpoint of its bytes, as `load_checkpoint` does; `path` is for messages."""
     try:
-        parts = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        parts = _with_loader(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
         position = from_dict(Position, parts.pop("position"), where=f"{path}: position")
         checkpoint = Checkpoint(position=position, **parts)
     except (OSError, ValueError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
@@ -197,6 +200,15 @@ def parse_checkpoint(
             "resume with the settings in the run's config.json, or choose another --out"
         )
     return checkpoint
+
+
+def _with_loader(parts: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a checkpoint; those of an older version kept the place in the data with the position."""
+    if "loader" in parts:
+        return parts
+    position = dict(parts["position"])
+    place = {"epoch": position.pop("epoch"), "batch": position.pop("batch")}
+    return {**parts, "position": position, "loader": [place] * max(1, len(parts.get("rng", [])))}
 
 
 def _binding(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -35,10 +37,6 @@ def clip_gradients(accelerator: Accelerator, module: nn.Module, limit: float | N
     return norm
 
 
-def non_finite_weights(model: nn.Module) -> list[str]:
+def non_finite_weights(state: Mapping[str, Tensor]) -> list[str]:
     """Names of the weights and statistics that hold NaN or infinity."""
-    return [
-        name
-        for name, weight in model.state_dict().items()
-        if weight.is_floating_point() and not bool(weight.isfinite().all())
-    ]
+    return [name for name, weight in state.items() if weight.is_floating_point() and not bool(weight.isfinite().all())]

@@ -1,7 +1,8 @@
 """The one training loop: batch -> objective around the model -> loss -> step, through Accelerate.
 
-The loop knows no tower and no loss by name. Whatever it draws at random is a function of (seed, step, rank), and all
-other state is in the checkpoint, so a run that is killed and resumed ends where the uninterrupted one does.
+The loop knows no tower, no loss, no objective and no loader by name. Whatever it draws at random is a function of
+(seed, step, rank), and all other state is in the checkpoint, so a run that is killed and resumed ends where the
+uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -9,22 +10,23 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
 from timm.utils import ModelEmaV3
 
 from dualtower.data.augment import Draw
-from dualtower.data.batches import BatchPlan, training_loader
 from dualtower.data.products import Products
 from dualtower.distributed import agree, agree_on_step, broadcast_, with_averaged_gradients
 from dualtower.errors import ConfigError, NonFiniteLoss, RowError
 from dualtower.model import DualTower
 from dualtower.sharding import sharded
 from dualtower.training.allocator import keep_freed_memory
-from dualtower.training.batches import augmented, picture_size, training_collator
+from dualtower.training.batches import augmented, picture_size
 from dualtower.training.batchnorm import synchronise_batchnorm
 from dualtower.training.budget import Budget, Clock
 from dualtower.training.checkpoint import Position, latest_checkpoint
@@ -39,7 +41,8 @@ from dualtower.training.gradients import (
 from dualtower.training.inputs import run_inputs, same_everywhere
 from dualtower.training.journal import Journal
 from dualtower.training.left_out import LeftOut
-from dualtower.training.objectives import build_objective
+from dualtower.training.loader import StatefulLoader
+from dualtower.training.objective import Objective
 from dualtower.training.optim import create_optimizer, freeze_locked, resting_parts, set_learning_rates, set_modes
 from dualtower.training.prefetch import on_device
 from dualtower.training.saving import TrainingState
@@ -51,16 +54,15 @@ __all__ = ["Outcome", "Trainer"]
 logger = logging.getLogger(__name__)
 
 SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-Validate = Callable[[DualTower], dict[str, float]]
+Validate = Callable[[Objective], dict[str, float]]
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Batches of one optimiser step, and where in the data the step after it begins."""
+    """Batches of one optimiser step, and where the loader stood after the last of them."""
 
     batches: list[Batch]
-    epoch: int
-    next_batch: int
+    loader_state: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -81,80 +83,74 @@ class Outcome:
 
 
 class Trainer:
-    """Trains one model on one split.
+    """Trains one objective on the batches of one loader.
 
     Args:
         config: The run.
-        model: Freshly built (the trainer loads a checkpoint into it when the config says resume).
-        products: Training split.
+        objective: Freshly built (the trainer loads a checkpoint into it when the config says resume).
+        loader: This process's batches.
         accelerator: Device, precision and processes.
-        validate: Measures a model, in all processes at once (see `dualtower.sharding`); must hold the key ``score``, of
-            which more is better. None never validates.
-        validation: What it measures on; a resumed run must find the same rows.
+        validate: Measures an objective, in all processes at once (see `dualtower.sharding`); must hold the key
+            ``score``, of which more is better. None never validates.
+        splits: Name -> rows that the run is made from; a resumed run must find the same.
 
     Raises:
-        ConfigError: The budget or the batch does not fit the data, or the processes see different data.
+        ConfigError: The budget does not fit the loader, or the processes see different data.
         CheckpointError: There is a checkpoint to resume from, but it does not fit.
     """
 
     def __init__(
         self,
         config: RunConfig,
-        model: DualTower,
-        products: Products,
+        objective: Objective,
+        loader: StatefulLoader,
         *,
         accelerator: Accelerator,
         validate: Validate | None = None,
-        validation: Products | None = None,
+        splits: Mapping[str, Products] | None = None,
     ) -> None:
         self.config, self.accelerator, self.validate = config, accelerator, validate
-        train = config.train
+        self.objective, self.loader = objective, loader
+        train, model = config.train, objective.model
         if accelerator.distributed_type in SHARDING:
             raise ConfigError(
                 f"{accelerator.distributed_type.value} shards the weights, but here every process holds them all; "
                 "choose plain multi-GPU training in `accelerate config`"
             )
-        splits = {"train": products} if validation is None else {"train": products, "validation": validation}
-        self.inputs = run_inputs(model.tokenizer, splits, processes=accelerator.num_processes)
+        self.inputs = run_inputs(model.tokenizer, splits or {}, processes=accelerator.num_processes)
         same_everywhere(self.inputs)
         if accelerator.device.type == "cpu":
             keep_freed_memory()
-        self.plan = BatchPlan(
-            products,
-            batch_size=train.batch_size,
-            sampling=train.sampling,
-            balance=train.balance,
-            seed=train.seed,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-        )
-        self.steps_per_epoch = len(self.plan) // train.accumulate
+        self.steps_per_epoch = len(loader) // train.accumulate
         if not self.steps_per_epoch:
-            raise ConfigError(
-                f"an epoch has {len(self.plan)} batches, fewer than train.accumulate = {train.accumulate}"
-            )
+            raise ConfigError(f"an epoch has {len(loader)} batches, fewer than train.accumulate = {train.accumulate}")
         self.budget = Budget.of(train, self.steps_per_epoch)
         self.validation_steps = max(1, round(train.validate_every * self.steps_per_epoch))
-        collator = training_collator(config, model, products)
-        self.loader = training_loader(products, self.plan, collator, workers=config.data.workers)
-        self.objective = build_objective(config, model, products)
 
-        freeze_locked(model, train, self.objective.idle)
-        self.ema = ModelEmaV3(model, decay=train.ema, use_warmup=True) if train.ema else None
+        freeze_locked(objective, train)
+        self.ema = ModelEmaV3(objective, decay=train.ema, use_warmup=True) if train.ema else None
         if train.sync_batchnorm and accelerator.num_processes > 1:
-            synchronise_batchnorm(model, accelerator.device)
+            synchronise_batchnorm(objective, accelerator.device)
         if train.compile:
             compile_towers(model)
         self.unwrapped = model
-        accelerator.prepare_model(self.objective, evaluation_mode=True)  # device and autocast; ranks are joined below
-        self.optimizer = accelerator.prepare_optimizer(create_optimizer(model, train))
+        accelerator.prepare_model(objective, evaluation_mode=True)  # device and autocast; ranks are joined below
+        self.optimizer = accelerator.prepare_optimizer(create_optimizer(objective, train))
         if self.ema is not None:
             self.ema.to(accelerator.device)
         self.left_out = LeftOut(config.data.on_error)
         self.state = TrainingState(
-            config, self.inputs, accelerator, model, self.optimizer, ema=self.ema, left_out=self.left_out
+            config,
+            self.inputs,
+            accelerator,
+            objective,
+            self.optimizer,
+            ema=self.ema,
+            loader=loader,
+            left_out=self.left_out,
         )
         self.position = self.state.restore(self.budget)
+        self.loader_state = loader.state_dict()
         self.trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._let_rest(self._resting_parts(self.budget.progress(self.position.step, self.position.seconds)))
         self.journal = Journal(
@@ -195,45 +191,58 @@ class Trainer:
         return Outcome(self.position, ended, best, self.left_out.errors())
 
     def _groups(self) -> Iterator[_Group]:
-        """Endless groups of `accumulate` batches, starting at the position."""
-        epoch, start = self.position.epoch, self.position.batch
-        while True:
-            self.plan.set_epoch(epoch, start)
+        """Endless groups of `accumulate` batches, starting behind the last step."""
+        self.loader.load_state_dict(self.loader_state)
+        epochs_without = 0
+        while epochs_without < 2:  # what is left of the first epoch may be too short
+            epochs_without += 1
             batches: list[Batch] = []
-            for number, batch in enumerate(on_device(self.loader, self.accelerator.device), start=start + 1):
+            states: deque[Mapping[str, Any]] = deque()  # the batches are on the device one ahead of their steps
+            for batch in on_device(self._batches(states), self.accelerator.device):
+                state = states.popleft()
                 self.left_out.note(batch.broken)
                 batches.append(batch)
                 if len(batches) == self.config.train.accumulate:
-                    yield _Group(batches, epoch, number)
-                    batches = []
-            epoch, start = epoch + 1, 0
+                    yield _Group(batches, state)
+                    batches, epochs_without = [], 0
+        wanted = self.config.train.accumulate
+        raise ConfigError(f"a whole epoch of the loader has fewer batches than train.accumulate = {wanted}")
+
+    def _batches(self, states: deque[Mapping[str, Any]]) -> Iterator[Batch]:
+        """The rest of the loader's epoch; notes where it stands after each batch."""
+        for batch in self.loader:
+            states.append(self.loader.state_dict())
+            yield batch
 
     def _step(self, group: _Group, progress: float) -> None:
         train = self.config.train
         lr = set_learning_rates(self.optimizer, train, progress)
         if (resting := self._resting_parts(progress)) != self.resting:
             self._let_rest(resting)
-        set_modes(self.unwrapped, self.resting)
+        set_modes(self.objective, self.resting)
         size = picture_size(self.config.model.image_settings, train.progressive, progress)
-        losses = []
+        losses, remembered = [], []
         for number, batch in enumerate(group.batches):
             last = number == len(group.batches) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self._forward(batch, number, size)
+                loss, kept = self._forward(batch, number, size)
                 losses.append(loss.detach())
+                remembered.append(kept)
                 self.accelerator.backward(nan_unless_finite(loss) / len(group.batches))
         mean = torch.stack(losses).mean()
         skipped = not self._move(mean)
+        if not skipped:
+            with torch.no_grad():
+                self.objective.after_step(remembered, progress)
         self.position = replace(
             self.position,
             step=self.position.step + 1,
             skipped=self.position.skipped + skipped,
-            epoch=group.epoch,
-            batch=group.next_batch,
         )
+        self.loader_state = group.loader_state
         if self.ema is not None and not skipped:
-            self.ema.update(self.unwrapped, step=self.position.step - self.position.skipped)
-        samples = len(losses) * train.batch_size * self.accelerator.num_processes
+            self.ema.update(self.objective, step=self.position.step - self.position.skipped)
+        samples = sum(len(batch.ids) for batch in group.batches) * self.accelerator.num_processes
         self.journal.step(self.position, loss=mean, lr=lr, logit_scale=self.unwrapped.logit_scale, samples=samples)
 
     def _resting_parts(self, progress: float) -> frozenset[str]:
@@ -287,14 +296,16 @@ class Trainer:
         if self.accelerator.is_main_process:
             logger.warning("step %d overflowed in fp16 and was skipped; loss scale now %g", self.position.step, scale)
 
-    def _forward(self, batch: Batch, number: int, size: tuple[int, int]) -> torch.Tensor:
-        assert batch.pixels is not None
-        device, ranks = batch.pixels.device, self.accelerator.num_processes
+    def _forward(self, batch: Batch, number: int, size: tuple[int, int]) -> tuple[torch.Tensor, Any]:
+        """The loss of one batch, and what the objective remembers of it."""
+        rows, ranks, device = len(batch.ids), self.accelerator.num_processes, batch.products.device
         seeds = (self.config.train.seed, self.position.step, number)
-        draw = Draw(*seeds, self.accelerator.process_index, size=len(batch.pixels), device=device)
-        batch = augmented(batch, self.config.train, self.unwrapped.tokenizer, draw, size=size)
-        joint_draw = Draw(*seeds, ranks, size=len(batch.ids) * ranks, device=device)  # no rank has this number
-        return self.objective.loss(self.model(batch, joint_draw), batch)
+        draw = Draw(*seeds, self.accelerator.process_index, size=rows, device=device)
+        views = self.objective.views
+        batch = augmented(batch, self.config.train, self.unwrapped.tokenizer, draw, size=size, views=views)
+        joint_draw = Draw(*seeds, ranks, size=rows * ranks, device=device)  # no rank has this number
+        outputs = self.model(batch, joint_draw)
+        return self.objective.loss(outputs, batch), self.objective.remember(outputs)
 
     def _ruined(self, what: str, loss: torch.Tensor | None = None) -> NonFiniteLoss:
         """The error of a training that cannot go on; names the state to go back to."""
@@ -309,7 +320,8 @@ class Trainer:
 
     def _refuse_ruined_weights(self) -> None:
         """Raise, on all ranks alike, where a step of finite gradients was itself too large: nobody wants that saved."""
-        ruined = non_finite_weights(self.unwrapped)
+        model, own = self.unwrapped.state_dict(), self.objective.own_state()
+        ruined = non_finite_weights(model) + non_finite_weights(own)
         anywhere, _ = agree(float(bool(ruined)), 0.0, self.accelerator.device)
         if anywhere:
             raise self._ruined(f"weights became infinite or NaN ({', '.join(ruined[:3]) or 'in another process'})")
@@ -324,10 +336,10 @@ class Trainer:
         if self.validate is None:
             return False
         self._refuse_ruined_weights()
-        model = self.state.averaged
-        broadcast_(model.state_dict().values())  # batch statistics differ between the processes
+        averaged = self.state.averaged
+        broadcast_(averaged.state_dict().values())  # batch statistics differ between the processes
         with sharded():
-            figures = self.validate(model)
+            figures = self.validate(averaged)
         score, _ = agree(figures["score"], 0.0, self.accelerator.device)
         self.journal.validation(self.position, figures)
         better = self.position.best is None or score > self.position.best
@@ -347,4 +359,4 @@ class Trainer:
 
     def _save(self) -> None:
         self._refuse_ruined_weights()
-        self.state.save(self.position)
+        self.state.save(self.position, self.loader_state)

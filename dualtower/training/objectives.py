@@ -6,12 +6,11 @@ float32, and joins the ranks. On any number of ranks the gradients are those of 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from dualtower.data.attributes import class_labels, fit_classes
@@ -19,6 +18,15 @@ from dualtower.data.augment import Draw
 from dualtower.data.products import Products
 from dualtower.distributed import agree, gather, rank, share
 from dualtower.errors import ConfigError
+from dualtower.evaluation import (
+    Evaluation,
+    Section,
+    choose_weight,
+    evaluate,
+    measure_heads,
+    rerank,
+    similar_products,
+)
 from dualtower.fusion.reranker import TokenStates
 from dualtower.losses import Loss, build_loss
 from dualtower.losses.similarity import similarities
@@ -26,38 +34,13 @@ from dualtower.losses.supervised import supervised_contrastive
 from dualtower.model import DualTower
 from dualtower.reranking import features_to_rerank
 from dualtower.training.config import MatchingConfig, RunConfig, TaskConfig
+from dualtower.training.objective import Objective
 from dualtower.types import Batch, Embeddings
 
-__all__ = ["Contrastive", "Matching", "Objective", "ProductFused", "build_objective"]
+__all__ = ["Contrastive", "Matching", "ProductFused", "build_objective"]
 
 
 TOWERS = ("text_tower", "image_tower", "text_head", "image_head", "logit_scale", "logit_bias")
-
-
-class Objective(nn.Module, ABC):
-    """Base of all objectives.
-
-    Args:
-        model: What is trained.
-        idle: Parts of the model that this objective gives no gradient; they rest as if they were locked.
-    """
-
-    def __init__(self, model: DualTower, *, idle: tuple[str, ...] = ()) -> None:
-        super().__init__()
-        self.model, self.idle = model, idle
-
-    @abstractmethod
-    def forward(self, batch: Batch, draw: Draw) -> Any:
-        """Compute what `loss` needs.
-
-        Args:
-            batch: Rows of this rank.
-            draw: Random numbers that are the same on all ranks.
-        """
-
-    @abstractmethod
-    def loss(self, outputs: Any, batch: Batch) -> Tensor:
-        """The loss of the joined batch, a scalar."""
 
 
 class Contrastive(Objective):
@@ -74,9 +57,13 @@ class Contrastive(Objective):
 
     def loss(self, outputs: Embeddings, batch: Batch) -> Tensor:
         """The loss of all ranks' embeddings; every rank computes it in full."""
-        assert outputs.image is not None and outputs.text is not None
-        image, text, products = gather(outputs.image, outputs.text, batch.products)
-        return self._loss(image, text, scale=outputs.scale, bias=outputs.bias, products=products)
+        return _joined(self._loss, outputs, batch)
+
+    def validate(self, products: Products, *, batch_size: int) -> dict[str, float]:
+        """Mean recall@10 of both directions."""
+        metrics = evaluate(self.model, products, ks=(10,), bootstrap=0, batch_size=batch_size).report.metrics
+        recall = {name: metrics[name]["recall@10"].value for name in ("text_to_image", "image_to_text")}
+        return {"score": sum(recall.values()) / 2, **{f"{name}/recall@10": value for name, value in recall.items()}}
 
 
 class MatchingLogits(NamedTuple):
@@ -107,20 +94,18 @@ class Matching(Objective):
         model: With a re-ranker.
         config: Which negatives.
         contrast: Between the re-ranker's embeddings.
-        contrastive: Keeps the towers in shape where they are trained too; None where both are locked for good.
+        contrastive: Between the towers'; keeps them in shape where they are trained too; None where both are locked for
+            good.
 
     Raises:
         ConfigError: The model has no re-ranker.
     """
 
-    def __init__(
-        self, model: DualTower, config: MatchingConfig, *, contrast: Loss, contrastive: Contrastive | None
-    ) -> None:
+    def __init__(self, model: DualTower, config: MatchingConfig, *, contrast: Loss, contrastive: Loss | None) -> None:
         super().__init__(model, idle=("fusion",) if contrastive else ("fusion", *TOWERS))
         if model.reranker is None:
             raise ConfigError("matching trains a re-ranker; give the recipe's model a reranker=RerankerConfig()")
-        self.config, self._contrastive = config, contrastive
-        self._contrast = Contrastive(model, contrast)
+        self.config, self._contrast, self._contrastive = config, contrast, contrastive
 
     def forward(self, batch: Batch, draw: Draw) -> MatchingLogits:
         """Score each row's own pair and its hard negatives."""
@@ -149,9 +134,25 @@ class Matching(Objective):
     def loss(self, outputs: MatchingLogits, batch: Batch) -> Tensor:
         """Cross-entropy of the right partner in both directions; a row without any negative adds nothing."""
         right = torch.zeros(len(outputs.text_to_image), dtype=torch.int64, device=outputs.text_to_image.device)
-        total = self._contrast.loss(outputs.own, batch)
+        total = _joined(self._contrast, outputs.own, batch)
         total = total + sum(F.cross_entropy(_precise(logits), right) for logits in outputs[:2]) / 2
-        return total if self._contrastive is None else total + self._contrastive.loss(outputs.towers, batch)
+        return total if self._contrastive is None else total + _joined(self._contrastive, outputs.towers, batch)
+
+    def validate(self, products: Products, *, batch_size: int) -> dict[str, float]:
+        """Mean reciprocal rank of both directions after re-ranking; sets the re-ranker's weight."""
+        assert self.model.reranker is not None
+        result = evaluate(self.model, products, ks=(10,), bootstrap=0, batch_size=batch_size)
+        top = min(20, *(len(direction.gallery.rows) for direction in result.directions.values()))
+        after = choose_weight(self.model, result, top=top)
+        mrr = {f"{name}/mrr": result.report.metrics[name]["mrr"].value for name in after}
+        mrr |= {f"{name}/mrr_reranked": value for name, value in after.items()}
+        return {"score": sum(after.values()) / len(after), **mrr, "weight": float(self.model.reranker.weight)}
+
+    def sections(self, result: Evaluation, train: Products, config: RunConfig, *, progress: bool) -> list[Section]:
+        """Report what re-ranking makes of the best hits."""
+        settings = config.evaluation
+        top = min(settings.rerank, *(len(direction.gallery.rows) for direction in result.directions.values()))
+        return [rerank(self.model, result, top=top, bootstrap=settings.bootstrap, progress=progress).section()]
 
     def _negatives(self, logits: Tensor, same: Tensor, rows: Tensor, draw: Draw) -> Tensor:
         """Hard negatives of each of this rank's rows, drawn without replacement: int64 ``[B, K]``.
@@ -196,7 +197,8 @@ class ProductFused(Objective):
         classes: Attribute -> classes, for the columns of a batch's labels.
         log_shares: Head -> log of each class's share of the training rows, ``[classes]``.
         pair_loss: Between the two views of every product.
-        contrastive: Keeps the towers in shape where they are trained too; None where both are locked for good.
+        contrastive: Between the towers' embeddings; keeps them in shape where they are trained too; None where both are
+            locked for good.
 
     Raises:
         ConfigError: The model has no fusion.
@@ -210,7 +212,7 @@ class ProductFused(Objective):
         classes: Mapping[str, Sequence[str]],
         log_shares: Mapping[str, Tensor],
         pair_loss: Loss,
-        contrastive: Contrastive | None,
+        contrastive: Loss | None,
     ) -> None:
         super().__init__(model, idle=("reranker",) if contrastive else ("reranker", *TOWERS))
         if model.fusion is None:
@@ -244,8 +246,30 @@ class ProductFused(Objective):
             known_rows = (target >= 0).sum().clamp(min=1)
             total = total + weight * F.cross_entropy(logits, target, ignore_index=-1, reduction="sum") / known_rows
         if self._contrastive is not None:
-            total = total + self._contrastive.loss(outputs.embeddings, batch)
+            total = total + _joined(self._contrastive, outputs.embeddings, batch)
         return total
+
+    def validate(self, products: Products, *, batch_size: int) -> dict[str, float]:
+        """nDCG@10 of the fused vectors, and of the towers' own beside it."""
+        similar = similar_products(
+            self.model, products, relevance=self.config.labels, ks=(10,), bootstrap=0, batch_size=batch_size
+        )
+        ndcg = {kind: table["ndcg@10"].value for kind, table in similar.metrics.items()}
+        return {"score": ndcg["fused"], **{f"{kind}/ndcg@10": value for kind, value in ndcg.items()}}
+
+    def sections(self, result: Evaluation, train: Products, config: RunConfig, *, progress: bool) -> list[Section]:
+        """Report which products the fused vectors find, and what the heads predict."""
+        settings = config.evaluation
+        similar = similar_products(
+            self.model,
+            result.products,
+            relevance=self.config.labels,
+            ks=settings.ks,
+            bootstrap=settings.bootstrap,
+            batch_size=settings.batch_size,
+        )
+        heads = [measure_heads(self.model, result.products, train.attributes)] if self.config.heads else []
+        return [similar.section(), *heads]
 
     def _joint_label(self, labels: Tensor) -> Tensor:
         """One number for the values of all label attributes; -1 where one of them is unknown."""
@@ -265,7 +289,7 @@ def build_objective(config: RunConfig, model: DualTower, products: Products) -> 
         model: What is trained.
         products: Training split, which knows the classes and how frequent they are.
     """
-    contrastive = Contrastive(model, build_loss(config.loss, similarity=model.config.similarity))
+    contrastive = build_loss(config.loss, similarity=model.config.similarity)
     kept = None if min(config.train.lock_text, config.train.lock_image) >= 1 else contrastive
     if config.objective == "matching":
         return Matching(model, config.matching, contrast=build_loss(config.loss), contrastive=kept)
@@ -277,7 +301,14 @@ def build_objective(config: RunConfig, model: DualTower, products: Products) -> 
         return ProductFused(
             model, config.task, classes=classes, log_shares=shares, pair_loss=pair_loss, contrastive=kept
         )
-    return contrastive
+    return Contrastive(model, contrastive)
+
+
+def _joined(loss: Loss, embeddings: Embeddings, batch: Batch) -> Tensor:
+    """A contrastive loss of all ranks' embeddings; every rank computes it in full."""
+    assert embeddings.image is not None and embeddings.text is not None
+    image, text, products = gather(embeddings.image, embeddings.text, batch.products)
+    return loss(image, text, scale=embeddings.scale, bias=embeddings.bias, products=products)
 
 
 def _log_shares(classes: Sequence[str], values: Sequence[Any]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Collection
 from typing import Any
@@ -11,9 +12,9 @@ import torch
 from torch import nn
 
 from dualtower.errors import UnknownName
-from dualtower.model import DualTower
 from dualtower.training.budget import learning_rate_factor
 from dualtower.training.config import TrainConfig
+from dualtower.training.objective import Objective
 
 __all__ = [
     "create_optimizer",
@@ -28,23 +29,26 @@ MATRICES = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.MultiheadAttentio
 """Layers whose weights are linear maps, which is what Muon makes orthogonal steps for."""
 
 
-def parameter_groups(model: DualTower, config: TrainConfig) -> list[dict[str, Any]]:
-    """Group the trainable parameters by part of the model, depth and whether they decay.
+def parameter_groups(objective: Objective, config: TrainConfig) -> list[dict[str, Any]]:
+    """Group the trainable parameters by part, depth and whether they decay: the model's, then the objective's own.
 
     Matrices and kernels decay; norms, biases, the scale and the bias of the similarity do not. Each group remembers
-    its `part` (image_tower, text_head, logit_scale ...) and its `peak_lr`, from which every step's rate is computed.
-    A Muon optimiser is told which groups are not its own: embeddings and whatever is no linear map go to AdamW.
+    its `part` (image_tower, text_head, logit_scale ... or an own part's name) and its `peak_lr`, from which every
+    step's rate is computed. A Muon optimiser is told which groups are not its own: embeddings and whatever is no linear
+    map go to AdamW.
     """
-    muon = "muon" in config.optimizer
+    muon, model = "muon" in config.optimizer, objective.model
     rates = {"image_tower": config.image_lr, "text_tower": config.text_lr}
-    maps = {id(p) for m in model.modules() if isinstance(m, MATRICES) for p in m.parameters(recurse=False)}
+    maps = {id(p) for m in objective.modules() if isinstance(m, MATRICES) for p in m.parameters(recurse=False)}
+    of_model = ((name, p, config.layer_decay ** model.layers_above(name)) for name, p in model.named_parameters())
+    own = ((name, p, objective.lr_factors.get(name.split(".")[0], 1.0)) for name, p in objective.own_parameters())
     groups: dict[tuple[str, float, bool, bool], list[nn.Parameter]] = defaultdict(list)
-    for name, parameter in model.named_parameters():
+    for name, parameter, factor in itertools.chain(of_model, own):
         if parameter.requires_grad:
             part = name.split(".")[0]
             fallback = muon and (parameter.ndim < 2 or id(parameter) not in maps)
-            own = config.fallback_lr if fallback else rates.get(part)
-            lr = (config.lr if own is None else own) * config.layer_decay ** model.layers_above(name)
+            peak = config.fallback_lr if fallback else rates.get(part)
+            lr = (config.lr if peak is None else peak) * factor
             groups[part, lr, parameter.ndim > 1, fallback].append(parameter)
     return [
         {
@@ -59,7 +63,7 @@ def parameter_groups(model: DualTower, config: TrainConfig) -> list[dict[str, An
     ]
 
 
-def create_optimizer(model: DualTower, config: TrainConfig) -> torch.optim.Optimizer:
+def create_optimizer(objective: Objective, config: TrainConfig) -> torch.optim.Optimizer:
     """Build the optimiser named in the config.
 
     Raises:
@@ -68,23 +72,22 @@ def create_optimizer(model: DualTower, config: TrainConfig) -> torch.optim.Optim
     known = timm.optim.list_optimizers()
     if config.optimizer not in known:
         raise UnknownName("optimiser", config.optimizer, known)
-    groups = parameter_groups(model, config)
+    groups = parameter_groups(objective, config)
     extra = {"betas": (0.9, config.beta2)} if "adam" in config.optimizer or "muon" in config.optimizer else {}
     return timm.optim.create_optimizer_v2(
         groups, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, **extra
     )
 
 
-def freeze_locked(model: DualTower, config: TrainConfig, idle: Collection[str] = ()) -> None:
+def freeze_locked(objective: Objective, config: TrainConfig) -> None:
     """Take what is locked for the whole run out of the graph; the optimiser never hears of it.
 
     Args:
-        model: To be trained.
+        objective: Its model has parts that it gives no gradient.
         config: Which towers are locked.
-        idle: Parts that the objective gives no gradient.
     """
-    frozen = resting_parts(config, 1.0, idle)
-    for name, parameter in model.named_parameters():
+    frozen = resting_parts(config, 1.0, objective.idle)
+    for name, parameter in objective.model.named_parameters():
         if name.split(".")[0] in frozen:
             parameter.requires_grad_(False)
 
@@ -95,10 +98,10 @@ def resting_parts(config: TrainConfig, progress: float, idle: Collection[str] = 
     return frozenset(name for name, share in locks.items() if progress < share or share >= 1) | frozenset(idle)
 
 
-def set_modes(model: DualTower, resting: Collection[str]) -> None:
-    """Put the model into training mode but for what rests: dropout and batch statistics must not move that."""
-    model.train()
-    for name, part in model.named_children():
+def set_modes(objective: Objective, resting: Collection[str]) -> None:
+    """Put all into training mode but what rests of the model: dropout and batch statistics must not move that."""
+    objective.train()
+    for name, part in objective.model.named_children():
         if name in resting:
             part.eval()
 

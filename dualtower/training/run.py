@@ -14,35 +14,25 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
-from dualtower.config import differences, to_dict
-from dualtower.data.attributes import fit_attributes, fit_classes
+from dualtower.config import to_dict
 from dualtower.data.cards import DataCard, load_card
 from dualtower.data.loading import load_products, without_broken_images
 from dualtower.data.products import Products
 from dualtower.distributed import from_main
 from dualtower.errors import ConfigError, MissingExtra, RowError, SourceError
-from dualtower.evaluation import (
-    Evaluation,
-    Section,
-    choose_weight,
-    evaluate,
-    load_qrels,
-    measure_heads,
-    rerank,
-    similar_products,
-    write_report,
-)
+from dualtower.evaluation import evaluate, load_qrels, write_report
 from dualtower.files import write_text_atomically
 from dualtower.folder import README
 from dualtower.model import DualTower
 from dualtower.model_card import ModelCard
-from dualtower.model_config import ModelConfig
 from dualtower.sharding import sharded
+from dualtower.training.building import build_model, build_trainer, with_known_values
 from dualtower.training.config import RunConfig
 from dualtower.training.journal import read_history
-from dualtower.training.loop import Outcome, Trainer
+from dualtower.training.loop import Outcome
+from dualtower.training.objective import Objective
+from dualtower.training.objectives import build_objective
 from dualtower.training.precision import autocast_precision, with_tower_precision
-from dualtower.training.vocabulary import shared_tokenizer
 
 __all__ = ["run"]
 
@@ -74,17 +64,17 @@ def run(config: RunConfig) -> bool:
     _claim_folder(config, accelerator)
     card = load_card(config.data.card)
     train, validation = (_load(card, split, config, accelerator) for split in _splits(config))
-    config = replace(config, model=_with_known_values(config, card, train))
-    model = _build_model(config, train)
+    config = with_known_values(config, card, train)
+    model = build_model(config, train)
     config = with_tower_precision(replace(config, model=model.config), model, train, accelerator)
     _log_start(config, train, model, accelerator)
 
-    trainer = Trainer(
+    trainer = build_trainer(
         config,
         model,
         train,
         accelerator=accelerator,
-        validate=lambda m: _validation_figures(m, validation, config),
+        validate=lambda objective: _validated(objective, validation, config),
         validation=validation,
     )
     if accelerator.is_main_process:  # not before: the config of a refused resumption is not the run's
@@ -182,46 +172,6 @@ def _checked(products: Products, config: RunConfig, *, remember: bool) -> Produc
     return checked
 
 
-def _build_model(config: RunConfig, train: Products) -> DualTower:
-    """The base's towers under the heads that the config asks for, or a model with fresh weights."""
-    torch.manual_seed(config.train.seed)
-    if config.base is not None:
-        return _based(config, config.base)
-    tokenizer = shared_tokenizer(config, train.texts)
-    torch.manual_seed(config.train.seed)
-    return DualTower.create(config.model, tokenizer)
-
-
-def _with_known_values(config: RunConfig, card: DataCard, train: Products) -> ModelConfig:
-    """The model's config with the attribute values and classes that the training split knows."""
-    fusion = config.model.fusion
-    if fusion is None:
-        return config.model
-    numeric = card.columns.numeric
-    if fusion.attributes is not None:
-        read = fit_attributes(fusion.attributes, train.attributes, numeric)
-        fusion = replace(fusion, attributes=read)
-    return replace(
-        config.model, fusion=replace(fusion, tasks=fit_classes(config.task.heads, train.attributes, numeric))
-    )
-
-
-def _based(config: RunConfig, base: str) -> DualTower:
-    reranker, fusion = config.model.reranker, config.model.fusion
-    given = differences(config.model, ModelConfig(reranker=reranker, fusion=fusion))
-    if given:
-        raise ConfigError(
-            f"with base = {base!r} the towers are the base's, but model sets others ({'; '.join(given[:3])}); "
-            "leave them out, or leave out --base"
-        )
-    model = DualTower.from_pretrained(base)
-    logger.info("towers, vocabulary and picture size come from %s, not from the recipe's model settings", base)
-    dropped = [n for n in ("reranker", "fusion") if getattr(model, n) is not None and getattr(config.model, n) is None]
-    if dropped:
-        logger.info("the %s of %s is left out: it would not fit towers that learn on", " and ".join(dropped), base)
-    return model.with_heads(reranker=reranker, fusion=fusion)
-
-
 def _log_start(config: RunConfig, train: Products, model: DualTower, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         logger.info(
@@ -236,30 +186,11 @@ def _log_start(config: RunConfig, train: Products, model: DualTower, accelerator
         )
 
 
-def _validation_figures(model: DualTower, products: Products, config: RunConfig) -> dict[str, float]:
-    """What picks the best checkpoint.
-
-    That is the mean recall@10 of both directions, what a re-ranker makes of the MRR, or the nDCG of fused vectors.
-    Where bad rows are skipped, so are those whose pictures have broken since the start.
-    """
+def _validated(objective: Objective, products: Products, config: RunConfig) -> dict[str, float]:
+    """What picks the best checkpoint; where bad rows are skipped, so are those that have broken since the start."""
     if config.data.on_error == "skip":
         products = _checked(products, config, remember=True)  # a look at what has changed
-    batch_size = config.evaluation.batch_size
-    if model.fusion is not None:
-        similar = similar_products(
-            model, products, relevance=config.task.labels, ks=(10,), bootstrap=0, batch_size=batch_size
-        )
-        figures = {kind: table["ndcg@10"].value for kind, table in similar.metrics.items()}
-        return {"score": figures["fused"], **{f"{kind}/ndcg@10": value for kind, value in figures.items()}}
-    result = evaluate(model, products, ks=(10,), bootstrap=0, batch_size=batch_size)
-    metrics = result.report.metrics
-    if model.reranker is not None:
-        after = choose_weight(model, result, top=min(20, *(len(d.gallery.rows) for d in result.directions.values())))
-        figures = {f"{direction}/mrr": metrics[direction]["mrr"].value for direction in after}
-        figures |= {f"{direction}/mrr_reranked": value for direction, value in after.items()}
-        return {"score": sum(after.values()) / len(after), **figures, "weight": float(model.reranker.weight)}
-    figures = {direction: metrics[direction]["recall@10"].value for direction in ("text_to_image", "image_to_text")}
-    return {"score": sum(figures.values()) / 2, **{f"{k}/recall@10": v for k, v in figures.items()}}
+    return objective.validate(products, batch_size=config.evaluation.batch_size)
 
 
 def _save_and_measure(
@@ -295,7 +226,7 @@ def _save_and_measure(
             breakdown=settings.breakdown,
             progress=main,
         )
-        sections = _heads_sections(model, result, train, config, progress=main)
+        sections = build_objective(config, model, train).sections(result, train, config, progress=main)
     if not main:
         return
     measured = ModelCard.of_run(config, result.report)
@@ -305,27 +236,3 @@ def _save_and_measure(
     write_report(config.out, result, sections=sections, history=history, skipped=skipped + gallery.skipped)
     tables = "\n\n".join([result.report.table(), *(f"{s.title}\n\n{s.markdown}" for s in sections)])
     logger.info("\n%s\nmodel: %s\nreport: %s", tables, folder, config.out / "report.md")
-
-
-def _heads_sections(
-    model: DualTower, result: Evaluation, train: Products, config: RunConfig, *, progress: bool
-) -> list[Section]:
-    """What the model's heads achieve on what was searched."""
-    settings, sections = config.evaluation, []
-    if model.reranker is not None:
-        top = min(settings.rerank, *(len(d.gallery.rows) for d in result.directions.values()))
-        again = rerank(model, result, top=top, bootstrap=settings.bootstrap, progress=progress)
-        sections.append(again.section())
-    if model.fusion is not None:
-        similar = similar_products(
-            model,
-            result.products,
-            relevance=config.task.labels,
-            ks=settings.ks,
-            bootstrap=settings.bootstrap,
-            batch_size=settings.batch_size,
-        )
-        sections.append(similar.section())
-        if config.task.heads:
-            sections.append(measure_heads(model, result.products, train.attributes))
-    return sections

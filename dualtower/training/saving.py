@@ -14,7 +14,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from timm.utils import ModelEmaV3
 
 from dualtower.config import to_dict
-from dualtower.distributed import broadcast_, from_main
+from dualtower.distributed import broadcast_, from_main, world_size
 from dualtower.model import DualTower
 from dualtower.training.budget import Budget, say_budget
 from dualtower.training.checkpoint import (
@@ -29,6 +29,8 @@ from dualtower.training.checkpoint import (
 )
 from dualtower.training.config import RunConfig
 from dualtower.training.left_out import LeftOut
+from dualtower.training.loader import StatefulLoader
+from dualtower.training.objective import Objective
 
 __all__ = ["TrainingState"]
 
@@ -46,18 +48,20 @@ class TrainingState:
         config: The run.
         inputs: What it is made from besides its config (`run_inputs`).
         accelerator: Processes, device and gradient scaler.
-        model: What is trained, unwrapped.
-        optimizer: Of its parameters.
-        ema: Averaged weights, or None.
+        objective: What is trained, unwrapped.
+        optimizer: Moves its parameters.
+        ema: Averages the objective, or None.
+        loader: Gives this process its batches.
         left_out: Rows whose pictures broke on the way.
     """
 
     config: RunConfig
     inputs: Mapping[str, str]
     accelerator: Accelerator
-    model: DualTower
+    objective: Objective
     optimizer: AcceleratedOptimizer
     ema: ModelEmaV3 | None
+    loader: StatefulLoader
     left_out: LeftOut
 
     @property
@@ -66,27 +70,36 @@ class TrainingState:
         return self.config.out / "checkpoints"
 
     @property
-    def averaged(self) -> DualTower:
-        """The model with averaged weights where there are any: what is validated and saved."""
-        return self.ema.module if self.ema is not None else self.model
+    def averaged(self) -> Objective:
+        """The objective with averaged weights where there are any: what is validated, and whose model is saved."""
+        averaged: Objective = self.objective if self.ema is None else self.ema.module
+        return averaged
 
-    def save(self, position: Position) -> None:
+    def save(self, position: Position, loader: Mapping[str, Any]) -> None:
         """Write a checkpoint.
+
+        Args:
+            position: Where the run stands.
+            loader: Where this process's loader stood then.
 
         Raises:
             CheckpointError: The file system refused; older checkpoints are untouched.
         """
-        states, left_out = self._random_states(), self.left_out.everywhere()
+        ranks = _of_all_ranks({"rng": self._random_state(), "loader": loader})
+        left_out = self.left_out.everywhere()
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             checkpoint = Checkpoint(
                 config=to_dict(self.config),
                 position=position,
-                model=self.model.state_dict(),
+                model=self.objective.model.state_dict(),
+                objective=self.objective.own_state(),
                 optimizer=self.optimizer.state_dict(),
-                ema=self.ema.module.state_dict() if self.ema is not None else None,
+                ema=self.ema.module.model.state_dict() if self.ema is not None else None,
+                objective_ema=self.ema.module.own_state() if self.ema is not None else {},
                 scaler=scaler.state_dict() if scaler is not None else None,
-                rng=states,
+                rng=[state["rng"] for state in ranks],
+                loader=[state["loader"] for state in ranks],
                 inputs=self.inputs,
                 left_out=left_out,
             )
@@ -111,12 +124,15 @@ class TrainingState:
             return Position()
         path = Path(found)
         checkpoint = parse_checkpoint(from_main(lambda: read_checkpoint(path)), path, self.config, self.inputs)
-        self.model.load_state_dict(checkpoint.model)
+        self.objective.model.load_state_dict(checkpoint.model)
+        self.objective.load_own_state(checkpoint.objective)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         if self.ema is not None and checkpoint.ema is not None:
-            self.ema.module.load_state_dict(checkpoint.ema)
+            self.ema.module.model.load_state_dict(checkpoint.ema)
+            self.ema.module.load_own_state(checkpoint.objective_ema)
         if self.accelerator.scaler is not None and checkpoint.scaler is not None:
             self.accelerator.scaler.load_state_dict(checkpoint.scaler)
+        self.loader.load_state_dict(checkpoint.loader[min(rank, len(checkpoint.loader) - 1)])
         if rank < len(checkpoint.rng):
             torch.set_rng_state(checkpoint.rng[rank]["cpu"])
             if "cuda" in checkpoint.rng[rank] and self.accelerator.device.type == "cuda":
@@ -130,7 +146,7 @@ class TrainingState:
     def save_best(self, score: float, step: int) -> None:
         """Keep the weights of the best validation so far."""
         if self.accelerator.is_main_process:
-            save_best(self.averaged.state_dict(), self.folder, score=score, step=step)
+            save_best(self.averaged.model.state_dict(), self.folder, score=score, step=step)
 
     def best(self, *, validated: bool) -> DualTower:
         """A model of its own with the best validated weights, on the CPU and in evaluation mode.
@@ -138,19 +154,24 @@ class TrainingState:
         Args:
             validated: Whether there are any; else those of now.
         """
-        model = DualTower(self.model.config, self.model.tokenizer)
+        trained = self.objective.model
+        model = DualTower(trained.config, trained.tokenizer)
         if self.accelerator.is_main_process:
-            model.load_state_dict(read_best(self.folder) if validated else self.averaged.state_dict())
+            model.load_state_dict(read_best(self.folder) if validated else self.averaged.model.state_dict())
         broadcast_(model.state_dict().values())
         return model.eval()
 
-    def _random_states(self) -> list[Mapping[str, torch.Tensor]]:
-        """Every rank's random state: dropout draws from it."""
+    def _random_state(self) -> Mapping[str, torch.Tensor]:
+        """This rank's random state: dropout draws from it."""
         mine = {"cpu": torch.get_rng_state()}
         if self.accelerator.device.type == "cuda":
             mine["cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
-        if self.accelerator.num_processes == 1:
-            return [mine]
-        states: list[Any] = [None] * self.accelerator.num_processes
-        torch.distributed.all_gather_object(states, mine)
-        return states
+        return mine
+
+
+def _of_all_ranks(mine: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    if world_size() == 1:
+        return [mine]
+    all_of_them: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(all_of_them, mine)
+    return all_of_them

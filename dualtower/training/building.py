@@ -1,0 +1,119 @@
+"""What a run trains, made from its config: the model, and the trainer around it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import torch
+from accelerate import Accelerator
+
+from dualtower.config import differences
+from dualtower.data.attributes import fit_attributes, fit_classes
+from dualtower.data.batches import BatchPlan
+from dualtower.data.cards import DataCard
+from dualtower.data.products import Products
+from dualtower.errors import ConfigError
+from dualtower.model import DualTower
+from dualtower.model_config import ModelConfig
+from dualtower.training.batches import training_collator
+from dualtower.training.config import RunConfig
+from dualtower.training.loader import ItemLoader
+from dualtower.training.loop import Trainer, Validate
+from dualtower.training.objective import Objective
+from dualtower.training.objectives import build_objective
+from dualtower.training.vocabulary import shared_tokenizer
+
+__all__ = ["build_loader", "build_model", "build_trainer", "with_known_values"]
+
+logger = logging.getLogger(__name__)
+
+
+def with_known_values(config: RunConfig, card: DataCard, train: Products) -> RunConfig:
+    """The run's config, whose model knows the attribute values and classes of the training split."""
+    fusion = config.model.fusion
+    if fusion is None:
+        return config
+    numeric = card.columns.numeric
+    if fusion.attributes is not None:
+        fusion = replace(fusion, attributes=fit_attributes(fusion.attributes, train.attributes, numeric))
+    fusion = replace(fusion, tasks=fit_classes(config.task.heads, train.attributes, numeric))
+    return replace(config, model=replace(config.model, fusion=fusion))
+
+
+def build_model(config: RunConfig, train: Products) -> DualTower:
+    """The base's towers under the heads that the config asks for, or a model with fresh weights.
+
+    Raises:
+        ConfigError: The config sets towers beside those of its base.
+    """
+    torch.manual_seed(config.train.seed)
+    if config.base is not None:
+        return _based(config, config.base)
+    tokenizer = shared_tokenizer(config, train.texts)
+    torch.manual_seed(config.train.seed)
+    return DualTower.create(config.model, tokenizer)
+
+
+def build_loader(config: RunConfig, objective: Objective, train: Products, accelerator: Accelerator) -> ItemLoader:
+    """This process's share of the batches of the training split, with what the objective wants of every row.
+
+    Raises:
+        ConfigError: The split does not fill one batch, or the sampling does not fit the balance.
+    """
+    plan = BatchPlan(
+        train,
+        batch_size=config.train.batch_size,
+        sampling=config.train.sampling,
+        balance=config.train.balance,
+        seed=config.train.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    return ItemLoader(train, plan, training_collator(config, objective, train), workers=config.data.workers)
+
+
+def build_trainer(
+    config: RunConfig,
+    model: DualTower,
+    train: Products,
+    *,
+    accelerator: Accelerator,
+    validate: Validate | None = None,
+    validation: Products | None = None,
+) -> Trainer:
+    """The trainer of a run.
+
+    Args:
+        config: The run.
+        model: Freshly built.
+        train: Training split.
+        accelerator: Device, precision and processes.
+        validate: As in `Trainer`.
+        validation: What it measures on; a resumed run must find the same rows.
+
+    Raises:
+        ConfigError: The budget or the batch does not fit the data, or the processes see different data.
+        CheckpointError: There is a checkpoint to resume from, but it does not fit.
+    """
+    torch.manual_seed(config.train.seed)  # the objective's own parts begin alike on all ranks
+    objective = build_objective(config, model, train)
+    loader = build_loader(config, objective, train, accelerator)
+    splits = {"train": train} if validation is None else {"train": train, "validation": validation}
+    return Trainer(config, objective, loader, accelerator=accelerator, validate=validate, splits=splits)
+
+
+def _based(config: RunConfig, base: str) -> DualTower:
+    reranker, fusion = config.model.reranker, config.model.fusion
+    given = differences(config.model, ModelConfig(reranker=reranker, fusion=fusion))
+    if given:
+        raise ConfigError(
+            f"with base = {base!r} the towers are the base's, but model sets others ({'; '.join(given[:3])}); "
+            "leave them out, or leave out --base"
+        )
+    model = DualTower.from_pretrained(base)
+    logger.info("towers, vocabulary and picture size come from %s, not from the recipe's model settings", base)
+    dropped = [n for n in ("reranker", "fusion") if getattr(model, n) is not None and getattr(config.model, n) is None]
+    if dropped:
+        logger.info("the %s of %s is left out: it would not fit towers that learn on", " and ".join(dropped), base)
+    return model.with_heads(reranker=reranker, fusion=fusion)
