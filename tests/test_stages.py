@@ -131,6 +131,15 @@ def test_all_pages_are_one_long_list(shop: str, limit: int, grouped: bool) -> No
     assert {part.reranked for part in parts} == {20}
 
 
+@pytest.mark.parametrize(("limit", "number"), [(30, 1), (10, 3), (29, 2)])
+def test_no_page_is_empty_where_only_further_rows_of_the_same_products_lie_behind(
+    shop: str, limit: int, number: int
+) -> None:
+    finder = open_finder(shop, device="cpu", rerank=59)
+    parts = list(pages(finder, replace(PLAIN, limit=limit)))
+    assert len(parts) == number and sum(len(part.hits) for part in parts) == 30 and all(part.hits for part in parts)
+
+
 def test_many_questions_at_once_get_their_own_answers(shop: str) -> None:
     finder = open_finder(shop, device="cpu", rerank=20)
     begun = finder.find(replace(PLAIN, limit=3))
