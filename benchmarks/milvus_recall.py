@@ -21,6 +21,7 @@ from common import save_results
 from dualtower.errors import DualTowerError
 from dualtower.retrieval.milvus import MilvusStore
 from dualtower.retrieval.queries import Query
+from dualtower.topk import largest
 
 HEADER = ("queries", "against", "rows", "recall", "lowest", "p50 ms", "p99 ms")
 
@@ -71,9 +72,8 @@ def exact(store: MilvusStore, kind: str, queries: np.ndarray, k: int) -> tuple[i
     rows, best = 0, np.full((len(queries), k), -np.inf, np.float32)
     for _, vectors in store.vectors(kind):
         rows += len(vectors)
-        both = np.concatenate([best, queries @ vectors.T], axis=1)
-        best = -np.partition(-both, k - 1, axis=1)[:, :k]
-    return rows, best.min(axis=1)
+        best = largest(queries @ vectors.T, k, best)
+    return rows, best[:, -1]
 
 
 def searched(

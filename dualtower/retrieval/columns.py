@@ -85,7 +85,7 @@ class TextColumn:
         """The most frequent values of some rows."""
         codes = self.codes[rows]
         numbers = np.bincount(codes[codes >= 0], minlength=len(self.vocabulary))
-        least = np.partition(numbers, -most)[-most] if most < len(numbers) else 1
+        least = np.partition(numbers, -most)[-most] if most < len(numbers) else 1  # one row, of whole numbers
         frequent = np.flatnonzero(numbers >= max(least, 1)).tolist()
         found = [(self.vocabulary.text(code), int(numbers[code])) for code in frequent]
         return Counts("text", tuple(sorted(found, key=lambda pair: (-pair[1], pair[0]))[:most]))

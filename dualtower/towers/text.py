@@ -32,9 +32,9 @@ class TextTowerConfig:
     """Which text tower, and how large. A pretrained encoder, or a given `encoder`, brings its own sizes."""
 
     name: str = "bert"
-    """`bert` (any encoder of Transformers), `bow` (bag of words), `lstm` or `textcnn`."""
+    """Kind of tower: `bert` (any encoder of Transformers), `bow` (bag of words), `lstm` or `textcnn`."""
     pretrained: str | None = None
-    """With `bert`: folder or Hub id of an encoder to start from: BERT, RoBERTa, XLM-R, MiniLM, a model of
+    """Folder or Hub id of an encoder that a `bert` tower starts from: BERT, RoBERTa, XLM-R, MiniLM, a model of
     sentence-transformers, or the text side of a CLIP or SigLIP."""
     vocab_size: int = 8000
     """Largest vocabulary trained on the catalogue; a built model holds its tokenizer's true size."""
