@@ -162,9 +162,8 @@ class Matching(Objective):
         hardness = logits
         if self.config.temperature:  # the top K under Gumbel noise are a draw from the softmax
             hardness = logits / self.config.temperature + draw.gumbel(logits.shape[1])
-        count = min(
-            self.config.negatives, logits.shape[1] - 1
-        )  # `topk.largest` gives scores; here places are wanted, on the device
+        # Not `topk.largest`: what is wanted are places, on the device, and not scores.
+        count = min(self.config.negatives, logits.shape[1] - 1)
         return hardness.masked_fill(same, -torch.inf)[rows].topk(count, dim=1).indices
 
     def _score(self, text: TokenStates, texts: Tensor, image: TokenStates, images: Tensor) -> Tensor:
