@@ -50,7 +50,7 @@ class RerankStage:
     Args:
         model: With a re-ranker; embeds the questions, too.
         store: Holds the pictures.
-        max_bytes: Of the tokens that are kept in memory, on the model's device.
+        max_bytes: Bytes of tokens that are kept in memory, on the model's device.
 
     Raises:
         ConfigError: The model has no re-ranker.
@@ -144,7 +144,7 @@ class TokenCache:
     """Tokens of pictures in memory, of which those that were not asked for the longest make room; bears many threads.
 
     Args:
-        max_bytes: Of all tokens.
+        max_bytes: Bytes that all tokens together may take.
     """
 
     def __init__(self, max_bytes: int) -> None:
