@@ -17,7 +17,7 @@ import weakref
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ import pyarrow as pa
 from dualtower.data.row_table import ID, PRODUCT_ID, TEXTS, attribute, codes_of, gathered
 from dualtower.data.rows import Block
 from dualtower.errors import SourceError, system_message
+from dualtower.files import atomic_write
 
 __all__ = ["HASHED", "RowFile", "cache_folder", "row_file"]
 
@@ -163,12 +164,11 @@ class _Contradicted(Exception):
     """A later block has values of another kind than the schema, which is known only now."""
 
 
-@contextmanager
-def _writing() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise _Refused(system_message(error)) from error
+class _Unreadable(Exception):
+    """The source, not the new file, is at fault."""
+
+    def __init__(self, error: OSError) -> None:
+        self.error = error
 
 
 def _kept(path: Path, key: str) -> RowFile | None:
@@ -189,56 +189,45 @@ def _kept(path: Path, key: str) -> RowFile | None:
 
 
 def _made(path: Path, key: str, read: Callable[[], Iterator[Block]], where: str) -> RowFile:
-    """Write the rows beside their place and rename the file: another process never sees half of it."""
-    with _writing():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".new")
-        os.close(handle)
-    partial = Path(name)
     try:
-        kinds: dict[str, str] = {}
-        try:
-            _write(partial, read(), kinds)
-        except _Contradicted:  # once at most: the kinds of all blocks are known now
-            _write(partial, read(), kinds)
-        except UnicodeEncodeError as error:
-            raise SourceError(f"{where}: a text holds half a character (a lone surrogate): {error}") from error
-        with _writing():
+        with atomic_write(path) as partial:
+            kinds: dict[str, str] = {}
+            try:
+                _write(partial, _blocks(read), kinds)
+            except _Contradicted:  # once at most: the kinds of all blocks are known now
+                _write(partial, _blocks(read), kinds)
             with partial.open("rb") as stream:
                 checksum = _checksum(stream, partial.stat().st_size)
             with partial.open("ab") as stream:
                 stream.write(TRAILER.pack(MAGIC, key.encode(), checksum))
-            partial.replace(path)  # several processes may do the same work; the last one wins
-    finally:
-        partial.unlink(missing_ok=True)
+    except _Unreadable as unreadable:
+        raise unreadable.error from None
+    except UnicodeEncodeError as error:
+        raise SourceError(f"{where}: a text holds half a character (a lone surrogate): {error}") from error
+    except OSError as error:
+        raise _Refused(system_message(error)) from error
     return RowFile(path)
 
 
+def _blocks(read: Callable[[], Iterator[Block]]) -> Iterator[Block]:
+    try:
+        yield from read()
+    except OSError as error:
+        raise _Unreadable(error) from error
+
+
 def _write(path: Path, blocks: Iterator[Block], kinds: dict[str, str]) -> None:
-    first = next(blocks)
-    known = bool(kinds)
+    first, known = next(blocks), bool(kinds)
     if not known:
         _widen(kinds, first)
     schema = _schema(first, kinds)
-    with _writing():
-        sink = pa.OSFile(str(path), "wb")
-        writer = pa.ipc.new_stream(sink, schema)
-    try:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for block in chain([first], blocks):
             if not known and _widen(kinds, block):
                 for later in blocks:
                     _widen(kinds, later)
                 raise _Contradicted
-            batch = _batch(block, schema, kinds)
-            with _writing():
-                writer.write_batch(batch)
-        with _writing():
-            writer.close()
-            sink.close()
-    finally:
-        with suppress(OSError, pa.ArrowException):  # what happened before is what is told
-            writer.close()
-            sink.close()
+            writer.write_batch(_batch(block, schema, kinds))
 
 
 def _schema(block: Block, kinds: Mapping[str, str]) -> pa.Schema:
