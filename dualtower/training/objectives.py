@@ -269,7 +269,7 @@ class ProductFused(Objective):
             bootstrap=settings.bootstrap,
             batch_size=settings.batch_size,
         )
-        heads = [measure_heads(self.model, result.products, train.attributes)] if self.config.heads else []
+        heads = [measure_heads(self.model, result.products, train.columns.attributes)] if self.config.heads else []
         return [similar.section(), *heads]
 
     def _joint_label(self, labels: Tensor) -> Tensor:
