@@ -7,7 +7,6 @@ batch number n of epoch e holds. That is what makes a killed and resumed run equ
 from __future__ import annotations
 
 import bisect
-import gc
 import logging
 import os
 import signal
@@ -20,10 +19,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dualtower.data.attributes import AttributesConfig, attribute_values, class_labels, column_labels, fit_classes
+from dualtower.data.attributes import AttributesConfig, attribute_values, class_labels, fit_classes
 from dualtower.data.images import ImageSettings, open_image, to_pixels
 from dualtower.data.products import Products
-from dualtower.data.row_table import IdIndex
 from dualtower.errors import BrokenImage, ConfigError, DataError
 from dualtower.types import Batch, Product, product_code
 
@@ -149,7 +147,7 @@ class PixelCache:
 
     def __init__(self, products: Products, settings: ImageSettings) -> None:
         self.settings = settings
-        self.index = IdIndex(products.columns)
+        self.row_of = {row_id: i for i, row_id in enumerate(products.ids)}
         self.further = {row: len(products) + first for row, first in _first_places(products.further.rows)}
         count = len(products) + len(products.further)
         shape = (count, 3, settings.height, settings.width)
@@ -190,16 +188,16 @@ class PixelCache:
 
     def read(self, products: Sequence[Product]) -> torch.Tensor:
         """Pictures of these products, uint8 ``[B, 3, H, W]``; decodes those that nobody has asked for yet."""
-        rows = self.index.rows([product.id for product in products]).tolist()
-        places = [self._place(row, product) for row, product in zip(rows, products, strict=True)]
+        places = [self._place(product) for product in products]
         for place, product in zip(places, products, strict=True):
             if not self.filled[place]:
                 self.stored[place] = torch.from_numpy(decode(product, self.settings))
                 self.filled[place] = True  # after the pixels: another worker must never see half a picture
         return self.stored[places]
 
-    def _place(self, row: int, product: Product) -> int:
+    def _place(self, product: Product) -> int:
         """First pictures stand at their rows, further ones behind all of them."""
+        row = self.row_of[product.id]
         return row if product.image_number == 0 else self.further[row] + product.image_number - 1
 
 
@@ -310,9 +308,8 @@ def _balanced(products: Products, attribute: str, sampling: Sampling) -> np.ndar
     """Chance of each row, float64 ``[N]``, such that every class of the attribute is as likely as any other."""
     if sampling == "distinct":
         raise ConfigError("train.balance repeats rows, which train.sampling 'distinct' forbids; choose one of them")
-    columns = products.columns.attributes
-    classes = fit_classes([attribute], columns)
-    labels = column_labels(attribute, classes[attribute], columns[attribute])
+    classes = fit_classes([attribute], products.attributes)
+    labels = class_labels(classes, [{attribute: value} for value in products.attributes[attribute]])[:, 0].numpy()
     counts = np.bincount(labels[labels >= 0], minlength=len(classes[attribute]))
     return np.where(labels >= 0, 1 / (len(counts) * counts[labels]), 0.0)
 
@@ -349,4 +346,3 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
     """Ctrl-C reaches every process of the terminal; a worker that died of it would break the step to be saved."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    gc.freeze()  # a collection would write to, and so copy, all that the fork shares with the trainer

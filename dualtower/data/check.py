@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain, combinations
+from itertools import combinations
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from dualtower.config import to_dict
 from dualtower.data.cards import DataCard
 from dualtower.data.loading import read_split
-from dualtower.data.pictures import digest
 from dualtower.data.products import Products
-from dualtower.data.row_check import shared_codes
-from dualtower.data.row_table import ID, RowTable, codes_of
 from dualtower.data.splits import split_names
 from dualtower.data.text import normalise_title
 from dualtower.errors import BrokenImage
 from dualtower.markdown import markdown_table
-from dualtower.types import product_code
 
 __all__ = ["AttributeValues", "CheckReport", "Leak", "Repeated", "SplitCheck", "check_card"]
 
 OVER_LONG = 1_000  # characters; a tokeniser cuts far earlier, so that most of such a text is never read
 SHOWN = 10  # bad rows and attribute values in the report
-NOTHING = -1  # in place of the code of a picture that is not there
 
 
 @dataclass(frozen=True)
@@ -170,34 +163,20 @@ def check_card(card: DataCard, *, source: str | Path | None = None) -> CheckRepo
     """
     splits = split_names(card, source=source)
     parts = [read_split(card, split, source=source, on_error="skip") for split in splits]
-    ids = _whole([part.columns.codes(ID) for part in parts])
-    titles = [codes_of(texts[0] for texts in part.columns.texts) for part in parts]
-    pictures = [_picture_codes(part) for part in parts]
-    places = _whole([np.concatenate([np.arange(len(part)), part.further.rows]) + s for part, s in _starts(parts)])
-
-    def example(row: int) -> str:
-        return next(str(part.columns.ids[row - start]) for part, start in _starts(parts) if row < start + len(part))
-
+    ids = [row_id for part in parts for row_id in part.ids]
+    pictures = [digest for part in parts for digest in part.picture_digests + part.further_digests]
+    of_pictures = [part.ids[row] for part in parts for row in (*range(len(part)), *part.further.rows)]
     return CheckReport(
         card=card.name,
         splits=[_check_split(part) for part in parts],
-        products=_repeated(_whole([part.codes for part in parts]), example),
-        titles=_repeated(_whole(titles), example),
-        pictures=_repeated(_whole(pictures), lambda place: example(int(places[place]))),
-        duplicate_ids=len(shared_codes(ids)),
-        leaks=_leaks(parts, pictures),
-        attributes=[_attribute(name, parts) for name in parts[0].columns.attributes],
+        products=_repeated([p for part in parts for p in part.product_ids], ids),
+        titles=_repeated([texts[0] for part in parts for texts in part.texts], ids),
+        pictures=_repeated(pictures, of_pictures),
+        duplicate_ids=_ids_in_several(parts),
+        leaks=_leaks(parts),
+        attributes=[_attribute(name, parts) for name in parts[0].attributes],
         bad_rows=[str(error) for part in parts for error in part.skipped][:SHOWN],
     )
-
-
-def _starts(parts: Sequence[Products]) -> list[tuple[Products, int]]:
-    """Each part, and the number of rows before it."""
-    return list(zip(parts, np.cumsum([0, *map(len, parts)]).tolist(), strict=False))
-
-
-def _whole(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.empty(0, np.int64), *parts])
 
 
 def _check_split(products: Products) -> SplitCheck:
@@ -205,9 +184,9 @@ def _check_split(products: Products) -> SplitCheck:
     return SplitCheck(
         split=products.split,
         rows=len(products),
-        products=len(np.unique(products.codes)),
+        products=len(set(products.product_ids)),
         left_out=dict(reasons),
-        over_long=sum(any(len(text) > OVER_LONG for text in texts) for texts in products.columns.texts),
+        over_long=sum(any(len(text) > OVER_LONG for text in texts) for texts in products.texts),
     )
 
 
@@ -218,60 +197,38 @@ def _kind(error: Any) -> str:
     return str(error.reason)
 
 
-def _picture_codes(products: Products) -> np.ndarray:
-    """A number for the bytes of each picture, the first ones before the further ones, int64; NOTHING without bytes."""
-    pictures = chain(products.pictures, products.further.pictures)
-    count = len(products) + len(products.further)
-    digests = (digest(picture)[:8] for picture in pictures)
-    return np.fromiter((int.from_bytes(d, "big") >> 1 if d else NOTHING for d in digests), np.int64, count)
-
-
-def _repeated(codes: np.ndarray, example: Callable[[int], str]) -> Repeated:
-    """Codes that stand there several times; `example` is the id of the row at a place among them."""
-    found, first, counts = np.unique(codes, return_index=True, return_counts=True)
-    several = (counts > 1) & (found != NOTHING)
-    if not several.any():
+def _repeated(values: Sequence[Hashable], ids: Sequence[str]) -> Repeated:
+    counts = {value: n for value, n in Counter(values).items() if n > 1 and value}
+    if not counts:
         return Repeated(0, 0, 0, "")
-    first, counts = first[several], counts[several]
-    largest = int(counts.max())
-    return Repeated(len(counts), int(counts.sum()), largest, example(int(first[counts == largest].min())))
+    most, largest = max(counts.items(), key=lambda item: item[1])
+    return Repeated(len(counts), sum(counts.values()), largest, ids[values.index(most)])
 
 
-def _leaks(parts: Sequence[Products], pictures: Sequence[np.ndarray]) -> list[Leak]:
-    products = [np.unique(part.codes) for part in parts]
-    images = [np.unique(codes[codes != NOTHING]) for codes in pictures]
-    titles = [np.unique(codes_of(normalise_title(t) for texts in p.columns.texts for t in texts)) for p in parts]
+def _ids_in_several(parts: Sequence[Products]) -> int:
+    return sum(n > 1 for n in Counter(row_id for part in parts for row_id in set(part.ids)).values())
 
-    def shared(of: Sequence[np.ndarray], a: int, b: int) -> int:
-        return len(np.intersect1d(of[a], of[b], assume_unique=True))
 
+def _leaks(parts: Sequence[Products]) -> list[Leak]:
+    products = [set(p.product_ids) for p in parts]
+    pictures = [{*p.picture_digests, *p.further_digests} - {b""} for p in parts]
+    titles = [{normalise_title(text) for texts in p.texts for text in texts} for p in parts]
     return [
         Leak(
             splits=(parts[a].split, parts[b].split),
-            products=shared(products, a, b),
-            pictures=shared(images, a, b),
-            titles=shared(titles, a, b),
+            products=len(products[a] & products[b]),
+            pictures=len(pictures[a] & pictures[b]),
+            titles=len(titles[a] & titles[b]),
         )
         for a, b in combinations(range(len(parts)), 2)
     ]
 
 
-def _attribute(name: str, parts: Sequence[Products]) -> AttributeValues:
-    """Values counted by their codes: an attribute may be as different as the rows are many."""
-    codes = _whole([codes_of(map(_said, part.columns.attributes[name])) for part in parts])
-    found, first, counts = np.unique(codes, return_index=True, return_counts=True)
-    known = found != product_code("")
-    missing = int(counts[~known].sum())
-    first, counts = first[known], counts[known]
-    top = np.lexsort((first, -counts))[:SHOWN]  # of equally frequent ones the first
-    values = RowTable.concatenate([part.columns for part in parts]).attributes[name]
-    shown = [(_said(values[int(first[i])]), int(counts[i])) for i in top]
-    return AttributeValues(name, len(counts), missing, shown)
-
-
-def _said(value: Any) -> str:
-    """The text of a value; half a character, which JSON may say, by its number."""
-    return "" if value is None or value != value else str(value).encode(errors="backslashreplace").decode()
+def _attribute(name: str, parts: Iterable[Products]) -> AttributeValues:
+    values = (value for part in parts for value in part.attributes[name])
+    counts = Counter("" if value is None or value != value else str(value) for value in values)
+    missing = counts.pop("", 0)
+    return AttributeValues(name, len(counts), missing, counts.most_common(SHOWN))
 
 
 def _repeated_line(what: str, found: Repeated) -> str:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+import os
 from contextlib import closing
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
 from dualtower.data.pictures import CHECKED_AT_ONCE, Pictures, broken_pictures
 from dualtower.data.products import Products
-from dualtower.data.row_file import cache_folder
 from dualtower.errors import BrokenImage
 from dualtower.files import write_text_atomically
 from dualtower.sharding import combine, is_sharded, shard, world_size
@@ -44,7 +43,7 @@ def broken_images(
     pictures = Pictures.concatenate([products.pictures, further.pictures])
     rows = np.concatenate([np.arange(len(products)), further.rows]).astype(np.int64)
     numbers = np.arange(len(further)) - np.searchsorted(further.rows, further.rows) + 2
-    names = _Names(products.columns.ids, rows, np.concatenate([np.ones(len(products), np.int64), numbers]))
+    names = products.ids + [f"{products.ids[r]}, picture {n}" for r, n in zip(further.rows, numbers, strict=True)]
     stamp = _Stamp(pictures) if remember else None
     known = stamp.read() if stamp is not None else None
     if _everywhere(known is not None):
@@ -58,11 +57,11 @@ def broken_images(
 
 
 def _broken(
-    pictures: Pictures, names: _Names, chosen: np.ndarray, *, where: str, stop_early: bool = False
+    pictures: Pictures, names: list[str], chosen: np.ndarray, *, where: str, stop_early: bool = False
 ) -> dict[int, BrokenImage]:
     """Position, ascending, and error of each picture that a process cannot decode, each looking at those it chose."""
     flags, errors = np.zeros(len(names), np.int64), {}
-    with closing(broken_pictures(pictures.select(chosen), names.select(chosen), where=where)) as found:
+    with closing(broken_pictures(pictures.select(chosen), [names[i] for i in chosen], where=where)) as found:
         for place, error in found:
             flags[chosen[place]], errors[int(chosen[place])] = 1, error
             if stop_early:
@@ -70,7 +69,7 @@ def _broken(
     combine(flags)
     all_found = np.flatnonzero(flags)
     other = np.array([i for i in all_found if i not in errors], np.int64)  # found by others; here for the reasons
-    for place, error in broken_pictures(pictures.select(other), names.select(other), where=where):
+    for place, error in broken_pictures(pictures.select(other), [names[i] for i in other], where=where):
         errors[int(other[place])] = error
     unseen = "could not be decoded by another process"
     return {i: errors.get(i) or BrokenImage(where, names[i], unseen) for i in all_found.tolist()}
@@ -89,30 +88,6 @@ def _everywhere(true: bool) -> bool:
     return int(count[0]) == (world_size() if is_sharded() else 1)
 
 
-class _Names(Sequence[str]):
-    """What messages call each picture: the id of its row, and which of its pictures it is.
-
-    Args:
-        ids: Of the rows.
-        rows: Row of each picture, int64 ``[M]``.
-        numbers: Which of its row it is, from 1, int64 ``[M]``.
-    """
-
-    def __init__(self, ids: Sequence[str], rows: np.ndarray, numbers: np.ndarray) -> None:
-        self.ids, self.rows, self.numbers = ids, rows, numbers
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, place: Any) -> Any:
-        row_id, number = self.ids[int(self.rows[place])], int(self.numbers[place])
-        return row_id if number == 1 else f"{row_id}, picture {number}"
-
-    def select(self, places: np.ndarray) -> _Names:
-        """The names of some pictures."""
-        return _Names(self.ids, self.rows[places], self.numbers[places])
-
-
 class _Stamp:
     """What is known of a set of pictures."""
 
@@ -120,7 +95,8 @@ class _Stamp:
         state = hashlib.blake2b(digest_size=16)
         for part in pictures.identity():
             state.update(part)
-        self.path = cache_folder() / "checked" / f"{state.hexdigest()}.json"
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        self.path = cache / "dualtower" / "checked" / f"{state.hexdigest()}.json"
         self.count = len(pictures)
 
     def read(self) -> np.ndarray | None:

@@ -1,11 +1,11 @@
-"""Products: the checked rows of one split. Rows and pictures stay on disk until somebody looks at them."""
+"""Products: the checked rows of one split. Pictures stay undecoded, on disk, until a collator needs them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, overload
 
@@ -13,10 +13,8 @@ import numpy as np
 
 from dualtower.data.albums import FurtherPictures
 from dualtower.data.pictures import Pictures, digest
-from dualtower.data.row_check import shared_codes
-from dualtower.data.row_table import AT_ONCE, ID, PRODUCT_ID, HeldRows, RowTable
 from dualtower.errors import DataError, RowError
-from dualtower.types import Product
+from dualtower.types import Product, product_code
 
 __all__ = ["Products"]
 
@@ -24,65 +22,44 @@ __all__ = ["Products"]
 class Products(Sequence[Product]):
     """Rows of one split of a catalogue.
 
-    What a row says is read from `columns` when somebody asks for it, so that a million rows cost as little memory as
-    a thousand. `ids`, `product_ids`, `texts` and `attributes` are the same as whole lists, made anew at each look: for
-    small catalogues.
-
-    Args:
-        columns: Ids, identities, captions and attributes.
-        pictures: The first picture of each row, or None.
-        further: Further pictures of the rows that have several.
+    Attributes:
         card: Name of the data card.
         split: Name of the split.
-        skipped: The rows that ``on_error="skip"`` left out, each with its reason.
-
-    Attributes:
+        ids: Unique row ids.
+        product_ids: Identity of each row; rows of one product are positives of each other.
         codes: `product_code` of each row, int64 ``[N]``.
-
-    Raises:
-        DataError: Two rows have the same id.
+        texts: Captions of each row, at least one.
+        pictures: The first picture of each row, or None.
+        further: Further pictures of the rows that have several.
+        attributes: Attribute -> values, one per row.
+        skipped: The rows that ``on_error="skip"`` left out, each with its reason.
     """
 
     def __init__(
         self,
-        columns: RowTable,
+        ids: list[str],
+        product_ids: list[str],
         *,
+        texts: list[tuple[str, ...]],
         pictures: Pictures,
         further: FurtherPictures | None = None,
+        attributes: Mapping[str, list[Any]],
         card: str,
         split: str,
         skipped: Sequence[RowError] = (),
     ) -> None:
         self.card, self.split = card, split
-        self.columns, self.pictures = columns, pictures
+        self.ids, self.product_ids, self.texts = ids, product_ids, texts
+        self.pictures, self.attributes = pictures, attributes
         self.further = further or FurtherPictures.none()
         self.skipped = list(skipped)
-        if (twice := _most_common_id(columns)) is not None:
-            raise DataError(f"{card}: id {twice!r} stands for more than one row")
-        self.codes = columns.codes(PRODUCT_ID)
-
-    @property
-    def ids(self) -> list[str]:
-        """Unique row ids."""
-        return list(self.columns.ids)
-
-    @property
-    def product_ids(self) -> list[str]:
-        """Identity of each row; rows of one product are positives of each other."""
-        return list(self.columns.product_ids)
-
-    @property
-    def texts(self) -> list[tuple[str, ...]]:
-        """Captions of each row, at least one."""
-        return list(self.columns.texts)
-
-    @property
-    def attributes(self) -> Mapping[str, list[Any]]:
-        """Attribute -> values, one per row."""
-        return _Lists(self.columns.attributes)
+        if len(set(ids)) < len(ids):
+            raise DataError(f"{card}: id {Counter(ids).most_common(1)[0][0]!r} stands for more than one row")
+        code_of = {product_id: product_code(product_id) for product_id in set(product_ids)}
+        self.codes = np.array([code_of[p] for p in product_ids], dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self.columns)
+        return len(self.ids)
 
     @overload
     def __getitem__(self, index: int) -> Product: ...
@@ -91,27 +68,29 @@ class Products(Sequence[Product]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return self.select(range(len(self))[index])
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"row {index} of {len(self):,}")
-        row = index % len(self)
-        row_id, product_id, texts, attributes = self.columns.row(row)
-        return Product(row_id, product_id, texts, self.pictures[row], attributes, self.further.of(row))
+        return Product(
+            id=self.ids[index],
+            product_id=self.product_ids[index],
+            texts=self.texts[index],
+            image=self.pictures[index],
+            attributes={name: values[index] for name, values in self.attributes.items()},
+            more_images=self.further.of(index % len(self)),
+        )
 
     def __repr__(self) -> str:
         return f"Products(card={self.card!r}, split={self.split!r}, rows={len(self)})"
 
     def visit(self, row: int, draw: int) -> Product:
         """A row with one of its captions and one of its pictures, both chosen by `draw`, a number from 0 to 2^31."""
-        row_id, product_id, captions, attributes = self.columns.row(row)
         first, last = self.further.span(row)
-        images = 1 + last - first
+        captions, images = self.texts[row], 1 + last - first
         caption, number = draw % len(captions), draw // len(captions) % images
         return Product(
-            id=row_id,
-            product_id=product_id,
+            id=self.ids[row],
+            product_id=self.product_ids[row],
             texts=(captions[caption],),
             image=self.pictures[row] if number == 0 else self.further.pictures[first + number - 1],
-            attributes=attributes,
+            attributes={name: values[row] for name, values in self.attributes.items()},
             image_number=number,
         )
 
@@ -133,9 +112,12 @@ class Products(Sequence[Product]):
         """The rows of these numbers, in their order."""
         chosen = np.fromiter(indices, dtype=np.int64)
         return Products(
-            self.columns.select(chosen),
+            [self.ids[i] for i in chosen],
+            [self.product_ids[i] for i in chosen],
+            texts=[self.texts[i] for i in chosen],
             pictures=self.pictures.select(chosen),
             further=self.further.select(chosen),
+            attributes={name: [values[i] for i in chosen] for name, values in self.attributes.items()},
             card=self.card,
             split=self.split,
             skipped=self.skipped,
@@ -143,22 +125,19 @@ class Products(Sequence[Product]):
 
     @classmethod
     def from_rows(cls, rows: Sequence[Product], *, card: str = "in-memory", split: str = "all") -> Products:
-        """Products from rows in memory, where they stay.
+        """Products from rows in memory.
 
         Raises:
             DataError: Two rows have the same id.
         """
         names = dict.fromkeys(name for row in rows for name in row.attributes)
-        held = HeldRows(
+        return cls(
             [row.id for row in rows],
             [row.product_id for row in rows],
-            [row.texts for row in rows],
-            {name: [row.attributes.get(name) for row in rows] for name in names},
-        )
-        return cls(
-            RowTable([held]),
+            texts=[row.texts for row in rows],
             pictures=Pictures([[row.image for row in rows]]),
             further=FurtherPictures.of_albums([row.more_images for row in rows]),
+            attributes={name: [row.attributes.get(name) for row in rows] for name in names},
             card=card,
             split=split,
         )
@@ -176,43 +155,51 @@ class Products(Sequence[Product]):
         """
         if not parts:
             raise DataError("nothing to concatenate")
+        names = dict.fromkeys(name for part in parts for name in part.attributes)
         return Products(
-            RowTable.concatenate([part.columns for part in parts]),
+            [row_id for part in parts for row_id in part.ids],
+            [product_id for part in parts for product_id in part.product_ids],
+            texts=[texts for part in parts for texts in part.texts],
             pictures=Pictures.concatenate([part.pictures for part in parts]),
             further=FurtherPictures.concatenate([(len(part), part.further) for part in parts]),
+            attributes={
+                name: [value for part in parts for value in part.attributes.get(name, [None] * len(part))]
+                for name in names
+            },
             card="+".join(dict.fromkeys(part.card for part in parts)),
             split=split or "+".join(dict.fromkeys(part.split for part in parts)),
             skipped=[error for part in parts for error in part.skipped],
         )
 
-    @property
+    @cached_property
     def picture_digests(self) -> list[bytes]:
         """A hash of the bytes of each row's first picture; empty where there is none. Reads them all."""
         return [digest(picture) for picture in self.pictures]
 
     @cached_property
+    def further_digests(self) -> list[bytes]:
+        """A hash of the bytes of each further picture. Reads them all."""
+        return [digest(picture) for picture in self.further.pictures]
+
+    @cached_property
     def fingerprint(self) -> str:
         """Twelve hex digits over ids, product ids, texts and picture bytes; the same on every machine."""
         state = hashlib.blake2b(digest_size=6)
-        columns, further = self.columns, self.further
-        told = zip(columns.ids, columns.product_ids, columns.texts, self.pictures, strict=True)
-        for row, (row_id, product_id, texts, picture) in enumerate(told):
-            digests = [digest(p).hex() for p in (picture, *further.of(row))]
-            state.update(json.dumps([row_id, product_id, texts, *digests]).encode())
+        for row, (row_id, product_id, texts, picture) in enumerate(
+            zip(self.ids, self.product_ids, self.texts, self.picture_digests, strict=True)
+        ):
+            further = self.further_digests[slice(*self.further.span(row))]
+            state.update(json.dumps([row_id, product_id, texts, picture.hex(), *(d.hex() for d in further)]).encode())
         return state.hexdigest()
 
     @cached_property
     def rows_fingerprint(self) -> str:
         """Twelve hex digits over ids, product ids, texts and attributes, in their order."""
-        state, columns = hashlib.blake2b(digest_size=6), self.columns
-        for row in zip(columns.ids, columns.product_ids, columns.texts, strict=True):
+        state = hashlib.blake2b(digest_size=6)
+        for row in zip(self.ids, self.product_ids, self.texts, strict=True):
             state.update(json.dumps(row).encode())
-        for name, values in sorted(columns.attributes.items()):  # as JSON of the list [name, values], piece by piece
-            state.update(f"[{json.dumps(name)}, [".encode())
-            for start in range(0, len(values), AT_ONCE):
-                said = json.dumps(values[start : start + AT_ONCE], default=str)[1:-1]
-                state.update((", " if start else "").encode() + said.encode())
-            state.update(b"]]")
+        for name, values in sorted(self.attributes.items()):
+            state.update(json.dumps([name, values], default=str).encode())
         return state.hexdigest()
 
     @cached_property
@@ -222,36 +209,3 @@ class Products(Sequence[Product]):
         for numbers in (self.pictures.sizes(), self.further.pictures.sizes(), self.further.rows):
             state.update(numbers.tobytes())
         return state.hexdigest()
-
-
-class _Lists(Mapping[str, list[Any]]):
-    """Columns by name, each as a whole list."""
-
-    def __init__(self, columns: Mapping[str, Sequence[Any]]) -> None:
-        self._columns = columns
-
-    def __getitem__(self, name: str) -> list[Any]:
-        return list(self._columns[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._columns)
-
-    def __len__(self) -> int:
-        return len(self._columns)
-
-    def __contains__(self, name: object) -> bool:  # without making the list
-        return name in self._columns
-
-    def __repr__(self) -> str:
-        return repr(dict(self))
-
-
-def _most_common_id(columns: RowTable) -> str | None:
-    """The id that stands for the most rows, if one stands for several."""
-    codes = columns.codes(ID)
-    shared = shared_codes(codes)
-    if not len(shared):
-        return None
-    ids = [columns.ids[row] for row in np.flatnonzero(np.isin(codes, shared)).tolist()]
-    ((most, count),) = Counter(ids).most_common(1)
-    return most if count > 1 else None

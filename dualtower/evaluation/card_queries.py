@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import repeat
-
 from dualtower.data.cards import QueryColumns
 from dualtower.data.products import Products
 from dualtower.errors import QrelsError, brief
@@ -30,21 +28,20 @@ def card_queries(products: Products, columns: QueryColumns) -> tuple[Products, Q
         QrelsError: A grade is no number, one query id has two texts, or no row is relevant to any query.
     """
     gallery: dict[str, int] = {}
-    rows = products.columns
-    for row, product in enumerate(rows.product_ids):
+    for row, product in enumerate(products.product_ids):
         gallery.setdefault(product, row)
-    texts = rows.attributes[columns.text]
-    ids = texts if columns.id is None else rows.attributes[columns.id]
-    grades = repeat(1.0, len(products)) if columns.grade is None else rows.attributes[columns.grade]
+    texts = products.attributes[columns.text]
+    ids = texts if columns.id is None else products.attributes[columns.id]
+    grades = [1.0] * len(products) if columns.grade is None else products.attributes[columns.grade]
     text_of: dict[str, str] = {}
     relevant: dict[str, dict[str, float]] = {}
     for row, (query, text, grade) in enumerate(zip(ids, texts, grades, strict=True)):
         if query in (None, "") or text in (None, ""):
             continue
-        where = f"{products.card}, row {brief(rows.ids[row], 60)}"
+        where = f"{products.card}, row {brief(products.ids[row], 60)}"
         if text_of.setdefault(str(query), str(text)) != str(text):
             raise QrelsError(f"{where}: query {brief(query, 40)!r} has another text than before, {brief(text, 60)!r}")
-        document = rows.ids[gallery[rows.product_ids[row]]]
+        document = products.ids[gallery[products.product_ids[row]]]
         judged = relevant.setdefault(str(query), {})
         value = checked_grade(columns.grades.get(str(grade), grade), f"{where}: column {columns.grade!r}")
         judged[document] = max(value, judged.get(document, value))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dualtower.data.attributes import column_labels
+from dualtower.data.attributes import class_labels
 from dualtower.data.products import Products
 from dualtower.encoding import evaluation_mode
 from dualtower.errors import ConfigError
@@ -113,8 +113,11 @@ def measure_heads(model: DualTower, products: Products, train: Mapping[str, Sequ
     tasks = model.config.fusion.tasks if model.config.fusion else {}
     figures = {}
     for name, predicted in predicted_classes(model, products).items():
-        values = products.columns.attributes[name]
-        truth, seen = (column_labels(name, tasks[name], some) for some in (values, train[name]))
+        classes = {name: tasks[name]}
+        truth, seen = (
+            class_labels(classes, [{name: value} for value in values])[:, 0].numpy()
+            for values in (products.attributes[name], train[name])
+        )
         counts = np.bincount(seen[seen >= 0], minlength=len(tasks[name]))
         figures[name] = class_figures(truth, predicted, training_counts=counts)
     header = ["head", "rows", "accuracy", "macro-F1", *(f"recall, {kind} classes" for kind in FREQUENCIES)]

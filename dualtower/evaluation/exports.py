@@ -54,7 +54,7 @@ def save_run(
     searched = result.directions[direction]
     documents = searched.gallery.keys
     if searched.gallery.pictures is not None:
-        documents = result.products.columns.ids.at(searched.gallery.rows)
+        documents = [result.products.ids[row] for row in searched.gallery.rows]
     for what, keys in (("query", searched.queries.keys), ("row", documents)):
         if spaced := next((key for key in keys if re.search(r"\s", key)), None):
             raise DataError(f"id {spaced!r} of a {what} has a space, which a run file cannot hold; rename it")

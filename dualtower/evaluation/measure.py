@@ -163,8 +163,8 @@ def evaluate(
         UnknownName: No such attribute.
     """
     for attribute in breakdown:
-        if attribute not in products.columns.attributes:
-            raise UnknownName("attribute", attribute, products.columns.attributes)
+        if attribute not in products.attributes:
+            raise UnknownName("attribute", attribute, products.attributes)
     images, texts, relevance = _sides(products, queries, missing)
     if not relevance.counts.any():
         raise DataError(f"{products.card}, split {products.split}: no text belongs to any of the pictures")
@@ -202,11 +202,11 @@ def _sides(
     nothing = np.empty((0, 0), np.float32)
     images = Side(nothing, pictured, _keys(products, pictured, numbers, "picture"), pictures=pictures)
     if queries is not None:
-        relevance = Relevance.from_qrels(queries, products.columns.ids.at(pictured), missing=missing)
+        relevance = Relevance.from_qrels(queries, [products.ids[i] for i in pictured], missing=missing)
         texts = Side(nothing, _best_rows(relevance, pictured), list(queries.ids), list(queries.texts))
         return images, texts, relevance
     first: dict[tuple[str, str], tuple[int, int]] = {}  # (caption, product) -> row, number of the caption in it
-    for row, (product, captions) in enumerate(zip(products.columns.product_ids, products.columns.texts, strict=True)):
+    for row, (product, captions) in enumerate(zip(products.product_ids, products.texts, strict=True)):
         for number, caption in enumerate(captions):
             first.setdefault((caption, product), (row, number))
     rows, numbers = np.array(list(first.values()), np.int64).T
@@ -216,8 +216,8 @@ def _sides(
 
 def _keys(products: Products, rows: np.ndarray, numbers: np.ndarray, what: str) -> list[str]:
     """The row's id for its first caption or picture, ``id#2`` for its second."""
-    pairs = zip(products.columns.ids.at(rows), numbers, strict=True)
-    keys = [row_id + (f"#{number + 1}" if number else "") for row_id, number in pairs]
+    pairs = zip(rows, numbers, strict=True)
+    keys = [products.ids[row] + (f"#{number + 1}" if number else "") for row, number in pairs]
     taken: set[str] = set()
     for key in keys if numbers.any() else ():
         if key in taken:
@@ -280,11 +280,11 @@ def _directions(
 def _break_down(
     attribute: str, directions: Mapping[str, Direction], products: Products, *, bootstrap: int, seed: int
 ) -> dict[str, list[BreakdownRow]]:
-    values = products.columns.attributes[attribute]
+    values = products.attributes[attribute]
     return {
         name: breakdown(
             d.per_query,
-            values.at(d.queries.rows[d.ranks.judged]),
+            [values[row] for row in d.queries.rows[d.ranks.judged]],
             groups=d.groups,
             bootstrap=bootstrap,
             seed=seed,
@@ -336,7 +336,7 @@ def _sizes_of_rows(products: Products, forward: Direction, *, captions: bool) ->
     """How many captions and pictures the rows have."""
     sizes: dict[str, Any] = {}
     if captions:
-        total = sum(map(len, products.columns.texts))
+        total = sum(map(len, products.texts))
         sizes |= {"captions": total, "captions_per_row": total / len(products)}
     images = len(forward.gallery.keys)
     return sizes | {"images": images, "images_per_row": images / len(products)}

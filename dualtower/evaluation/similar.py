@@ -137,7 +137,7 @@ def similar_products(
 
 def _left_out(products: Products) -> dict[str, Any]:
     """What a row's vectors are made of where it has several captions or pictures."""
-    several = len(products.further) or any(len(captions) > 1 for captions in products.columns.texts)
+    several = len(products.further) or any(len(captions) > 1 for captions in products.texts)
     return {"of_each_row": "first caption and first picture"} if several else {}
 
 
@@ -150,27 +150,25 @@ def _labels(products: Products, relevance: Sequence[str]) -> np.ndarray:
     if not relevance:
         return products.codes
     for name in relevance:
-        if name not in products.columns.attributes:
-            raise UnknownName("attribute", name, products.columns.attributes)
+        if name not in products.attributes:
+            raise UnknownName("attribute", name, products.attributes)
     numbers: dict[tuple[str, ...], int] = {}
     labels = np.empty(len(products), np.int64)
-    for row, values in enumerate(zip(*(products.columns.attributes[name] for name in relevance), strict=True)):
+    for row, values in enumerate(zip(*(products.attributes[name] for name in relevance), strict=True)):
         lacking = any(value is None or value == "" for value in values)
         labels[row] = -1 - row if lacking else numbers.setdefault(tuple(map(str, values)), len(numbers))
     return labels
 
 
 def _vectors(model: DualTower, products: Products, *, batch_size: int, progress: bool) -> dict[str, np.ndarray]:
-    texts = [captions[0] for captions in products.columns.texts]
+    texts = [captions[0] for captions in products.texts]
     title = model.encode_text(texts, batch_size=batch_size, progress=progress)
     pictures: Any = products.pictures
     picture = model.encode_image(pictures, batch_size=batch_size, progress=progress)
     average = title + picture
     vectors = {"title": title, "picture": picture, "average": average}
     if model.fusion is not None:
-        named = products.columns.attributes
-        each = zip(*named.values(), strict=True) if named else [()] * len(products)
-        rows = [dict(zip(named, values, strict=True)) for values in each]
+        rows = [{n: v[i] for n, v in products.attributes.items()} for i in range(len(products))]
         vectors["fused"] = model.encode_product(
             text=texts, image=pictures, attributes=rows, batch_size=batch_size, progress=progress
         )

@@ -137,10 +137,9 @@ def check_model(info: CatalogueInfo, model: DualTower) -> None:
 def attribute_kinds(products: Products, numeric: Sequence[str] = ()) -> dict[str, str]:
     """Attribute -> ``number`` where the card says so or every value is one, else ``text``."""
     kinds = {}
-    for name, values in products.columns.attributes.items():
-        known = (value for value in values if value is not None and value != "")
-        of_numbers = {isinstance(v, int | float) and not isinstance(v, bool) for v in known}
-        numbers = of_numbers == {True}
+    for name, values in products.attributes.items():
+        known = [value for value in values if value is not None and value != ""]
+        numbers = bool(known) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in known)
         kinds[name] = "number" if name in numeric or numbers else "text"
     return kinds
 
@@ -240,7 +239,7 @@ def said_of_several(products: Products) -> list[str]:
         said.append(
             f"{pictured:,} rows have several pictures: their picture vector is the mean of all, the first is shown"
         )
-    if titled := sum(len(captions) > 1 for captions in products.columns.texts):
+    if titled := sum(len(captions) > 1 for captions in products.texts):
         said.append(f"{titled:,} rows have several captions: their text vector is that of the first, their title")
     return said
 

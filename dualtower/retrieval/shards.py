@@ -57,13 +57,12 @@ def plan_shards(products: Sequence[Product], info: CatalogueInfo, folder: Path, 
         folder: For the files.
         held: Id -> digest of what the catalogue holds already.
     """
-    ids = products.columns.ids if isinstance(products, Products) else [product.id for product in products]
+    ids = products.ids if isinstance(products, Products) else [product.id for product in products]
     shards = []
     for start in range(0, len(ids), ROWS):
-        some = ids[start : start + ROWS]
-        rows = tuple(range(start, start + len(some)))
-        digests = tuple(held.get(row_id, "") for row_id in some)
-        content = [info.fingerprint, *(f"{row_id} {digest}" for row_id, digest in zip(some, digests, strict=True))]
+        rows = tuple(range(start, min(start + ROWS, len(ids))))
+        digests = tuple(held.get(ids[i], "") for i in rows)
+        content = [info.fingerprint, *(f"{ids[i]} {digest}" for i, digest in zip(rows, digests, strict=True))]
         name = hashlib.blake2b("\n".join(content).encode(errors="surrogatepass"), digest_size=12).hexdigest()
         shards.append(Shard(folder / f"{name}.parquet", rows, digests))
     return shards

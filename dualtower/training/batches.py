@@ -32,7 +32,7 @@ def training_collator(config: RunConfig, objective: Objective, products: Product
         products: Training split.
     """
     collator, views = objective.model.collator(), objective.views
-    classes = {**collator.classes, **fit_classes(config.task.labels, products.columns.attributes)}
+    classes = {**collator.classes, **fit_classes(config.task.labels, products.attributes)}
     return replace(
         collator,
         tokenizer=collator.tokenizer if views.text else None,

@@ -36,8 +36,8 @@ def with_known_values(config: RunConfig, card: DataCard, train: Products) -> Run
         return config
     numeric = card.columns.numeric
     if fusion.attributes is not None:
-        fusion = replace(fusion, attributes=fit_attributes(fusion.attributes, train.columns.attributes, numeric))
-    fusion = replace(fusion, tasks=fit_classes(config.task.heads, train.columns.attributes, numeric))
+        fusion = replace(fusion, attributes=fit_attributes(fusion.attributes, train.attributes, numeric))
+    fusion = replace(fusion, tasks=fit_classes(config.task.heads, train.attributes, numeric))
     return replace(config, model=replace(config.model, fusion=fusion))
 
 
@@ -50,7 +50,7 @@ def build_model(config: RunConfig, train: Products) -> DualTower:
     torch.manual_seed(config.train.seed)
     if config.base is not None:
         return _based(config, config.base)
-    tokenizer = shared_tokenizer(config, train.columns.texts)
+    tokenizer = shared_tokenizer(config, train.texts)
     torch.manual_seed(config.train.seed)
     return DualTower.create(config.model, tokenizer)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dualtower.data.attributes import column_labels, fit_classes
+from dualtower.data.attributes import class_labels, fit_classes
 from dualtower.data.augment import Draw
 from dualtower.data.products import Products
 from dualtower.distributed import agree, gather, rank, share
@@ -269,7 +269,7 @@ class ProductFused(Objective):
             bootstrap=settings.bootstrap,
             batch_size=settings.batch_size,
         )
-        heads = [measure_heads(self.model, result.products, train.columns.attributes)] if self.config.heads else []
+        heads = [measure_heads(self.model, result.products, train.attributes)] if self.config.heads else []
         return [similar.section(), *heads]
 
     def _joint_label(self, labels: Tensor) -> Tensor:
@@ -296,8 +296,8 @@ def build_objective(config: RunConfig, model: DualTower, products: Products) -> 
         return Matching(model, config.matching, contrast=build_loss(config.loss), contrastive=kept)
     if config.objective == "product":
         heads = model.config.fusion.tasks if model.config.fusion else {}
-        classes = {**heads, **fit_classes(config.task.labels, products.columns.attributes)}
-        shares = {name: _log_shares(known, products.columns.attributes[name]) for name, known in heads.items()}
+        classes = {**heads, **fit_classes(config.task.labels, products.attributes)}
+        shares = {name: _log_shares(known, products.attributes[name]) for name, known in heads.items()}
         pair_loss = build_loss(config.loss)
         return ProductFused(
             model, config.task, classes=classes, log_shares=shares, pair_loss=pair_loss, contrastive=kept
@@ -313,7 +313,7 @@ def _joined(loss: Loss, embeddings: Embeddings, batch: Batch) -> Tensor:
 
 
 def _log_shares(classes: Sequence[str], values: Sequence[Any]) -> Tensor:
-    labels = torch.from_numpy(column_labels("", classes, values))
+    labels = class_labels({"": classes}, [{"": value} for value in values])[:, 0]
     counts = torch.bincount(labels[labels >= 0], minlength=len(classes)).float()
     return (counts / counts.sum()).clamp(min=1e-12).log()
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
@@ -179,7 +178,7 @@ def _log_start(config: RunConfig, train: Products, model: DualTower, accelerator
             "%s: %d rows of %d products; %.1f M parameters; %d process(es) on %s, %s",
             train.card,
             len(train),
-            len(np.unique(train.codes)),
+            len(set(train.product_ids)),
             sum(p.numel() for p in model.parameters()) / 1e6,
             accelerator.num_processes,
             accelerator.device,
