@@ -70,3 +70,12 @@ def test_files_and_cards_that_are_named_exist() -> None:
     named = re.findall(r"`((?:recipes|benchmarks|data_cards|dualtower)/[\w/.]+)`", README)
     assert named
     assert [path for path in named if not (REPOSITORY / path).exists()] == []
+
+
+def test_headline_figures_stand_in_the_tables() -> None:
+    """The README's few ratios are those of the measurements, which scripts write anew."""
+    tables = (REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    headlines = [line for line in README.split("## Measured")[1].split("\n## ")[0].splitlines() if line[:1] == "|"]
+    figures = re.findall(r"\b\d\.\d+|\b\d+,\d{3}\b|\d+(?= %)", " ".join(headlines))
+    assert len(figures) > 10
+    assert [figure for figure in figures if figure not in tables] == []
