@@ -70,10 +70,11 @@ def counted(number: int, what: str) -> str:
 def ranked_sizes(protocol: Mapping[str, Any]) -> str:
     """What each direction ranks, in a sentence: without it their figures look comparable."""
     forward, backward = (protocol["directions"][name] for name in ("text_to_image", "image_to_text"))
+    here, there = backward["gallery"], forward["gallery"]
+    compared = f", which is {'easier' if here < there else 'harder'}: the two directions do not compare."
     return (
         f"Text→image: {forward['queries']:,} texts rank {forward['gallery']:,} pictures. Image→text: "
-        f"{backward['queries']:,} pictures rank {backward['gallery']:,} texts, which is "
-        + ("easier: the two directions do not compare." if backward["gallery"] < forward["gallery"] else "as many.")
+        f"{backward['queries']:,} pictures rank {backward['gallery']:,} texts" + (compared if here != there else ".")
     )
 
 

@@ -290,7 +290,7 @@ def test_token_tls_and_database(tmp_path: Path) -> None:
 def test_databases_are_apart(server: str) -> None:
     import pymilvus
 
-    pymilvus.MilvusClient(server.replace("milvus", "http")).create_database("winter")
+    pymilvus.MilvusClient(server.replace("milvus", "http"), timeout=60).create_database("winter")
     create_store(f"{server}/winter/shop", info()).close()
     assert store_exists(f"{server}/winter/shop") and not store_exists(f"{server}/shop")
     with pytest.raises(CatalogueError, match="no collection 'shop'"):
