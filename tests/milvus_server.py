@@ -15,6 +15,13 @@ from typing import Any
 
 import grpc
 
+PATIENT = [
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1000),
+    ("grpc.http2.max_ping_strikes", 0),
+]
+"""As Milvus lets its clients ask every ten seconds whether the connection still stands; grpc itself ends it then."""
+
 
 @contextmanager
 def running(folder: Path, *more: str) -> Iterator[int]:
@@ -57,7 +64,7 @@ def main() -> None:
     parser.add_argument("--key", type=Path)
     args = parser.parse_args()
     guards = [NeedsToken(args.token)] if args.token else []
-    server = grpc.server(ThreadPoolExecutor(8), interceptors=guards)
+    server = grpc.server(ThreadPoolExecutor(8), interceptors=guards, options=PATIENT)
     milvus_pb2_grpc.add_MilvusServiceServicer_to_server(MilvusServicer(MilvusLite(args.folder)), server)
     if args.certificate:
         pairs = [(args.key.read_bytes(), args.certificate.read_bytes())]
