@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 __all__ = ["atomic_write", "sync", "text_file_atomically", "write_bytes_atomically", "write_text_atomically"]
 
@@ -76,7 +75,7 @@ def _new_beside(path: Path) -> tuple[Path, FileIO]:
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_SUFFIX}")
         held = partial.open("xb", buffering=0)
         with suppress(OSError):  # a file system without locks: there, nothing is ever taken for a dead writer's
-            fcntl.flock(held, fcntl.LOCK_EX)
+            _lock(held, wait=True)
         if partial.exists():
             return partial, held
         held.close()  # another writer took it for a dead one's, before it was locked
@@ -85,5 +84,19 @@ def _new_beside(path: Path) -> tuple[Path, FileIO]:
 def _remove_if_dead(partial: Path) -> None:
     """Remove the file of a writer that was killed: its lock died with it."""
     with suppress(OSError), partial.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(file, wait=False)
         partial.unlink(missing_ok=True)
+
+
+def _lock(file: FileIO | BinaryIO, *, wait: bool) -> None:
+    """Lock a file until it is closed.
+
+    Raises:
+        OSError: Another has locked it and is not waited for, or there are no locks on this file system, or on this
+            system, such as Windows.
+    """
+    try:
+        import fcntl
+    except ImportError as error:
+        raise OSError("this system has no such locks") from error
+    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

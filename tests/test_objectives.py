@@ -132,6 +132,22 @@ def test_labels_join_their_attributes() -> None:
     assert objective._joint_label(labels).tolist() == [2, 3, -1, 2, -1]
 
 
+def test_the_weights_of_a_task_weigh_its_losses() -> None:
+    model = tiny.model(fusion=FusionConfig(width=8))
+    rows = batch(model, [0, 0, 1, 1, 2, 2, 3, 3])
+
+    def loss(**weights: float) -> torch.Tensor:
+        settings = TaskConfig(temperature=0.1, **weights)
+        made = ProductFused(
+            model, settings, classes={}, log_shares={}, pair_loss=build_loss(LossConfig()), contrastive=None
+        ).eval()
+        return made.loss(made(rows, Draw(0, size=8)), rows)
+
+    own, alike = loss(identity=1.0, supervised=0.0), loss(identity=0.0, supervised=1.0)
+    assert own > 0.1 and alike > 0.1 and abs(own - alike) > 1e-3
+    torch.testing.assert_close(loss(identity=0.5, supervised=2.0), 0.5 * own + 2 * alike)
+
+
 def test_a_batch_without_a_known_class_still_has_a_gradient_for_every_head() -> None:
     """The ranks of a training wait for a gradient of every parameter; the head of a rare attribute must give one."""
     model = tiny.model(fusion=FusionConfig(width=8, tasks={"rare": ["x", "y"]}))

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from dualtower import RunConfig
+from dualtower import DualTower, RunConfig, load_card, load_products
 from dualtower.launcher import parse_overrides
 
 REPOSITORY = Path(__file__).parent.parent
@@ -76,6 +77,27 @@ def test_smoke_from_a_model_of_ones_own(recipe: Path, trained: Path, project: Pa
     of_base, of_run = (json.loads((model / "config.json").read_text())["model"] for model in (trained, out / "model"))
     towers = ("text", "image", "image_settings", "embed_dim")
     assert {name: of_base[name] for name in towers} == {name: of_run[name] for name in towers}
+
+
+def test_options_that_no_recipe_sets_do_what_they_say(project: Path) -> None:
+    typed = {"head-dropout": "0.2", "image.drop-path": "0.3"}
+    options = [word for name, value in typed.items() for word in (f"--model.{name}", value)]
+    options += ["--train.balance", "object", "--train.beta2", "0.9", "--train.final-lr", "0.5", "--train.steps", "6"]
+    options += ["--data.train-split", "test", "--data.validation-split", "train"]
+    done = run([sys.executable, str(REPOSITORY / "recipes" / "train_clip_style.py"), "--smoke", *options], project)
+    assert done.returncode == 0, done.stderr
+    complete_run(project)
+    (out,) = (project / "runs" / "smoke").iterdir()
+    rates = [line["lr"] for line in map(json.loads, (out / "history.jsonl").open()) if "lr" in line]
+    assert rates[-1] >= 0.5 * max(rates) > 0, "the rate falls to half of its peak, and no further"
+    model = DualTower.from_pretrained(out / "model")
+    parts = [type(part).__name__ for part in model.image_tower.modules()]
+    assert "DropPath" in parts and any(
+        isinstance(part, torch.nn.Dropout) and part.p == 0.2 for part in model.image_head.modules()
+    )
+    trained = load_products(load_card(REPOSITORY / "data_cards" / "drawn.md"), "test")
+    told = json.loads((out / "config.json").read_text())
+    assert told["data"]["train_split"] == "test" and f"drawn: {len(trained)} rows" in done.stderr
 
 
 def test_a_base_replaces_the_recipe_s_towers_but_not_what_is_typed() -> None:

@@ -346,7 +346,9 @@ class Catalogue:
                 found = list(read(statement, some))
                 rows = [row for row in found if row_checksum(row[1:]) == row[0]]
                 damaged = len(rows) < len(found)
-            except (CatalogueError, sqlite3.Error):  # such as for what is UTF-8 no more
+            except (CatalogueError, sqlite3.Error) as error:
+                if "UTF-8" not in str(error):  # which columns that have changed may be no more
+                    raise
                 rows, damaged = list(read(f"{statement} AND {WHOLE}", some)), True
             if damaged:
                 log.warning("%s: rows have changed on the disk and are left out; see `dualtower verify`", self.folder)
