@@ -313,7 +313,7 @@ class Encoding(nn.Module, ABC):
             rows = order[start : start + size]
             batch = prepare(rows)
             with turn, precision():
-                embedded = embed(batch.to(device))
+                embedded = embed(batch if on_cpu else batch.to(device))
                 assert embedded is not None
                 embeddings[rows] = embedded.float().cpu().numpy()
             return len(rows)

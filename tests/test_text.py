@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+import torch
 
 from dualtower.data import text as text_module
-from dualtower.data.text import load_tokenizer, normalise_title, train_tokenizer
+from dualtower.data.text import load_tokenizer, normalise_title, tokenize, train_tokenizer
 from dualtower.errors import ConfigError, DataError
 
 ENGLISH = [
@@ -136,3 +137,28 @@ def test_title_identity() -> None:
     assert normalise_title("Blue mug") != normalise_title("Blue mugs")
     for title in ODD:
         assert normalise_title(normalise_title(title)) == normalise_title(title)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_tokenize_is_what_the_tokenizer_itself_gives(fixed: bool, side: str) -> None:
+    tokenizer = train_tokenizer(["blue striped mug", "red leather bag", "green cotton dress"] * 30, vocab_size=80)
+    tokenizer.padding_side = side
+    texts = ["blue mug", "", "red leather bag " * 9, "[PAD] dress", "\u00e9 \u4e2d"]
+    for some in (texts, texts[:1], texts[2:]):
+        padding = "max_length" if fixed else "longest"
+        plain = tokenizer(some, padding=padding, truncation=True, max_length=12, return_tensors="pt")
+        found = tokenize(tokenizer, some, max_length=12, fixed=fixed)
+        assert all(torch.equal(found[name], plain[name]) and found[name].dtype == torch.int64 for name in found)
+
+
+def test_a_tokenizer_that_does_more_than_its_library_is_asked_itself() -> None:
+    trained = train_tokenizer(["blue striped mug", "red leather bag"] * 30, vocab_size=60)
+
+    class Reversing(type(trained)):  # type: ignore[misc]
+        def __call__(self, texts, **options):
+            return super().__call__([text[::-1] for text in texts], **options)
+
+    own = Reversing(tokenizer_object=trained.backend_tokenizer, pad_token="[PAD]")
+    found = tokenize(own, ["gum eulb", "gab der"], max_length=12)
+    assert torch.equal(found["input_ids"], tokenize(trained, ["blue mug", "red bag"], max_length=12)["input_ids"])

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dualtower.data.attributes import AttributesConfig, attribute_values, class_labels, fit_classes
 from dualtower.data.images import ImageSettings, open_image, to_pixels
 from dualtower.data.products import Products
+from dualtower.data.text import tokenize
 from dualtower.errors import BrokenImage, ConfigError, DataError
 from dualtower.types import Batch, Product, product_code
 
@@ -82,15 +83,7 @@ class Collator:
     def tokens(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Token ids and mask, int64 ``[B, L]``, with L the longest text of this batch or, where fixed, `max_length`."""
         assert self.tokenizer is not None
-        encoded = self.tokenizer(
-            list(texts),
-            padding="max_length" if self.padding == "fixed" else "longest",
-            truncation=True,
-            max_length=self.max_length,
-            return_attention_mask=True,  # a SigLIP's tokenizer gives none of its own accord
-            return_tensors="pt",
-        )
-        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+        return tokenize(self.tokenizer, texts, max_length=self.max_length, fixed=self.padding == "fixed")
 
 
 class TrainingCollator:
