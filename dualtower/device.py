@@ -9,7 +9,7 @@ import torch
 
 from dualtower.errors import ConfigError
 
-__all__ = ["describe_device", "find_device", "present_devices"]
+__all__ = ["computing_line", "describe_device", "find_device", "present_devices"]
 
 
 def present_devices() -> dict[str, int]:
@@ -46,3 +46,13 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda" and torch.cuda.is_available():
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return str(device)
+
+
+def computing_line(computes: Mapping[str, str]) -> str:
+    """Say in one line on which device a model computes, and each of its towers in which precision.
+
+    Args:
+        computes: `DualTower.computes`.
+    """
+    towers = [f"{name} {value}" for name, value in computes.items() if name != "device"]
+    return f"on {computes['device']}: {', '.join(towers)}"

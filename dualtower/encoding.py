@@ -46,7 +46,8 @@ class Encoding(nn.Module, ABC):
 
     config: ModelConfig
     tokenizer: Any | None
-    image_tower: Tower
+    text_tower: Tower | None
+    image_tower: Tower | None
     fusion: ProductFusion | None
     precision: TowerPrecision | None
     _origin = ""  # fingerprint of the model that `for_inference` made it from
@@ -77,7 +78,9 @@ class Encoding(nn.Module, ABC):
     def computes(self) -> dict[str, str]:
         """On which device it computes, and each tower in which precision; for reports."""
         towers = self.precision or TowerPrecision()
-        return {"device": describe_device(self.device), "text": towers.text, "image": towers.image}
+        held: dict[str, str] = {"text": towers.text, "image": towers.image}
+        held = {name: precision for name, precision in held.items() if name in self.config.modalities}
+        return {"device": describe_device(self.device), **held}
 
     def placed(self, device: str | torch.device = "auto", precision: WantedPrecision = "auto") -> Self:
         """Move this model to where, and set in what, it is to embed.
@@ -109,7 +112,7 @@ class Encoding(nn.Module, ABC):
             return self
         quick = copy.copy(self)
         quick._origin = self.fingerprint
-        if on_cpu:
+        if on_cpu and self.image_tower is not None:
             quick._modules = {**self._modules, "image_tower": self.image_tower.for_inference()}
         if precision is not None:
             quick.compute_in(precision)
@@ -131,8 +134,9 @@ class Encoding(nn.Module, ABC):
 
         Raises:
             DataError: A text is empty or no string; names its position.
-            ConfigError: The model has no tokenizer.
+            ConfigError: The model has no text tower, or no tokenizer.
         """
+        self.config.require("text", "encode_text")
         if isinstance(texts, str):
             raise DataError(f"encode_text takes a list of texts; type encode_text([{texts[:40]!r}])")
         if self.tokenizer is None:
@@ -163,7 +167,9 @@ class Encoding(nn.Module, ABC):
 
         Raises:
             BrokenImage: A picture is missing or cannot be decoded; names it.
+            ConfigError: The model has no image tower.
         """
+        self.config.require("image", "encode_image")
         if isinstance(images, str | bytes | Path):
             raise DataError("encode_image takes a list of pictures; type encode_image([picture])")
         settings = self.config.image_settings

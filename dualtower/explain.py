@@ -1,4 +1,4 @@
-"""Which words and which regions made the score of a text and a picture."""
+"""Which words and which regions made the score of a text and a picture, of two pictures, or of two texts."""
 
 from __future__ import annotations
 
@@ -34,19 +34,26 @@ class Explanation:
     Attributes:
         method: ``towers`` or ``attention``.
         score: Similarity of the towers.
-        words: Words of the text with their weights; above 0 speaks for the match.
-        heat: Weight of each cell of the picture, float32 ``[rows, columns]``; above 0 speaks for the match.
-        pixels: The picture as the model saw it, uint8 ``[H, W, 3]``.
+        words: Words of the text with their weights; above 0 speaks for the match. None of two pictures.
+        heat: Weight of each cell of the picture, float32 ``[rows, columns]``; above 0 speaks for the match. None of two
+            texts.
+        pixels: The picture as the model saw it, uint8 ``[H, W, 3]``; None of two texts.
     """
 
     method: str
     score: float
     words: list[tuple[str, float]]
-    heat: np.ndarray
-    pixels: np.ndarray
+    heat: np.ndarray | None
+    pixels: np.ndarray | None
 
     def heat_map(self) -> np.ndarray:
-        """`heat` at the size of the picture, between 0 and 1, float32 ``[H, W]``."""
+        """`heat` at the size of the picture, between 0 and 1, float32 ``[H, W]``.
+
+        Raises:
+            ConfigError: There is no picture.
+        """
+        if self.heat is None or self.pixels is None:
+            raise ConfigError("an explanation of two texts has no heat map; its words say all")
         height, width = self.pixels.shape[:2]
         heat = torch.from_numpy(self.heat)[None, None]
         smooth = F.interpolate(heat, (height, width), mode="bilinear", align_corners=False)[0, 0].numpy()
@@ -54,8 +61,15 @@ class Explanation:
         return (smooth - low) / (high - low) if high > low else np.zeros_like(smooth)
 
 
-def explain(model: DualTower, text: str, image: Any, *, method: Method = "towers") -> Explanation:
-    """Say what made the score of one pair.
+def explain(
+    model: DualTower,
+    text: str | None = None,
+    image: Any = None,
+    *,
+    against: Any = None,
+    method: Method = "towers",
+) -> Explanation:
+    """Say what made the score of one pair: of a text and a picture, or of two of the side that the model has.
 
     ``towers`` needs no other head. A region and a word weigh what the similarity loses without them: the picture is
     seen again with one window after the other painted in its mean colour (occlusion, https://arxiv.org/abs/1311.2901),
@@ -66,21 +80,27 @@ def explain(model: DualTower, text: str, image: Any, *, method: Method = "towers
     points at costs no more than hiding something else.
 
     Args:
-        model: Any dual tower; ``attention`` needs a re-ranker.
+        model: Any model; ``attention`` needs a re-ranker.
         text: A title or query.
         image: Path, encoded bytes or PIL image.
+        against: For a model with one tower: another picture or text, of which the one that is given is explained.
         method: One of the two.
 
     Raises:
         UnknownName: No such method.
-        ConfigError: ``attention`` without a re-ranker.
-        DataError: The text is empty.
-        BrokenImage: The picture cannot be decoded.
+        ConfigError: ``attention`` without a re-ranker, or not what this model compares.
+        DataError: A text is empty.
+        BrokenImage: A picture cannot be decoded.
     """
     if method not in ("towers", "attention"):
         raise UnknownName("method", method, ("towers", "attention"))
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(f"explain: the text is {text!r}; give a non-empty string")
+    if method == "attention":
+        reranker_of(model)
+    if len(model.config.modalities) == 1:
+        return _explain_alike(model, text, image, against)
+    if against is not None or text is None or image is None:
+        raise ConfigError("explain: this model compares a text with an image; give --text and --image, no --against")
+    _check_text(text)
     pixels = to_pixels(open_image(image, where="explain"), model.config.image_settings)
     with evaluation_mode(model):
         tokens = model.collator().tokens([text])
@@ -91,10 +111,12 @@ def explain(model: DualTower, text: str, image: Any, *, method: Method = "towers
 
 def draw_explanation(explanation: Explanation, *, height: int = 320) -> Image.Image:
     """Draw the picture, its heat map laid over it, and the words shaded by their weight."""
+    font = ImageFont.load_default(size=16)
+    if explanation.pixels is None:
+        return _draw_words(explanation.words, width=2 * height, font=font)
     size = (round(height * explanation.pixels.shape[1] / explanation.pixels.shape[0]), height)
     picture = Image.fromarray(explanation.pixels).resize(size, Image.Resampling.BICUBIC)
     warm = Image.fromarray(_warm(explanation.heat_map())).resize(size, Image.Resampling.BILINEAR)
-    font = ImageFont.load_default(size=16)
     strip = _draw_words(explanation.words, width=2 * size[0] + 8, font=font)
     canvas = Image.new("RGB", (strip.width, height + 8 + strip.height), "white")
     canvas.paste(picture, (0, 0))
@@ -103,20 +125,65 @@ def draw_explanation(explanation: Explanation, *, height: int = 320) -> Image.Im
     return canvas
 
 
+def _explain_alike(model: DualTower, text: Any, image: Any, against: Any) -> Explanation:
+    """What of a picture made its score with another picture, or of a text with another text."""
+    (modality,) = model.config.modalities
+    given, other = (image, text) if modality == "image" else (text, image)
+    if other is not None or given is None or against is None:
+        raise ConfigError(
+            f"explain: this model has a tower for {modality}s alone; give one as --{modality}, and another one that it "
+            "is compared with as --against"
+        )
+    pixels = None
+    with evaluation_mode(model):
+        if modality == "image":
+            first, second = (
+                to_pixels(open_image(picture, where="explain"), model.config.image_settings)
+                for picture in (given, against)
+            )
+            pixels = np.ascontiguousarray(first.transpose(1, 2, 0))
+            batch = Batch(("0", "1"), torch.zeros(2), torch.from_numpy(np.stack([first, second]))).to(model.device)
+            embedded = model(batch).image
+        else:
+            _check_text(given)
+            _check_text(against)
+            batch = Batch(("0", "1"), torch.zeros(2), tokens=model.collator().tokens([given, against])).to(model.device)
+            embedded = model(batch).text
+        score = float(model.similarity(embedded[:1], embedded[1:]))
+        heat = None if pixels is None else _heat(model, batch, embedded[1:], score)
+        said = [] if pixels is not None else _weights(model, batch, embedded[1:], score)
+    return Explanation("towers", score, said, heat, pixels)
+
+
+def _check_text(text: Any) -> None:
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"explain: the text is {text!r}; give a non-empty string")
+
+
 def _by_towers(model: DualTower, batch: Batch) -> tuple[list[tuple[str, float]], np.ndarray, float]:
-    assert batch.tokens is not None and batch.pixels is not None
     seen = model(batch)
     score = float(model.similarity(seen.image, seen.text))
+    return _weights(model, batch, seen.image, score), _heat(model, batch, seen.text, score), score
+
+
+def _heat(model: DualTower, batch: Batch, other: torch.Tensor, score: float) -> np.ndarray:
+    """What the score of the batch's first picture with an embedding ``[1, D]`` loses without each of its cells."""
+    assert batch.pixels is not None
     pictures, windows = _with_windows_hidden(batch.pixels[0])
     hidden = model(Batch(tuple(map(str, range(len(pictures)))), torch.zeros(len(pictures)), pixels=pictures)).image
-    falls = score - model.similarity(hidden, seen.text)[:, 0].float().cpu()
-    heat = (falls[:, None, None] * windows).sum(0) / windows.sum(0)
+    falls = score - model.similarity(hidden, other)[:, 0].float().cpu()
+    heat: torch.Tensor = (falls[:, None, None] * windows).sum(0) / windows.sum(0)
+    return heat.numpy()
+
+
+def _weights(model: DualTower, batch: Batch, other: torch.Tensor, score: float) -> list[tuple[str, float]]:
+    """What the score of the batch's first text with an embedding ``[1, D]`` loses without each of its words."""
+    assert batch.tokens is not None
     ids = batch.tokens["input_ids"][0][batch.tokens["attention_mask"][0].bool()]  # without padding
     spans = _words(model, ids)
     shortened = [torch.cat([ids[:start], ids[stop:]]) for _, start, stop in spans]
-    without = _similarities(model, shortened, seen.image)
-    words = [(word, score - rest) for (word, _, _), rest in zip(spans, without, strict=True)]
-    return words, heat.numpy(), score
+    without = _similarities(model, shortened, other)
+    return [(word, score - rest) for (word, _, _), rest in zip(spans, without, strict=True)]
 
 
 def _with_windows_hidden(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -139,12 +206,13 @@ def _with_windows_hidden(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     return torch.where(over, mean, pixels), hidden
 
 
-def _similarities(model: DualTower, sequences: Sequence[torch.Tensor], image: torch.Tensor) -> list[float]:
-    """Similarity of token sequences of different lengths to one picture; 0 for an empty one."""
+def _similarities(model: DualTower, sequences: Sequence[torch.Tensor], other: torch.Tensor) -> list[float]:
+    """Similarity of token sequences of different lengths to one embedding ``[1, D]``; 0 for an empty one."""
     kept = [ids for ids in sequences if len(ids)]
     if not kept:
         return [0.0] * len(sequences)
     text = model.config.text
+    assert text is not None
     length = text.max_length if text.padding == "fixed" else max(map(len, kept))
     padded = kept[0].new_full((len(kept), length), _tokenizer(model).pad_token_id or 0)
     mask = torch.zeros_like(padded)
@@ -152,7 +220,7 @@ def _similarities(model: DualTower, sequences: Sequence[torch.Tensor], image: to
         padded[row, : len(ids)], mask[row, : len(ids)] = ids, 1
     tokens = {"input_ids": padded, "attention_mask": mask}
     embedded = model(Batch(tuple(map(str, range(len(kept)))), torch.zeros(len(kept)), tokens=tokens)).text
-    values = iter(model.similarity(image, embedded)[0].tolist())
+    values = iter(model.similarity(other, embedded)[0].tolist())
     return [next(values) if len(ids) else 0.0 for ids in sequences]
 
 

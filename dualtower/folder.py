@@ -4,7 +4,7 @@
 
     config.json         version of dualtower, fingerprint, model config (with the whole encoder config)
     model.safetensors   weights
-    tokenizer/          a Transformers tokenizer
+    tokenizer/          a Transformers tokenizer; absent where the model has no text tower
     README.md           model card
 
 A folder is written beside its place and renamed, so there is never half a model. Loading is strict: towers are built
@@ -52,7 +52,7 @@ class FolderParts:
     Attributes:
         config: The model config as plain values.
         weights: State dict.
-        tokenizer: A Transformers tokenizer.
+        tokenizer: A Transformers tokenizer, or None for a model without a text tower.
         readme: Text of the model card.
         fingerprint: Of config and weights when they were saved.
     """
@@ -98,19 +98,21 @@ def read_folder(folder: Path) -> FolderParts:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    missing = [name for name in (CONFIG, WEIGHTS, TOKENIZER) if not (folder / name).exists()]
+    config = _read_config(folder / CONFIG) if (folder / CONFIG).exists() else {"model": {}}
+    reads_text = config["model"].get("text", {}) is not None
+    needed = (CONFIG, WEIGHTS, TOKENIZER) if reads_text else (CONFIG, WEIGHTS)
+    missing = [name for name in needed if not (folder / name).exists()]
     if missing:
         raise ModelFolderError(
             f"{folder} is no complete model of dualtower; missing: {', '.join(missing)}. "
             "Give a folder that save_pretrained wrote (a run keeps it in its model/), or user/name on the Hub"
         )
-    config = _read_config(folder / CONFIG)
     try:
         weights = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise ModelFolderError(f"{folder / WEIGHTS} is broken: {error}; save or download the model again") from error
     try:
-        tokenizer = load_tokenizer(folder / TOKENIZER, local_files_only=True)
+        tokenizer = load_tokenizer(folder / TOKENIZER, local_files_only=True) if reads_text else None
     except ConfigError as error:
         raise ModelFolderError(f"{folder / TOKENIZER} holds no tokenizer: {error}") from error
     readme = folder / README
@@ -159,7 +161,8 @@ def _write_parts(folder: Path, parts: FolderParts) -> None:
     config = {"dualtower": __version__, "fingerprint": parts.fingerprint, "model": parts.config}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / README).write_text(parts.readme, encoding="utf-8")
-    parts.tokenizer.save_pretrained(str(folder / TOKENIZER))
+    if parts.tokenizer is not None:
+        parts.tokenizer.save_pretrained(str(folder / TOKENIZER))
     # Memory order (channels_last) and shared storage are the running model's business.
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in parts.weights.items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})

@@ -65,6 +65,7 @@ def parse_overrides(base: RunConfig, args: Sequence[str], *, description: str | 
     A budget on the command line replaces the recipe's budget, whatever its unit, and a ``--base`` the recipe's
     towers. A mapping is replaced as a whole by
     JSON (``--model.image.options {}``), and key by key (``--model.image.options.stem-width 16``) where it has that key.
+    ``--model.text None`` and ``--model.image None`` leave out a tower.
     Unusable arguments end the process with status 2 and name the nearest option.
     """
     if any(a.split("=")[0] == f"--train.{name}" for a in args for name in _BUDGETS):
@@ -73,7 +74,7 @@ def parse_overrides(base: RunConfig, args: Sequence[str], *, description: str | 
         model = ModelConfig(reranker=base.model.reranker, fusion=base.model.fusion)
         base = replace(base, model=model)
     try:
-        base, rest = _replace_mappings(base, args)
+        base, rest = _replace_mappings(*_leave_out_towers(base, args))
         return tyro.cli(
             RunConfig,
             default=base,
@@ -84,6 +85,18 @@ def parse_overrides(base: RunConfig, args: Sequence[str], *, description: str | 
     except DualTowerError as error:  # a config checks its own values
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         sys.exit(2)
+
+
+def _leave_out_towers(base: RunConfig, args: Sequence[str]) -> tuple[RunConfig, list[str]]:
+    """Take ``--model.text None`` and ``--model.image None`` out of the arguments, and the towers out of the config."""
+    rest = list(args)
+    for tower in ("text", "image"):
+        option = f"--model.{tower}"
+        if _given(rest, option) == "None":
+            place = next(i for i, argument in enumerate(rest) if argument.partition("=")[0] == option)
+            del rest[place : place + (1 if "=" in rest[place] else 2)]
+            base = _replaced(base, ["model", tower], None)
+    return base, rest
 
 
 def _replace_mappings(base: RunConfig, args: Sequence[str]) -> tuple[RunConfig, list[str]]:

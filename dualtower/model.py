@@ -1,4 +1,4 @@
-"""The dual tower: one tower for texts, one for pictures, two heads into one space."""
+"""The dual tower: one tower for texts, one for pictures, two heads into one space. Either of them may be absent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ from dualtower.hub import find_folder, push_folder
 from dualtower.losses.similarity import similarities
 from dualtower.model_config import ModelConfig
 from dualtower.precision import TowerPrecision, computed
-from dualtower.towers import Features, ProjectionHead, Tower, create_image_tower, create_text_tower
+from dualtower.towers import (
+    Features,
+    ProjectionHead,
+    TextTowerConfig,
+    Tower,
+    create_image_tower,
+    create_text_tower,
+)
 from dualtower.towers.image import pretrained_backbone
 from dualtower.towers.transformer import complete_encoder, pretrained_encoder
 from dualtower.types import Batch, Embeddings
@@ -37,14 +44,15 @@ HEADS = ("reranker", "fusion")  # parts of config and model that stand on the to
 
 
 class DualTower(Encoding):
-    """Embed texts and pictures into one space.
+    """Embed texts and pictures into one space; or only the ones or the others, where its config has one tower.
 
     The constructor builds fresh weights and never downloads. `create` starts from pretrained towers,
     `from_pretrained` loads a saved dual tower.
 
     Args:
         config: The model. `self.config` is the same with everything that loading needs filled in.
-        tokenizer: Transformers tokenizer of the text tower; `forward` does not need it, all else does.
+        tokenizer: Transformers tokenizer of the text tower; `forward` does not need it, all else does. None where
+            there is no text tower.
 
     Raises:
         UnknownTower: No tower of that name.
@@ -56,44 +64,35 @@ class DualTower(Encoding):
         config = _complete(config)
         self.config, self.tokenizer = config, tokenizer
         self._check_vocabulary()
-        self.text_tower = create_text_tower(config.text)
-        self.image_tower = create_image_tower(config.image, config.image_settings)
-        self.text_head, self.image_head = (
-            ProjectionHead(
-                config.head,
-                tower.width,
-                embed_dim=config.embed_dim,
-                dropout=config.head_dropout,
-                norm=config.head_norm,
-            )
-            for tower in (self.text_tower, self.image_tower)
-        )
+        text = None if config.text is None else create_text_tower(config.text)
+        image = None if config.image is None else create_image_tower(config.image, config.image_settings)
+        self.text_tower, self.image_tower = text, image
+        self.text_head, self.image_head = (_head(config, tower) for tower in (text, image))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.init_scale)))
         self.logit_bias = None if config.init_bias is None else nn.Parameter(torch.tensor(float(config.init_bias)))
         self.reranker: Reranker | None = None
-        if config.reranker is not None:
-            self.reranker = Reranker(
-                config.reranker,
-                max_length=config.text.max_length,
-                image_settings=config.image_settings,
-                text_width=(self.text_tower.width, self.text_tower.token_width),
-                image_width=(self.image_tower.width, self.image_tower.token_width),
-                head_norm=config.head_norm,
-            )
         self.fusion: ProductFusion | None = None
-        if config.fusion is not None:
-            self.fusion = ProductFusion(
-                config.fusion,
-                text=(self.text_tower.width, self.text_tower.token_width),
-                image=(self.image_tower.width, self.image_tower.token_width),
-                embed_dim=config.embed_dim,
-            )
+        if text is not None and image is not None and config.text is not None:
+            widths = [(tower.width, tower.token_width) for tower in (text, image)]
+            if config.reranker is not None:
+                self.reranker = Reranker(
+                    config.reranker,
+                    max_length=config.text.max_length,
+                    image_settings=config.image_settings,
+                    text_width=widths[0],
+                    image_width=widths[1],
+                    head_norm=config.head_norm,
+                )
+            if config.fusion is not None:
+                self.fusion = ProductFusion(config.fusion, text=widths[0], image=widths[1], embed_dim=config.embed_dim)
         self.precision: TowerPrecision | None = None  # None: that of the autocast around it
         self._readme: tuple[str, str] | None = None  # fingerprint and model card that came with the weights
 
     @classmethod
-    def create(cls, config: ModelConfig, tokenizer: Any) -> DualTower:
+    def create(cls, config: ModelConfig, tokenizer: Any | None) -> DualTower:
         """Build a model for a tokenizer, with the pretrained towers that `config` names.
+
+        Without a text tower the tokenizer is None.
 
         Only here may something be downloaded. The vocabulary size becomes the tokenizer's; a pretrained text tower
         brings its own pooling, padding and projection, a pretrained image tower its mean and standard deviation.
@@ -102,33 +101,41 @@ class DualTower(Encoding):
             UnknownTower: No tower of that name.
             ConfigError: Settings that do not fit, or pretrained weights that cannot be loaded.
         """
-        text, settings = replace(config.text, vocab_size=len(tokenizer)), config.image_settings
+        text, settings = config.text, config.image_settings
+        if text is not None and tokenizer is not None:
+            text = replace(text, vocab_size=len(tokenizer))
         encoder: Mapping[str, Tensor] | None = None
         backbone = None
-        if text.name == "bert" and text.pretrained:
+        if text is not None and text.name == "bert" and text.pretrained:
             encoder, text = pretrained_encoder(text, tokenizer)
-        if config.image.pretrained:
+        if config.image is not None and config.image.pretrained:
             backbone = pretrained_backbone(config.image, settings)
             brought = backbone.pretrained_cfg
             settings = replace(settings, mean=tuple(brought["mean"]), std=tuple(brought["std"]))
         model = cls(replace(config, text=text, image_settings=settings), tokenizer)
-        if encoder is not None:
+        if encoder is not None and model.text_tower is not None:
             model.text_tower.load_state_dict(encoder)
-        if backbone is not None:
+        if backbone is not None and model.image_tower is not None:
             model.image_tower.get_submodule("backbone").load_state_dict(backbone.state_dict())
         return model
 
     def forward(self, batch: Batch) -> Embeddings:
-        """Embed a batch; either side may be absent."""
+        """Embed a batch; either side may be absent.
+
+        Raises:
+            ConfigError: The batch has a side that this model has no tower for.
+        """
         image = text = seen = read = None
         if batch.pixels is not None:
             seen = self.see(batch.pixels)
+            assert self.image_tower is not None and self.image_head is not None
             image = self._finish(self.image_head(seen.pooled))
             if self.config.mirror and not self.image_tower.training:
                 mirrored = self.see(batch.pixels.flip(-1))
                 image = self._finish((image + self._finish(self.image_head(mirrored.pooled))) / 2)
         if batch.tokens is not None:
             read = self.read(batch.tokens)
+            assert self.text_head is not None
             text = self._finish(self.text_head(read.pooled))
         scale = self.logit_scale.exp()
         bias = scale.new_zeros(()) if self.logit_bias is None else self.logit_bias
@@ -137,17 +144,23 @@ class DualTower(Encoding):
     def read(self, tokens: Mapping[str, Tensor], tower: Tower | None = None) -> Features:
         """What a text tower, by default the model's own, makes of ``input_ids`` and ``attention_mask`` ``[B, L]``."""
         precision = None if self.precision is None else self.precision.text
-        return computed(tower or self.text_tower, precision, tokens["input_ids"], tokens["attention_mask"])
+        tower = self.text_tower if tower is None else tower
+        if tower is None:
+            raise self.config.lacks("text", "texts")
+        return computed(tower, precision, tokens["input_ids"], tokens["attention_mask"])
 
     def see(self, pixels: Tensor, tower: Tower | None = None) -> Features:
         """What an image tower, by default the model's own, makes of pictures ``[B, 3, H, W]``."""
         precision = None if self.precision is None else self.precision.image
-        return computed(tower or self.image_tower, precision, pixels)
+        tower = self.image_tower if tower is None else tower
+        if tower is None:
+            raise self.config.lacks("image", "images")
+        return computed(tower, precision, pixels)
 
     def compute_in(self, precision: TowerPrecision) -> None:
         """Let the towers compute in this precision and memory order from now on; it is not saved with the model."""
         self.precision = precision
-        if precision.channels_last is not None:
+        if precision.channels_last is not None and self.image_tower is not None:
             self.image_tower.order_memory(channels_last=precision.channels_last)
 
     def _finish(self, embeddings: Tensor) -> Tensor:
@@ -179,11 +192,12 @@ class DualTower(Encoding):
 
     def collator(self) -> Collator:
         """The collator that makes this model's batches: the same in training, evaluation and serving."""
+        text = self.config.text or TextTowerConfig()
         return Collator(
             self.tokenizer,
-            self.config.image_settings,
-            self.config.text.max_length,
-            padding="fixed" if self.config.text.padding == "fixed" else "longest",
+            None if self.config.image is None else self.config.image_settings,
+            text.max_length,
+            padding="fixed" if text.padding == "fixed" else "longest",
             attributes=self.config.fusion.attributes if self.config.fusion else None,
             classes=self.config.fusion.tasks if self.config.fusion else {},
         )
@@ -245,7 +259,7 @@ class DualTower(Encoding):
         """Write the model into a folder, all or nothing; a model that is there is replaced.
 
         Args:
-            folder: To hold ``config.json model.safetensors tokenizer/ README.md``.
+            folder: To hold ``config.json model.safetensors tokenizer/ README.md``; without a text tower, no tokenizer.
             card: What the README says. Without it, the one that these very weights were loaded with is kept.
 
         Raises:
@@ -308,6 +322,10 @@ class DualTower(Encoding):
 
     def _check_vocabulary(self) -> None:
         text = self.config.text
+        if text is None:
+            if self.tokenizer is not None:
+                raise ConfigError("a model without a text tower takes no tokenizer; type DualTower(config)")
+            return
         size = text.encoder.get("vocab_size", text.vocab_size)
         if self.tokenizer is not None and len(self.tokenizer) > size:
             raise ConfigError(
@@ -325,7 +343,7 @@ class DualTower(Encoding):
 
         if self._origin:
             raise ConfigError("a copy for inference cannot be saved; save the model that it was made from")
-        if self.tokenizer is None:
+        if self.tokenizer is None and self.config.text is not None:
             raise ConfigError("a model without tokenizer cannot be saved; type DualTower(config, tokenizer)")
         fingerprint = self.fingerprint
         if card is None and self._readme is not None and self._readme[0] == fingerprint:
@@ -353,9 +371,20 @@ class DualTower(Encoding):
 def _complete(config: ModelConfig) -> ModelConfig:
     """Fill in whole configs of Transformers' encoders; the re-ranker's own text tower reads the model's tokens."""
     text, reranker = config.text, config.reranker
+    if text is None:
+        return config
     if text.name == "bert":
         text = complete_encoder(text)
     if reranker is not None and reranker.text is not None:
         own = replace(reranker.text, vocab_size=text.vocab_size, max_length=text.max_length)
         reranker = replace(reranker, text=complete_encoder(own) if own.name == "bert" else own)
     return replace(config, text=text, reranker=reranker)
+
+
+def _head(config: ModelConfig, tower: Tower | None) -> ProjectionHead | None:
+    """From a tower's features into the shared space."""
+    if tower is None:
+        return None
+    return ProjectionHead(
+        config.head, tower.width, embed_dim=config.embed_dim, dropout=config.head_dropout, norm=config.head_norm
+    )

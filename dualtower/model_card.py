@@ -19,7 +19,17 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelCard", "with_name"]
 
-TAGS = ["dualtower", "dual-encoder", "text-to-image-retrieval", "product-retrieval"]
+_BOTH, _IMAGE, _TEXT = ("image", "text"), ("image",), ("text",)
+_TAGS = {
+    _BOTH: ["dualtower", "dual-encoder", "text-to-image-retrieval", "product-retrieval"],
+    _IMAGE: ["dualtower", "image-feature-extraction", "product-retrieval"],
+    _TEXT: ["dualtower", "sentence-similarity", "product-retrieval"],
+}
+_WHAT = {
+    _BOTH: "A dual tower that embeds product texts and product pictures into one space",
+    _IMAGE: "An image tower that embeds product images, and no texts",
+    _TEXT: "A text tower that embeds product texts, and no images",
+}
 
 
 @dataclass(frozen=True)
@@ -59,13 +69,12 @@ class ModelCard:
 
     def to_markdown(self, *, name: str, model: ModelConfig, fingerprint: str) -> str:
         """Render the card for the model `name` (a folder, or ``user/name`` on the Hub)."""
-        header = yaml.safe_dump(self._front_matter(name), sort_keys=False, allow_unicode=True)
+        header = yaml.safe_dump(self._front_matter(name, model), sort_keys=False, allow_unicode=True)
         sections = [
             f"---\n{header}---",
             f"# {name.rstrip('/').split('/')[-1]}",
-            "A dual tower that embeds product texts and product pictures into one space, "
-            "made with [dualtower](https://pypi.org/project/dualtower/).",
-            _how_to_load(name),
+            f"{_WHAT[model.modalities]}, made with [dualtower](https://pypi.org/project/dualtower/).",
+            _how_to_load(name, model),
             _architecture(model, fingerprint),
         ]
         if self.table:
@@ -81,9 +90,9 @@ class ModelCard:
             sections.append(f"## Training\n\n{_yaml_block(settings)}")
         return "\n\n".join(sections) + "\n"
 
-    def _front_matter(self, name: str) -> dict[str, Any]:
+    def _front_matter(self, name: str, model: ModelConfig) -> dict[str, Any]:
         """Metadata that the Hub reads (https://huggingface.co/docs/hub/model-cards)."""
-        header: dict[str, Any] = {"library_name": "dualtower", "tags": TAGS}
+        header: dict[str, Any] = {"library_name": "dualtower", "tags": _TAGS[model.modalities]}
         if self.license:
             header["license"] = self.license
         if self.data:
@@ -116,16 +125,21 @@ def with_name(readme: str, name: str) -> str:
     return re.sub(r'from_pretrained\("[^"\n]*"\)', lambda _: f"from_pretrained({json.dumps(name)})", readme)
 
 
-def _how_to_load(name: str) -> str:
+def _how_to_load(name: str, model: ModelConfig) -> str:
+    texts = 'texts = model.encode_text(["blue striped ceramic mug", "red dress"])  # float32 [2, D]'
+    images = 'images = model.encode_image(["mug.jpg"])  # paths, bytes or PIL images'
+    lines = {
+        _BOTH: [texts, images, "scores = model.similarity(images, texts)  # [1, 2], more is more alike"],
+        _IMAGE: [images, "scores = model.similarity(images, images)  # [1, 1], more is more alike"],
+        _TEXT: [texts, "scores = model.similarity(texts, texts)  # [2, 2], more is more alike"],
+    }[model.modalities]
     return f"""## How to load
 
 ```python
 from dualtower import DualTower  # pip install dualtower
 
 model = DualTower.from_pretrained({json.dumps(name)})
-texts = model.encode_text(["blue striped ceramic mug", "red dress"])  # float32 [2, D]
-images = model.encode_image(["mug.jpg"])  # paths, bytes or PIL images
-scores = model.similarity(images, texts)  # [1, 2], more is more alike
+{chr(10).join(lines)}
 ```"""
 
 
@@ -137,17 +151,18 @@ None yet: the model was saved before it was measured. To measure it, type
 
 
 def _architecture(model: ModelConfig, fingerprint: str) -> str:
-    settings, text = model.image_settings, model.text
-    origin = f" from `{text.pretrained}`" if text.pretrained else ""
-    weights = f" from `{model.image.pretrained}`" if isinstance(model.image.pretrained, str) else ""
-    weights = " with timm's pretrained weights" if model.image.pretrained is True else weights
-    rows = [
-        ["text tower", f"`{text.name}`{origin}, {text.vocab_size:,} tokens, texts of up to {text.max_length} tokens"],
-        [
-            "image tower",
-            f"`{model.image.name}`{weights}, {settings.height}x{settings.width} pixels ({settings.resize})",
-        ],
-        ["shared space", f"{model.embed_dim} dimensions, {model.head} heads, {model.similarity} similarity"],
+    settings, text, image = model.image_settings, model.text, model.image
+    rows = [["text tower", "none"], ["image tower", "none"]]
+    if text is not None:
+        origin = f" from `{text.pretrained}`" if text.pretrained else ""
+        rows[0][1] = f"`{text.name}`{origin}, {text.vocab_size:,} tokens, texts of up to {text.max_length} tokens"
+    if image is not None:
+        weights = f" from `{image.pretrained}`" if isinstance(image.pretrained, str) else ""
+        weights = " with timm's pretrained weights" if image.pretrained is True else weights
+        rows[1][1] = f"`{image.name}`{weights}, {settings.height}x{settings.width} pixels ({settings.resize})"
+    space = "shared space" if len(model.modalities) > 1 else "space"
+    rows += [
+        [space, f"{model.embed_dim} dimensions, {model.head} heads, {model.similarity} similarity"],
         ["fingerprint", f"`{fingerprint}`"],
     ]
     return "## Model\n\n" + markdown_table(["part", "what"], rows, left=(0, 1))

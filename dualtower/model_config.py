@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from dualtower.data.images import ImageSettings
 from dualtower.errors import ConfigError
@@ -11,15 +12,23 @@ from dualtower.losses.similarity import Similarity
 from dualtower.towers import ImageTowerConfig, TextTowerConfig
 from dualtower.towers.heads import HeadKind, HeadNorm
 
-__all__ = ["ModelConfig"]
+__all__ = ["Modality", "ModelConfig"]
+
+Modality = Literal["image", "text"]
+_ONLY = {
+    "image": "it embeds images alone: use encode_image, or search with --image or --similar",
+    "text": "it embeds texts alone: use encode_text, or search with --text or --similar",
+}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A complete dual tower. It is saved with the weights."""
+    """A complete dual tower, or one tower of it. It is saved with the weights."""
 
-    text: TextTowerConfig = field(default_factory=TextTowerConfig)
-    image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
+    text: TextTowerConfig | None = field(default_factory=TextTowerConfig)
+    """The text tower; None for a model of images alone."""
+    image: ImageTowerConfig | None = field(default_factory=ImageTowerConfig)
+    """The image tower; None for a model of texts alone."""
     image_settings: ImageSettings = field(default_factory=ImageSettings)
     embed_dim: int = 256
     """Width of the shared space."""
@@ -52,3 +61,33 @@ class ModelConfig:
             raise ConfigError(
                 f"init_scale {self.init_scale} is not between 1/max_scale and max_scale = {self.max_scale}"
             )
+        if not self.modalities:
+            raise ConfigError("a model needs a text tower, an image tower, or both; text and image are both None")
+        heads = [name for name in ("reranker", "fusion") if getattr(self, name) is not None]
+        if heads and len(self.modalities) < 2:
+            raise ConfigError(
+                f"a {heads[0]} looks at texts and images, and this model has a tower for {self.modalities[0]}s alone; "
+                f"leave out model.{heads[0]}, or give the model both towers"
+            )
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What the model embeds: ``image``, ``text`` or both, in this order."""
+        return tuple(name for name in get_args(Modality) if getattr(self, name) is not None)
+
+    def require(self, modality: Modality, wanted: str) -> None:
+        """Refuse what this model has no tower for.
+
+        Args:
+            modality: Which tower it takes.
+            wanted: What was asked for, to begin the message with.
+
+        Raises:
+            ConfigError: The model has no such tower; says what it has.
+        """
+        if modality not in self.modalities:
+            raise self.lacks(modality, wanted)
+
+    def lacks(self, modality: Modality, wanted: str) -> ConfigError:
+        """The error of `require`."""
+        return ConfigError(f"{wanted}: this model has no {modality} tower; {_ONLY[self.modalities[0]]}")

@@ -101,38 +101,45 @@ def preferred(seconds: Mapping[C, float], gain: float = GAIN) -> C:
 
 def measure_precision(
     model: DualTower,
-    tokens: Mapping[str, Tensor],
+    tokens: Mapping[str, Tensor] | None,
     *,
     learns: tuple[bool, bool] = (False, False),
     seconds: float = 2.0,
     clock: Callable[[], float] = time.thread_time,
 ) -> TowerPrecision:
-    """Try both towers on the processor in float32 and bfloat16, the image tower in both memory orders, and choose.
+    """Try the towers on the processor in float32 and bfloat16, the image tower in both memory orders, and choose.
 
     The model, its statistics, the global random state and torch's threads stay as they are.
 
     Args:
         model: On the CPU.
-        tokens: Texts such as it will see, ``[B, L]``; pictures are made up, of its own size.
+        tokens: Texts such as it will see, ``[B, L]``, None where it has no text tower; pictures are made up, of its own
+            size.
         learns: Whether the text and the image tower will also go backwards.
         seconds: Most time of one core to spend, about. Two rows are the least to pass, however slow the model.
         clock: Of this thread's work, in seconds.
+
+    Returns:
+        That of a tower which the model lacks is float32.
     """
-    settings, tower = model.config.image_settings, model.image_tower
-    own = getattr(tower, "memory_format", None) != torch.contiguous_format
-    fixed = learns[1] and model.config.image.channels_last is not None
-    words = (tokens["input_ids"][:ROWS], tokens["attention_mask"][:ROWS])
-    orders = (own,) if fixed else (own, not own)
+    settings, config, tower = model.config.image_settings, model.config.image, model.image_tower
+    text: Precision = "fp32"
+    image, channels_last = text, None
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]):
             pixels = torch.randint(0, 256, (ROWS, 3, settings.height, settings.width), dtype=torch.uint8)
-            read = _times(model.text_tower, words, (True,), learns[0], seconds / 4, clock)
-            seen = _times(tower, (pixels,), orders, learns[1], 3 * seconds / 4, clock)
+            if model.text_tower is not None and tokens is not None:
+                words = (tokens["input_ids"][:ROWS], tokens["attention_mask"][:ROWS])
+                text, _ = preferred(_times(model.text_tower, words, (True,), learns[0], seconds / 4, clock))
+            if tower is not None and config is not None:
+                own = getattr(tower, "memory_format", None) != torch.contiguous_format
+                orders = (own,) if learns[1] and config.channels_last is not None else (own, not own)
+                seen = _times(tower, (pixels,), orders, learns[1], 3 * seconds / 4, clock)
+                image, channels_last = preferred(seen)
     finally:
         torch.set_num_threads(threads)
-    (text, _), (image, channels_last) = preferred(read), preferred(seen)
     return TowerPrecision(text, image, channels_last)
 
 

@@ -33,7 +33,7 @@ class Product:
     Attributes:
         id: Unique row id; it travels with the row to the hit.
         product_id: What the row shows. Rows with equal `product_id` are positives of each other.
-        texts: One or more captions of the row (never empty strings).
+        texts: The captions of the row (never empty strings); none for a row of images alone.
         image: Encoded bytes or a path, or None for a text-only row.
         attributes: The card's attribute columns.
         more_images: Further pictures of the row, best first.
@@ -81,6 +81,7 @@ class Batch:
             `pixels` and `tokens` of a row without it is never read.
         broken: Errors of rows whose picture could not be decoded, and which other rows of the batch stand in for.
         more_views: Further augmented views of the same pictures, each like `pixels`, where an objective wants them.
+        more_tokens: Further views of the same rows' texts, each like `tokens` but of a length of its own.
     """
 
     ids: tuple[str, ...]
@@ -92,6 +93,7 @@ class Batch:
     present: Tensor | None = None
     broken: tuple[RowError, ...] = ()
     more_views: tuple[Tensor, ...] = ()
+    more_tokens: tuple[Mapping[str, Tensor], ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch with its tensors on `device`."""
@@ -111,12 +113,17 @@ class Batch:
             self,
             products=change(self.products),
             pixels=changed(self.pixels),
-            tokens=self.tokens and {name: change(tensor) for name, tensor in self.tokens.items()},
+            tokens=self.tokens and _each(self.tokens, change),
             attributes=self.attributes and AttributeValues(*map(change, self.attributes)),
             labels=changed(self.labels),
             present=changed(self.present),
             more_views=tuple(map(change, self.more_views)),
+            more_tokens=tuple(_each(tokens, change) for tokens in self.more_tokens),
         )
+
+
+def _each(tokens: Mapping[str, Tensor], change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    return {name: change(tensor) for name, tensor in tokens.items()}
 
 
 class Features(NamedTuple):

@@ -35,7 +35,7 @@ class Pair(NamedTuple):
 class MomentumContrast(Objective):
     """Tell the other view of a picture from those in a queue (He et al. 2020, arXiv:1911.05722), with a predictor."""
 
-    views = Views(images=2, text=False)
+    views = Views(images=2, texts=0)
     lr_factors: ClassVar = {"predictor": 2.0}
 
     def __init__(self, model: DualTower, *, momentum: float = 0.9) -> None:

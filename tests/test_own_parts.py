@@ -213,8 +213,8 @@ def test_an_objective_that_wants_no_images_reads_none(tmp_path: Path) -> None:
 
 
 def test_views_must_want_something() -> None:
-    with pytest.raises(ConfigError, match="at least one image view or the text"):
-        Views(images=0, text=False)
+    with pytest.raises(ConfigError, match="at least one view of the image or of the text"):
+        Views(images=0, texts=0)
 
 
 def streamed(out: Path, *, resume: bool = False, accumulate: int = 1) -> Trainer:

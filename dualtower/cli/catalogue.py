@@ -78,13 +78,15 @@ class Index:
             index_products,
             open_or_create,
             precision_to_index,
-            said_of_several,
+            said_of_rows,
+            unseen_rows,
         )
         from dualtower.retrieval.local import LocalStore
 
         device = find_device(self.device)
         card, model, products = load_card(self.data.card), DualTower.from_pretrained(self.model), self._products()
         model = model.placed(device)
+        unseen_rows(products, model)  # says so before a catalogue is made where there is nothing to search
         kinds = attribute_kinds(products, card.columns.numeric)
         state = PartialState(cpu=device.type == "cpu")
         with state.main_process_first():
@@ -112,7 +114,7 @@ class Index:
                 store.rebuild(recall=self.recall)
         if products.skipped:
             print(f"left out {len(products.skipped)} rows; the first: {products.skipped[0]}")
-        for sentence in said_of_several(products):
+        for sentence in said_of_rows(products, model):
             print(sentence)
         where = shown_address(self.out)
         print(f"{done.written:,} rows embedded, {done.unchanged:,} unchanged; {len(store):,} rows in {where}")
@@ -171,8 +173,9 @@ class Search:
     """Words that the hits should have nothing of."""
     weights: tuple[float, float] = (1.0, 1.0)
     """Weights of the words and of the picture."""
-    against: Literal["image", "text", "product"] = "image"
-    """What is compared with: pictures, titles, or fused products."""
+    against: Literal["image", "text", "product"] | None = None
+    """What is compared with: pictures, titles, or fused products; by default pictures, or titles where the model embeds
+    texts alone."""
     where: str = ""
     """Filter, such as "articleType = 'Dresses' and price < 50"."""
     limit: int = 10
@@ -253,18 +256,19 @@ class Upsert:
 
     def run(self) -> None:
         from dualtower.model import DualTower
-        from dualtower.retrieval.indexing import index_products, said_of_several
+        from dualtower.retrieval.indexing import index_products, said_of_rows, unseen_rows
 
         store = open_local(self.catalogue)
         model = to_place(DualTower.from_pretrained(self.model or store.info.model), self.device)
         numbers = numbers_of(store)
         products = read_rows(self.card or self.catalogue / CARD, self.rows, self.on_error, numeric=numbers)
+        unseen_rows(products, model)
         done = index_products(store.catalogue, model, products, progress=True)
         if store.is_stale(thorough=True):
             store.rebuild()
         if products.skipped:
             print(f"left out {len(products.skipped)} rows; the first: {products.skipped[0]}")
-        for sentence in said_of_several(products):
+        for sentence in said_of_rows(products, model):
             print(sentence)
         print(f"{done.written:,} rows written, {done.unchanged:,} unchanged; {len(store):,} rows in {self.catalogue}")
 

@@ -34,7 +34,10 @@ class CardSource:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a model: recall@K, hit@K, MRR, nDCG, median rank in both directions, with intervals and chance."""
+    """Measure a model: recall@K, hit@K, MRR, nDCG, median rank in both directions, with intervals and chance.
+
+    A model with one tower is measured by what of a product finds the others of it: images by images, or texts by texts.
+    """
 
     model: Positional[str]
     """Model folder, or user/name on the Hub."""
@@ -63,7 +66,8 @@ class Evaluate:
     report: Path | None = None
     """Write report.md with pictures into this folder."""
     run_file: Annotated[Path | None, arg(name="run")] = None
-    """Write the best 1,000 hits of each text, best first, as a TREC run: `qid Q0 docid rank score tag`."""
+    """Write the best 1,000 hits of each text (of an image-only model, of each image), best first, as a TREC run:
+    `qid Q0 docid rank score tag`."""
     per_query: Path | None = None
     """Write what each query achieved to this file, which ends in .csv or .jsonl."""
     bootstrap: int = 1000
@@ -125,7 +129,7 @@ class Evaluate:
         if self.per_query:
             save_query_table(self.per_query, result)
         if self.run_file:
-            save_run(self.run_file, result, tag=model.fingerprint)
+            save_run(self.run_file, result, direction=next(iter(result.directions)), tag=model.fingerprint)
 
     def _searched(self) -> tuple[Products, Qrels | None]:
         """What is searched, and the queries of a relevance file or of the card, if any."""
@@ -212,14 +216,19 @@ for the number of metrics. These are one training run each: the spread between s
 
 @dataclass(frozen=True)
 class Explain:
-    """Draw which words and which regions of a picture made the score of the two."""
+    """Draw which words and which regions of a picture made the score of the two.
+
+    A model with one tower compares an image, or a text, with another one, which --against names.
+    """
 
     model: Positional[str]
     """Model folder, or user/name on the Hub."""
-    text: str
+    text: str | None = None
     """Title or query to explain the score of."""
-    image: Path
+    image: Path | None = None
     """Picture of the product."""
+    against: str | None = None
+    """For a model with one tower: image file, or text, that --image or --text is compared with."""
     method: Literal["towers", "attention"] = "towers"
     """`towers`: what the score loses without a region or a word; `attention`: where the re-ranker looked."""
     out: Path = Path("explanation.png")
@@ -233,7 +242,8 @@ class Explain:
         from dualtower.model import DualTower
 
         model = to_place(DualTower.from_pretrained(self.model), self.device)
-        found = explain(model, self.text, self.image, method=self.method)
+        other = Path(self.against) if self.against and "image" in model.config.modalities else self.against
+        found = explain(model, self.text, self.image, against=other, method=self.method)
         print(f"similarity {found.score:.3f}, by {found.method}")
         for word, weight in found.words:
             print(f"{weight:+.3f}  {word}")

@@ -21,5 +21,6 @@ def to_place(model: DualTower, device: str, precision: WantedPrecision = "auto")
 
 def say_where(model: DualTower) -> None:
     """One line on stderr, where it mixes with no result."""
-    computes = model.computes
-    print(f"on {computes['device']}: text {computes['text']}, image {computes['image']}", file=sys.stderr)
+    from dualtower.device import computing_line
+
+    print(computing_line(model.computes), file=sys.stderr)

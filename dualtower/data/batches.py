@@ -47,6 +47,7 @@ class Collator:
         cache: Decoded pictures to read instead of decoding again, or None.
         attributes: Attributes that the model reads, or None.
         classes: Attribute -> classes that heads learn to tell apart.
+        captions: Captions that are read of each row, the first ones of its texts; a row with fewer repeats them.
     """
 
     tokenizer: Any | None
@@ -56,21 +57,24 @@ class Collator:
     cache: PixelCache | None = None
     attributes: AttributesConfig | None = None
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    captions: int = 1
 
     def __call__(self, products: Sequence[Product]) -> Batch:
-        """Collate; of a product with several captions or pictures the first one is taken.
+        """Collate; of a product with several pictures the first one is taken, and the first `captions` of its captions.
 
         Raises:
             BrokenImage: A picture cannot be decoded; names the row.
         """
         rows = [p.attributes for p in products]
+        texts = [self._captions(products, n) for n in range(self.captions if self.tokenizer is not None else 0)]
         return Batch(
             ids=tuple(p.id for p in products),
             products=torch.tensor([product_code(p.product_id) for p in products], dtype=torch.int64),
             pixels=self.pixels(products) if self.image_settings else None,
-            tokens=self.tokens([p.texts[0] for p in products]) if self.tokenizer is not None else None,
+            tokens=self.tokens(texts[0]) if texts else None,
             attributes=attribute_values(self.attributes, rows) if self.attributes else None,
             labels=class_labels(self.classes, rows) if self.classes else None,
+            more_tokens=tuple(map(self.tokens, texts[1:])),
         )
 
     def pixels(self, products: Sequence[Product]) -> torch.Tensor:
@@ -79,6 +83,13 @@ class Collator:
         if self.cache is not None:
             return self.cache.read(products)
         return torch.from_numpy(np.stack([decode(p, self.image_settings) for p in products]))
+
+    def _captions(self, products: Sequence[Product], number: int) -> list[str]:
+        """A caption of each product."""
+        for product in products:
+            if not product.texts:
+                raise DataError(f"row {product.id!r} has no text, and this model reads texts")
+        return [product.texts[number % len(product.texts)] for product in products]
 
     def tokens(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Token ids and mask, int64 ``[B, L]``, with L the longest text of this batch or, where fixed, `max_length`."""

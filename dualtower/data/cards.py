@@ -87,7 +87,8 @@ class Columns:
     """Which column of the source becomes what. ``a.b`` is field b of a column a that holds records.
 
     Attributes:
-        text: A column, a template such as ``"{brand} {title}"``, or several of them, each one caption.
+        text: A column, a template such as ``"{brand} {title}"``, or several of them, each one caption. None for a
+            catalogue of images alone.
         image: Column with encoded bytes, a path relative to the source's folder, or a `datasets` Image; or with
             lists of them; or several such columns, in the order in which a row's pictures count. None for a catalogue
             without pictures.
@@ -98,7 +99,7 @@ class Columns:
         numeric: Those of them that are quantities, such as a price; the others are categories.
     """
 
-    text: str | list[str]
+    text: str | list[str] | None = None
     image: str | list[str] | None = None
     id: str | None = None
     product_id: str | None = None
@@ -108,10 +109,19 @@ class Columns:
     def __post_init__(self) -> None:
         if strangers := [name for name in self.numeric if name not in self.attributes]:
             raise ConfigError(f"columns.numeric names {strangers[0]!r}, which is not among columns.attributes")
+        if not self.captions and not self.image_columns:
+            raise ConfigError("columns names neither text nor image; a row has at least one of them")
+        if self.product_id == NORMALISED_TEXT and not self.captions:
+            raise ConfigError(
+                f"columns.product_id is {NORMALISED_TEXT}, and columns names no text; name a column that is equal for "
+                "rows of one product"
+            )
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """The text columns and templates, as a tuple also where there is one."""
+        """The text columns and templates, as a tuple also where there is one or none."""
+        if self.text is None:
+            return ()
         return (self.text,) if isinstance(self.text, str) else tuple(self.text)
 
     @property

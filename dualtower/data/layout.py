@@ -116,7 +116,8 @@ def _builder(path: Path, files: Sequence[Path]) -> str:
     for builder in SUFFIXES:
         if _tables(builder, files):
             return builder
-    hint = "; pictures alone have no titles: add a metadata.csv with file_name and title" if has_pictures else ""
+    columns = "file_name and title, or file_name and the id of the product" if has_pictures else ""
+    hint = f"; pictures alone say nothing of products: add a metadata.csv with {columns}" if has_pictures else ""
     if any(p.suffix == ".arrow" for p in files):
         hint = "; of what save_to_disk wrote, give the folder with dataset_dict.json or state.json"
     raise SourceError(f"{path} holds no file of a known kind; known are {_known()}{hint}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,7 +97,11 @@ def _draw(card: DataCard, split: str) -> Products:
     language: Any = card.source.drawn
     products = draw_catalogue(language=language, split=split, **card.source.options)
     products.card = card.name
-    return products
+    titled, pictured = bool(card.columns.captions), bool(card.columns.image_columns)
+    if titled and pictured:
+        return products
+    rows = [replace(p, texts=p.texts if titled else (), image=p.image if pictured else None) for p in products]
+    return Products.from_rows(rows, card=card.name, split=split)
 
 
 def _load_part(
@@ -110,7 +115,7 @@ def _load_part(
         assert card.splits.by_hash is not None
         shares = hashed(hash_values(rows, dataset, card.splits.by_hash.column))
         chosen = np.flatnonzero((share[0] <= shares) & (shares < share[1])).tolist()
-    problems = bad_rows(rows, chosen, taken, numeric=card.columns.numeric)
+    problems = bad_rows(rows, chosen, taken, titled=bool(card.columns.captions), numeric=card.columns.numeric)
     if problems and on_error == "raise":
         raise with_advice(next(iter(problems.values())))
     good = [i for i in chosen if i not in problems]

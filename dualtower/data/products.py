@@ -28,7 +28,7 @@ class Products(Sequence[Product]):
         ids: Unique row ids.
         product_ids: Identity of each row; rows of one product are positives of each other.
         codes: `product_code` of each row, int64 ``[N]``.
-        texts: Captions of each row, at least one.
+        texts: Captions of each row; none where the card names no text.
         pictures: The first picture of each row, or None.
         further: Further pictures of the rows that have several.
         attributes: Attribute -> values, one per row.
@@ -81,14 +81,20 @@ class Products(Sequence[Product]):
         return f"Products(card={self.card!r}, split={self.split!r}, rows={len(self)})"
 
     def visit(self, row: int, draw: int) -> Product:
-        """A row with one of its captions and one of its pictures, both chosen by `draw`, a number from 0 to 2^31."""
+        """A row with one of its pictures, and its captions beginning with one of them.
+
+        Args:
+            row: Its number.
+            draw: Chooses both, a number from 0 to 2^31.
+        """
         first, last = self.further.span(row)
         captions, images = self.texts[row], 1 + last - first
-        caption, number = draw % len(captions), draw // len(captions) % images
+        several = max(1, len(captions))
+        caption, number = draw % several, draw // several % images
         return Product(
             id=self.ids[row],
             product_id=self.product_ids[row],
-            texts=(captions[caption],),
+            texts=captions[caption:] + captions[:caption],
             image=self.pictures[row] if number == 0 else self.further.pictures[first + number - 1],
             attributes={name: values[row] for name, values in self.attributes.items()},
             image_number=number,

@@ -76,7 +76,7 @@ def read_rows(dataset: Any, columns: Columns, *, where: str, split: str, folder:
 
 
 def bad_rows(
-    rows: Rows, chosen: Iterable[int], taken: set[str], *, numeric: Collection[str] = ()
+    rows: Rows, chosen: Iterable[int], taken: set[str], *, titled: bool = True, numeric: Collection[str] = ()
 ) -> dict[int, RowError]:
     """Row number -> what is wrong with its id, product id, text or attributes.
 
@@ -86,6 +86,7 @@ def bad_rows(
         rows: All rows of a split of the source.
         chosen: Numbers of the rows to look at.
         taken: Ids that other rows have; those of the good rows are added.
+        titled: Whether a row must have a text.
         numeric: Attributes that must be numbers.
     """
     unusable = _unusable_values(rows, numeric)
@@ -96,7 +97,7 @@ def bad_rows(
             reason = "missing id"
         elif row_id in taken:
             reason = "duplicate id"
-        elif not rows.texts[i]:
+        elif titled and not rows.texts[i]:
             reason = "empty text"
         elif not rows.product_ids[i]:
             reason = "missing product id"

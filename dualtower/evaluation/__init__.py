@@ -19,7 +19,7 @@ from dualtower.evaluation.comparison import (
 from dualtower.evaluation.exports import query_rows, save_query_table, save_run
 from dualtower.evaluation.groups import BreakdownRow, breakdown
 from dualtower.evaluation.label_metrics import label_metrics
-from dualtower.evaluation.measure import Direction, Evaluation, evaluate
+from dualtower.evaluation.measure import Direction, Evaluation, check_measurable, evaluate
 from dualtower.evaluation.metrics import chance_levels, metric_names, per_query
 from dualtower.evaluation.pages import write_report
 from dualtower.evaluation.qrels import Qrels, load_qrels
@@ -50,6 +50,7 @@ __all__ = [
     "breakdown",
     "card_queries",
     "chance_levels",
+    "check_measurable",
     "choose_weight",
     "class_figures",
     "compare",

@@ -34,7 +34,8 @@ def save_run(
     """Write the best hits of every query as lines of ``qid Q0 docid rank score tag``, atomically.
 
     Query and document ids are those of the relevance file and of the rows. A row with several pictures is one document,
-    which stands where its best picture does, whereas in the report each picture is an item of the gallery.
+    which stands where its best picture does, whereas in the report each picture is an item of the gallery; the same
+    holds for captions that are searched by texts.
     trec_eval and its relatives (https://github.com/usnistgov/trec_eval) read such a file. They break ties of the score
     by document id, whereas the report expects them to fall either way.
 
@@ -53,7 +54,7 @@ def save_run(
         raise UnknownName("direction", direction, result.directions)
     searched = result.directions[direction]
     documents = searched.gallery.keys
-    if searched.gallery.pictures is not None:
+    if searched.gallery.pictures is not None or direction == "text_to_text":
         documents = [result.products.ids[row] for row in searched.gallery.rows]
     for what, keys in (("query", searched.queries.keys), ("row", documents)):
         if spaced := next((key for key in keys if re.search(r"\s", key)), None):

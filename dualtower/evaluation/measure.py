@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -24,7 +24,11 @@ from dualtower.evaluation.top import top_k
 from dualtower.losses.similarity import Similarity
 from dualtower.version import __version__
 
-__all__ = ["Direction", "Encoder", "Evaluation", "Side", "evaluate"]
+__all__ = ["Direction", "Encoder", "Evaluation", "Side", "check_measurable", "evaluate"]
+
+NOTHING = np.empty((0, 0), np.float32)
+"""Embeddings of a side that has not been embedded yet."""
+_ALONE = "; rows with one side are measured by --task product-to-product, or by a model with one tower"
 
 
 class Encoder(Protocol):
@@ -40,7 +44,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """Texts or pictures that are queries in one direction and gallery in the other.
+    """Texts or images that are queries in one direction and gallery in the other, or in the same.
 
     Attributes:
         embeddings: float32 ``[N, D]``.
@@ -102,7 +106,8 @@ class Evaluation:
 
     Attributes:
         report: Figures and protocol.
-        directions: ``text_to_image``, ``image_to_text`` and, where products have several pictures, ``image_to_image``.
+        directions: ``text_to_image``, ``image_to_text`` and, where products have several pictures, ``image_to_image``;
+            of a model with one tower ``image_to_image`` or ``text_to_text`` alone.
         breakdowns: Attribute -> direction -> figures of each value.
         products: The catalogue that was searched.
     """
@@ -145,6 +150,9 @@ def evaluate(
     each relevant picture searches the texts of the queries. A document id names a row and stands for every picture of
     it: each is an item of the gallery, with the grade of the row.
 
+    With a model that has one tower, images search images or texts search texts: each query finds the others of its
+    product, and never itself. The texts of `queries` then search all captions of the rows.
+
     Args:
         model: Encodes texts and pictures.
         products: N rows.
@@ -159,27 +167,35 @@ def evaluate(
 
     Raises:
         QrelsError: The relevance file does not fit the products.
-        DataError: There are no pictures, or no query has a relevant item.
+        DataError: There are no pictures or no texts, or no query has a relevant item.
+        ConfigError: There are `queries`, and the model has no text tower.
         UnknownName: No such attribute.
     """
     for attribute in breakdown:
         if attribute not in products.attributes:
             raise UnknownName("attribute", attribute, products.attributes)
-    images, texts, relevance = _sides(products, queries, missing)
-    if not relevance.counts.any():
-        raise DataError(f"{products.card}, split {products.split}: no text belongs to any of the pictures")
-    images = _embedded(images, model, batch_size=batch_size, progress=progress)
-    texts = _embedded(texts, model, batch_size=batch_size, progress=progress)
-    directions = _directions(
-        texts,
-        images,
-        relevance,
-        products,
-        model.config.similarity,
-        ks,
-        image_to_image=queries is None,
-        device=getattr(model, "device", None),
-    )
+    device = getattr(model, "device", None)
+    if _is_one_sided(model):
+        asked, gallery, relevance = _one_side(model, products, queries, missing)
+        gallery = _embedded(gallery, model, batch_size=batch_size, progress=progress)
+        asked = gallery if queries is None else _embedded(asked, model, batch_size=batch_size, progress=progress)
+        directions = _one_direction(asked, gallery, relevance, products, model.config.similarity, ks, device)
+    else:
+        images, texts, relevance = _sides(products, queries, missing)
+        if not relevance.counts.any():
+            raise DataError(f"{products.card}, split {products.split}: no text belongs to any of the pictures")
+        images = _embedded(images, model, batch_size=batch_size, progress=progress)
+        texts = _embedded(texts, model, batch_size=batch_size, progress=progress)
+        directions = _directions(
+            texts,
+            images,
+            relevance,
+            products,
+            model.config.similarity,
+            ks,
+            image_to_image=queries is None,
+            device=device,
+        )
     report = Report(
         metrics={
             name: intervals(d.per_query, groups=d.groups, bootstrap=bootstrap, seed=seed)
@@ -196,22 +212,73 @@ def _sides(
     products: Products, queries: Qrels | None, missing: Literal["raise", "drop"]
 ) -> tuple[Side, Side, Relevance]:
     """Pictures and texts, without embeddings yet, and which pictures are relevant to which text."""
+    images = _images_of(products)
+    if queries is not None:
+        return (images, *_asked(queries, images, products, missing))
+    texts = _texts_of(products)
+    return images, texts, Relevance.from_products(products.codes[texts.rows], products.codes[images.rows])
+
+
+def _one_side(
+    model: Encoder, products: Products, queries: Qrels | None, missing: Literal["raise", "drop"]
+) -> tuple[Side, Side, Relevance]:
+    """Queries and gallery of a model with one tower, without embeddings yet, and what is relevant to what."""
+    (modality,) = model.config.modalities
+    gallery = _images_of(products) if modality == "image" else _texts_of(products)
+    if queries is not None:
+        model.config.require("text", "the queries of a relevance file are texts")
+        texts, relevance = _asked(queries, gallery, products, missing)
+        return texts, gallery, relevance
+    codes = products.codes[gallery.rows]
+    if len(np.unique(codes)) == len(codes):
+        raise DataError(
+            f"{products.card}, split {products.split}: no two {modality}s belong to one product, so there is nothing "
+            f"for an {modality} to find; let columns.product_id of the card name what several rows share"
+        )
+    return gallery, gallery, Relevance.from_products(codes, codes)
+
+
+def _is_one_sided(model: Encoder) -> bool:
+    return len(getattr(model.config, "modalities", ("image", "text"))) == 1
+
+
+def check_measurable(model: Encoder, products: Products) -> None:
+    """Refuse, before a training rather than after it, products on which a model with one tower cannot be measured.
+
+    Raises:
+        DataError: The products lack its side, or no two of them belong together.
+    """
+    if _is_one_sided(model):
+        _one_side(model, products, None, "raise")
+
+
+def _asked(
+    queries: Qrels, gallery: Side, products: Products, missing: Literal["raise", "drop"]
+) -> tuple[Side, Relevance]:
+    """The texts of a relevance file, and which items of a gallery are relevant to them."""
+    relevance = Relevance.from_qrels(queries, [products.ids[i] for i in gallery.rows], missing=missing)
+    rows = _best_rows(relevance, gallery.rows)
+    return Side(NOTHING, rows, list(queries.ids), list(queries.texts)), relevance
+
+
+def _images_of(products: Products) -> Side:
+    """All pictures of all rows."""
     pictures, pictured, numbers = products.gallery()
     if not len(pictured):
-        raise DataError(f"{products.card}, split {products.split}: there are no pictures to search")
-    nothing = np.empty((0, 0), np.float32)
-    images = Side(nothing, pictured, _keys(products, pictured, numbers, "picture"), pictures=pictures)
-    if queries is not None:
-        relevance = Relevance.from_qrels(queries, [products.ids[i] for i in pictured], missing=missing)
-        texts = Side(nothing, _best_rows(relevance, pictured), list(queries.ids), list(queries.texts))
-        return images, texts, relevance
+        raise DataError(f"{products.card}, split {products.split}: there are no pictures to search{_ALONE}")
+    return Side(NOTHING, pictured, _keys(products, pictured, numbers, "picture"), pictures=pictures)
+
+
+def _texts_of(products: Products) -> Side:
+    """All captions of all rows, equal captions of one product merged into one."""
     first: dict[tuple[str, str], tuple[int, int]] = {}  # (caption, product) -> row, number of the caption in it
     for row, (product, captions) in enumerate(zip(products.product_ids, products.texts, strict=True)):
         for number, caption in enumerate(captions):
             first.setdefault((caption, product), (row, number))
+    if not first:
+        raise DataError(f"{products.card}, split {products.split}: there are no texts to search with{_ALONE}")
     rows, numbers = np.array(list(first.values()), np.int64).T
-    texts = Side(nothing, rows, _keys(products, rows, numbers, "caption"), [text for text, _ in first])
-    return images, texts, Relevance.from_products(products.codes[rows], products.codes[pictured])
+    return Side(NOTHING, rows, _keys(products, rows, numbers, "caption"), [text for text, _ in first])
 
 
 def _keys(products: Products, rows: np.ndarray, numbers: np.ndarray, what: str) -> list[str]:
@@ -253,9 +320,9 @@ def _directions(
     image_to_image: bool,
     device: torch.device | None,
 ) -> dict[str, Direction]:
-    def direction(queries: Side, gallery: Side, ranks: Ranks, exclude: np.ndarray | None = None) -> Direction:
+    def direction(queries: Side, gallery: Side, ranks: Ranks) -> Direction:
         groups = products.codes[queries.rows[ranks.judged]]
-        return Direction(queries, gallery, ranks, per_query(ranks, ks=ks), groups, similarity, exclude)
+        return Direction(queries, gallery, ranks, per_query(ranks, ks=ks), groups, similarity)
 
     forward, backward = both_ways(texts.embeddings, images.embeddings, relevance, similarity=similarity, device=device)
     directions = {
@@ -264,17 +331,28 @@ def _directions(
     }
     codes = products.codes[images.rows]
     if image_to_image and len(np.unique(codes)) < len(codes):
-        own = np.arange(len(codes))
-        ranks = retrieval_ranks(
-            images.embeddings,
-            images.embeddings,
-            Relevance.from_products(codes, codes),
-            exclude=own,
-            similarity=similarity,
-            device=device,
-        )
-        directions["image_to_image"] = direction(images, images, ranks, own)
+        relevance = Relevance.from_products(codes, codes)
+        directions |= _one_direction(images, images, relevance, products, similarity, ks, device)
     return directions
+
+
+def _one_direction(
+    queries: Side,
+    gallery: Side,
+    relevance: Relevance,
+    products: Products,
+    similarity: Similarity,
+    ks: Sequence[int],
+    device: torch.device | None,
+) -> dict[str, Direction]:
+    """Images search images, or texts search texts; what searches its own side does not find itself."""
+    own = np.arange(len(gallery.keys)) if queries is gallery else None
+    ranks = retrieval_ranks(
+        queries.embeddings, gallery.embeddings, relevance, exclude=own, similarity=similarity, device=device
+    )
+    groups = products.codes[queries.rows[ranks.judged]]
+    name = "image_to_image" if gallery.texts is None else "text_to_text"
+    return {name: Direction(queries, gallery, ranks, per_query(ranks, ks=ks), groups, similarity, own)}
 
 
 def _break_down(
@@ -309,7 +387,7 @@ def _protocol(
         "data_fingerprint": products.fingerprint,
         "rows": len(products),
         "rows_left_out": len(products.skipped),
-        **_sizes_of_rows(products, directions["text_to_image"], captions=queries is None),
+        **_sizes_of_rows(products, directions.values(), captions=queries is None),
         "relevance": f"qrels {queries.name}" if queries else "same product",
         "model_fingerprint": model.fingerprint,
         "computed": getattr(model, "computes", {}),
@@ -332,14 +410,14 @@ def _protocol(
     }
 
 
-def _sizes_of_rows(products: Products, forward: Direction, *, captions: bool) -> dict[str, Any]:
+def _sizes_of_rows(products: Products, directions: Collection[Direction], *, captions: bool) -> dict[str, Any]:
     """How many captions and pictures the rows have."""
     sizes: dict[str, Any] = {}
-    if captions:
+    if captions and any(direction.gallery.texts is not None for direction in directions):
         total = sum(map(len, products.texts))
         sizes |= {"captions": total, "captions_per_row": total / len(products)}
-    images = len(forward.gallery.keys)
-    return sizes | {"images": images, "images_per_row": images / len(products)}
+    pictured = [len(direction.gallery.keys) for direction in directions if direction.gallery.pictures is not None]
+    return sizes | ({"images": pictured[0], "images_per_row": pictured[0] / len(products)} if pictured else {})
 
 
 def _sizes(direction: Direction, ks: Sequence[int]) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def _scores(folder: Path, name: str, direction: Direction, seed: int) -> str:
     """A histogram of the scores of relevant and other pairs, with what it says in a sentence."""
     relevant, others = sample_scores(direction, seed=seed)
     if not len(others):
-        return "Every picture is relevant to every query."
+        return "Everything that is searched is relevant to every query."
     file = folder / PICTURES / f"{name}_scores.png"
     save_png(draw_histogram({"relevant": relevant, "not relevant": others}), file)
     below = np.searchsorted(np.sort(others), relevant, side="left") + np.searchsorted(
@@ -153,10 +153,11 @@ def _examples(folder: Path, direction: Direction, name: str, kind: str, examples
         cells = [] if queries.texts is None else [_cell(queries.texts[example.query])]
         own = None if queries.pictures is None else queries.pictures[example.query]
         shown = [] if gallery.pictures is None else [example.hits, example.missed]
-        strip = draw_strip([[_framed(gallery, placed) for placed in part] for part in shown], query=own)
-        file = folder / PICTURES / f"{name}_{kind.lower()}_{number}.png"
-        save_png(strip, file)
-        cells.append(f"![pictures]({PICTURES}/{file.name})")
+        if shown or own is not None:
+            strip = draw_strip([[_framed(gallery, placed) for placed in part] for part in shown], query=own)
+            file = folder / PICTURES / f"{name}_{kind.lower()}_{number}.png"
+            save_png(strip, file)
+            cells.append(f"![pictures]({PICTURES}/{file.name})")
         if gallery.texts is not None:
             cells += ["<br>".join(_line(gallery, placed) for placed in part) for part in (example.hits, example.missed)]
         rows.append([*cells, f"{example.first_rank:,.1f}".removesuffix(".0")])
@@ -164,6 +165,7 @@ def _examples(folder: Path, direction: Direction, name: str, kind: str, examples
         "text_to_image": ["query", "best hits, and right answers beyond them"],
         "image_to_text": ["query", "best hits", "right answers beyond them"],
         "image_to_image": ["query, best hits, and right answers beyond them"],
+        "text_to_text": ["query", "best hits", "right answers beyond them"],
     }[name]
     return markdown_table([*header, "rank of the first relevant"], rows)
 

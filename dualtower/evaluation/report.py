@@ -18,6 +18,7 @@ TITLES = {
     "text_to_image": "text → image",
     "image_to_text": "image → text",
     "image_to_image": "image → image",
+    "text_to_text": "text → text",
 }
 LABELS = {"mrr": "MRR", "mrr@10": "MRR@10", "map": "mAP", "ndcg@10": "nDCG@10", "median_rank": "median rank"}
 
@@ -27,7 +28,7 @@ class Report:
     """Metrics of each direction and the protocol behind them.
 
     Attributes:
-        metrics: Direction (``text_to_image``, ``image_to_text``, ``image_to_image``) -> metric -> figure.
+        metrics: Direction (a key of `TITLES`) -> metric -> figure.
         chance: Direction -> metric -> what a random order would reach on average.
         protocol: What was measured on what, and how. ``protocol["directions"]`` holds the sizes, the chance levels and
             the bounds of the optimistic and the pessimistic rule for ties.
@@ -66,6 +67,8 @@ class Report:
     def _several(self) -> str:
         """A sentence where rows have several captions or pictures."""
         rows, captions, images = (self.protocol.get(key) for key in ("rows", "captions", "images"))
+        if captions is not None and images is None:
+            return f"Every caption is a query: {rows:,} rows have {captions:,} captions." if captions > rows else ""
         if captions is not None and max(captions, images or 0) > rows:
             said = "Every caption is a query and every picture is searched"
             return f"{said}: {rows:,} rows have {captions:,} captions and {images:,} pictures."

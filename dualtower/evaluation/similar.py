@@ -26,7 +26,8 @@ class Similar:
     """Figures of each way to represent a product, and what the last one gains.
 
     Attributes:
-        metrics: ``title``, ``picture``, ``average`` and, with a fusion, ``fused`` -> metric -> figure.
+        metrics: ``title``, ``picture``, ``average`` and, with a fusion, ``fused`` -> metric -> figure; of model or
+            products with one side, that alone.
         per_query: The same with one value per query, ``[N]``.
         gains: ``best single`` and ``average`` -> metric -> fused minus that; empty without a fusion.
         protocol: What was measured on what.
@@ -84,7 +85,7 @@ def similar_products(
 
     Args:
         model: With or without a fusion.
-        products: N rows, each with a title and a picture.
+        products: N rows, each with a title and a picture, or all of them with one of the two.
         relevance: Attributes; relevant is what shares the values of all of them. None: what is the same product.
         ks: Cut-offs of precision and recall.
         bootstrap: Resamples behind the 95 % intervals, by product.
@@ -94,7 +95,8 @@ def similar_products(
 
     Raises:
         UnknownName: No such attribute.
-        DataError: A row has no picture, or no product has a relevant one.
+        DataError: A row lacks a side that others have, there is none that the model embeds, or no product has a
+            relevant one.
     """
     if not ks or min(ks) < 1:
         raise ConfigError(f"cut-offs are {tuple(ks)}; give one or more, each at least 1")
@@ -108,8 +110,10 @@ def similar_products(
     groups = products.codes[judged]
     gains = {}
     if "fused" in values:
-        best = max(SINGLE, key=lambda kind: float(values[kind]["ndcg@10"].mean()))
+        best = max((kind for kind in SINGLE if kind in values), key=lambda kind: float(values[kind]["ndcg@10"].mean()))
         for title, kind in ((f"best single ({best})", best), ("average", "average")):
+            if kind not in values:
+                continue
             gains[title] = {
                 metric: paired_test(values[kind][metric], values["fused"][metric], groups=groups, seed=seed)
                 for metric in values["fused"]
@@ -161,12 +165,18 @@ def _labels(products: Products, relevance: Sequence[str]) -> np.ndarray:
 
 
 def _vectors(model: DualTower, products: Products, *, batch_size: int, progress: bool) -> dict[str, np.ndarray]:
-    texts = [captions[0] for captions in products.texts]
-    title = model.encode_text(texts, batch_size=batch_size, progress=progress)
+    texts = [captions[0] if captions else "" for captions in products.texts]
     pictures: Any = products.pictures
-    picture = model.encode_image(pictures, batch_size=batch_size, progress=progress)
-    average = title + picture
-    vectors = {"title": title, "picture": picture, "average": average}
+    titled, pictured = any(texts), any(picture is not None for picture in pictures)
+    modalities, vectors = model.config.modalities, {}
+    if titled and "text" in modalities:
+        vectors["title"] = model.encode_text(texts, batch_size=batch_size, progress=progress)
+    if pictured and "image" in modalities:
+        vectors["picture"] = model.encode_image(pictures, batch_size=batch_size, progress=progress)
+    if len(vectors) == 2:
+        vectors["average"] = vectors["title"] + vectors["picture"]
+    if not vectors:
+        raise DataError(f"{products.card}, {products.split}: no row has what this model embeds, {modalities[0]}s")
     if model.fusion is not None:
         rows = [{n: v[i] for n, v in products.attributes.items()} for i in range(len(products))]
         vectors["fused"] = model.encode_product(

@@ -153,7 +153,12 @@ class Finder:
                 raise ConfigError("unwanted words lead nowhere among fused products; search against image or text")
             return _Terms([], None)
         texts = [question.text.strip()] if question.text.strip() else []
-        return _Terms(texts + _unwanted(question), self._picture(question))
+        texts += _unwanted(question)
+        if texts:
+            self.model.config.require("text", "cannot search by text")
+        if question.image is not None:
+            self.model.config.require("image", "cannot search by image")
+        return _Terms(texts, self._picture(question))
 
     def _picture(self, question: Question) -> Image.Image | None:
         """The picture of a question, decoded."""
@@ -171,7 +176,7 @@ class Finder:
             vector = mix(vectors, _weights(question), unit=unit)
         return Query(
             vector,
-            kind=question.against,
+            kind=question.compared_with(self.store.info.kinds),
             where=question.where,
             limit=question.limit,
             cursor=question.cursor,

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dualtower.data.products import Products
-from dualtower.errors import BrokenImage, CatalogueError
+from dualtower.errors import BrokenImage, CatalogueError, DataError
 from dualtower.model import DualTower
 from dualtower.precision import ROWS, TowerPrecision, WantedPrecision, inference_precision, measure_precision
 from dualtower.retrieval.records import CatalogueInfo, Item, stored_attributes
@@ -31,7 +31,8 @@ __all__ = [
     "index_products",
     "open_or_create",
     "precision_to_index",
-    "said_of_several",
+    "said_of_rows",
+    "unseen_rows",
 ]
 
 BLOCK = 512
@@ -91,7 +92,7 @@ def open_or_create(
         store = open_store(where)
         check_model(store.info, model)
         return store
-    kinds = ("image", "text", "product") if model.fusion is not None else ("image", "text")
+    kinds = (*model.config.modalities, "product") if model.fusion is not None else model.config.modalities
     read = model.config.fusion.attributes if model.config.fusion else None
     info = CatalogueInfo(
         model=str(Path(name).resolve()) if Path(name).exists() else name,
@@ -118,7 +119,8 @@ def precision_to_index(model: DualTower, products: Sequence[Product], wanted: Wa
         return inference_precision(model.device, wanted)
     first = (products[i] for i in range(min(ROWS, len(products))))
     titles = [product.texts[0] for product in first if product.texts]
-    return measure_precision(model.for_inference(), model.collator().tokens(titles or ["-"]))
+    tokens = model.collator().tokens(titles or ["-"]) if model.text_tower is not None else None
+    return measure_precision(model.for_inference(), tokens)
 
 
 def check_model(info: CatalogueInfo, model: DualTower) -> None:
@@ -184,16 +186,16 @@ def embed(
     *,
     batch_size: int = 256,
 ) -> Iterator[Item]:
-    """Make items of products: vectors of every kind that a product has.
+    """Make items of products: vectors of every kind that a product and the store have.
 
     A row has one vector of each kind: that of its first caption; the mean of those of its pictures, of which the first
-    is shown; and the fused one of the first caption and the first picture (`said_of_several`).
+    is shown; and the fused one of the first caption and the first picture (`said_of_rows`).
     """
     if not products:
         return
     vectors: list[dict[str, Any]] = [{} for _ in products]
-    pictured = [i for i, product in enumerate(products) if product.image is not None]
-    titled = [i for i, product in enumerate(products) if product.texts]
+    pictured = [i for i, product in enumerate(products) if product.image is not None and "image" in info.kinds]
+    titled = [i for i, product in enumerate(products) if product.texts and "text" in info.kinds]
     if pictured:
         for i, vector in zip(pictured, _image_vectors(model, [products[i] for i in pictured], batch_size), strict=True):
             vectors[i]["image"] = vector
@@ -232,14 +234,39 @@ def digest_of(product: Product) -> str:
     return digest.hexdigest()
 
 
-def said_of_several(products: Products) -> list[str]:
-    """Sentences about what a catalogue makes of rows with several pictures or captions; none where there are none."""
-    said = []
-    if pictured := len(np.unique(products.further.rows)):
+def unseen_rows(products: Products, model: DualTower) -> int:
+    """Count the rows that lack what a model with one tower embeds: no search will find them.
+
+    Raises:
+        DataError: All rows do.
+    """
+    if len(model.config.modalities) > 1:
+        return 0
+    (modality,) = model.config.modalities
+    lacking = products.pictures.sizes() < 0 if modality == "image" else [not captions for captions in products.texts]
+    unseen = int(np.sum(lacking))
+    if unseen and unseen == len(products):
+        raise DataError(
+            f"no row of {products.card} has an {modality}, and this model embeds nothing else; name the column of the "
+            f"{modality}s in the card, or index with another model"
+        )
+    return unseen
+
+
+def said_of_rows(products: Products, model: DualTower) -> list[str]:
+    """Sentences about what a catalogue makes of rows with several pictures or captions, or without what is embedded."""
+    said, modalities = [], model.config.modalities
+    if unseen := unseen_rows(products, model):
+        said.append(
+            f"{unseen:,} rows have no {modalities[0]}, which is all that this model embeds: no search finds them"
+        )
+    pictured = len(np.unique(products.further.rows)) if "image" in modalities else 0
+    if pictured:
         said.append(
             f"{pictured:,} rows have several pictures: their picture vector is the mean of all, the first is shown"
         )
-    if titled := sum(len(captions) > 1 for captions in products.texts):
+    titled = sum(len(captions) > 1 for captions in products.texts) if "text" in modalities else 0
+    if titled:
         said.append(f"{titled:,} rows have several captions: their text vector is that of the first, their title")
     return said
 

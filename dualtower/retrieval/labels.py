@@ -75,10 +75,12 @@ def classify(
         prompt: How a label becomes a text; ``{}`` stands for the label.
 
     Raises:
-        ConfigError: There are fewer than two labels, or the prompt has no place for them.
+        ConfigError: There are fewer than two labels, the prompt has no place for them, or the model lacks a tower.
         UnknownName: The catalogue has no such attribute of text.
     """
     check_model(store.info, model)
+    for modality in ("text", "image"):
+        model.config.require(modality, "labels are texts that are compared with images")
     if "{}" not in prompt:
         raise ConfigError(f"the prompt {prompt!r} has no place for the label; write {{}} where it belongs")
     view = store.searcher.views.current()

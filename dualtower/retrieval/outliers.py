@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from dualtower.data.images import open_image
-from dualtower.errors import DataError
+from dualtower.errors import ConfigError, DataError
 from dualtower.files import write_bytes_atomically, write_text_atomically
 from dualtower.markdown import markdown_table
 from dualtower.retrieval.local import LocalStore
@@ -37,7 +37,7 @@ class Outliers:
     Attributes:
         numbers: Of the rows, see `StoredRow.number`.
         odd: z-score of the distance to its neighbours.
-        apart: z-score of the distance between title and picture; NaN where there is no title.
+        apart: z-score of the distance between title and picture; NaN where there is no vector of the title.
     """
 
     numbers: np.ndarray
@@ -55,14 +55,17 @@ def find_outliers(store: LocalStore, *, neighbours: int = 10, seed: int = 0) -> 
 
     Raises:
         DataError: There are too few rows.
+        ConfigError: The catalogue has no vectors of images.
     """
+    if "image" not in store.info.kinds:
+        raise ConfigError("outliers are looked for among images, and this catalogue has vectors of texts alone")
     view = store.searcher.views.current()
     slots = view.everything["image"].slots
     if len(np.unique(view.products[slots])) <= neighbours:
         raise DataError(f"{len(slots)} rows with pictures are too few to find the odd ones among them")
     odd = _beyond(1 - _nearness(view, slots, neighbours, seed))
     apart = np.full(len(slots), np.nan)
-    titled = view.has["text"][slots]
+    titled = view.has["text"][slots] if "text" in view.has else np.zeros(len(slots), bool)
     if titled.any():
         both = [view.vectors[kind].gather(slots[titled]).astype(np.float32) for kind in ("image", "text")]
         apart[titled] = _beyond(1 - np.einsum("nd,nd->n", *both))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,7 +41,8 @@ class Question:
         image_weight: Of the picture.
         unwanted_weight: Of each of the unwanted words.
         against: Vectors to compare with. ``image`` finds pictures, ``text`` titles; ``product``, in catalogues that
-            have fused vectors, finds products like one that has this title and picture.
+            have fused vectors, finds products like one that has this title and picture. None is ``image`` where the
+            catalogue has such vectors, else ``text``.
         where: A filter.
         limit: Hits per page.
         cursor: Of the page before; then text and picture may be left out.
@@ -53,11 +55,19 @@ class Question:
     text_weight: float = 1.0
     image_weight: float = 1.0
     unwanted_weight: float = 0.5
-    against: Against = "image"
+    against: Against | None = None
     where: str = ""
     limit: int = 10
     cursor: str | None = None
     grouped: bool = True
+
+    def compared_with(self, kinds: Sequence[str]) -> str:
+        """What vectors of a catalogue the question is compared with.
+
+        Args:
+            kinds: Kinds of vectors that the catalogue has.
+        """
+        return self.against or kinds[0]
 
     def key(self) -> str:
         """A hash of what its vector is made from; empty where there is nothing."""

@@ -67,7 +67,7 @@ class RerankStage:
         """What puts the rows of a question in order; None where it does not ask in words alone for pictures."""
         words, unwanted = question.text.strip(), any(word.strip() for word in question.unwanted)
         alone = question.image is None and not unwanted and question.text_weight > 0
-        return partial(self._reorder, words) if words and alone and question.against == "image" else None
+        return partial(self._reorder, words) if words and alone and question.against in (None, "image") else None
 
     def _reorder(self, words: str, hits: list[Hit]) -> list[Hit]:
         added = self._corrections(words, [hit.id for hit in hits]) / self._model.scale

@@ -29,7 +29,10 @@ class SearchIn(BaseModel):
     unwanted: Annotated[list[Title], Field(max_length=10, description="Words to lead away from.")] = []
     text_weight: Weight = 1.0
     image_weight: Weight = 1.0
-    against: Annotated[Literal["image", "text", "product"], Field(description="What is compared with.")] = "image"
+    against: Annotated[
+        Literal["image", "text", "product"] | None,
+        Field(description="What is compared with; by default image, or text where the model embeds texts alone."),
+    ] = None
     where: Annotated[str, Field(max_length=4000, description="Filter, such as colour = 'Red' and price < 50.")] = ""
     limit: Annotated[int, Field(ge=1, le=100)] = 10
     cursor: Annotated[str | None, Field(max_length=MOST_CURSOR, description="Of the page before.")] = None

@@ -65,6 +65,7 @@ def serve(config: ServerConfig) -> None:
         if error.name and error.name.startswith("dualtower"):
             raise
         raise MissingExtra(error.name or "fastapi", "serve") from None
+    from dualtower.device import computing_line
     from dualtower.retrieval.finder import open_finder
 
     token = _read_token(config.token_file)
@@ -96,8 +97,7 @@ def serve(config: ServerConfig) -> None:
         except OSError as error:  # another process bound the same port, and listens first
             raise _no_listening(config, error) from error
         host, port = listener.getsockname()[:2]
-        computes = app.shop.finder.model.computes
-        log.warning("on %s: text %s, image %s", computes["device"], computes["text"], computes["image"])
+        log.warning("%s", computing_line(app.shop.finder.model.computes))
         where = shown_address(config.catalogue)
         log.warning("serving %s on http://%s:%d", where, f"[{host}]" if ":" in host else host, port)
         uvicorn.Server(settings).run(sockets=[listener])

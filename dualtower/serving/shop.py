@@ -120,8 +120,11 @@ class Shop:
 
         Raises:
             QueueFull: Too many wait already.
+            ConfigError: The model has one tower.
         """
         opened = self._opened
+        for modality in ("text", "image"):
+            opened.explaining.config.require(modality, "a text and an image cannot be compared")
 
         def work() -> Explanation | None:
             content = opened.finder.store.picture(row_id)

@@ -25,6 +25,12 @@ def check_whole(store: Store, items: Sequence[ItemIn]) -> None:
         given = {"title": bool(item.title.strip()), "image": bool(item.image)}
         if not any(given.values()):
             raise DataError(f"item {item.id!r}: title and image are missing; {_advice(item)}")
+        embedded = [name for name, kind in (("title", "text"), ("image", "image")) if kind in store.info.kinds]
+        if not any(given[name] for name in embedded):
+            raise DataError(
+                f"item {item.id!r}: {embedded[0]} is missing, and this catalogue is searched by nothing else; "
+                f"{_advice(item)}"
+            )
         if (row := held.get(item.id)) is None:
             continue
         had = {"title": "text" in row.kinds, "image": "image" in row.kinds}

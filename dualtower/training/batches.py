@@ -35,7 +35,8 @@ def training_collator(config: RunConfig, objective: Objective, products: Product
     classes = {**collator.classes, **fit_classes(config.task.labels, products.attributes)}
     return replace(
         collator,
-        tokenizer=collator.tokenizer if views.text else None,
+        tokenizer=collator.tokenizer if views.texts else None,
+        captions=max(1, views.texts),
         image_settings=collator.image_settings if views.images else None,
         cache=_pixel_cache(config, products) if views.images else None,
         classes=classes,
@@ -56,8 +57,15 @@ def augmented(
         views: What the objective wants; a loader may read more than that.
     """
     images = [] if batch.pixels is None else _views(batch.pixels, config, draw, size, count=views.images)
-    tokens = _with_hidden(batch.tokens, config.token_dropout, tokenizer, draw) if views.text else None
-    return replace(batch, pixels=images[0] if images else None, more_views=tuple(images[1:]), tokens=tokens)
+    read = [] if batch.tokens is None else [batch.tokens, *batch.more_tokens][: views.texts]
+    texts = [_with_hidden(tokens, config.token_dropout, tokenizer, draw) for tokens in read]
+    return replace(
+        batch,
+        pixels=images[0] if images else None,
+        more_views=tuple(images[1:]),
+        tokens=texts[0] if texts else None,
+        more_tokens=tuple(texts[1:]),
+    )
 
 
 def picture_size(settings: ImageSettings, scales: tuple[float, ...], progress: float) -> tuple[int, int]:
@@ -92,11 +100,9 @@ def _pixel_cache(config: RunConfig, products: Products) -> PixelCache | None:
     return PixelCache.if_there_is_room(products, settings, in_transit=in_transit)
 
 
-def _with_hidden(
-    tokens: Mapping[str, Tensor] | None, share: float, tokenizer: Any, draw: Draw
-) -> Mapping[str, Tensor] | None:
+def _with_hidden(tokens: Mapping[str, Tensor], share: float, tokenizer: Any, draw: Draw) -> Mapping[str, Tensor]:
     """The tokens with a share of the words hidden."""
-    if not share or tokens is None:
+    if not share:
         return tokens
     hidden = tokenizer.unk_token_id if tokenizer.mask_token_id is None else tokenizer.mask_token_id
     if hidden == tokenizer.eos_token_id:  # CLIP's: every hidden word would end the text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from itertools import islice
 
 import torch
 from accelerate import Accelerator
@@ -45,12 +46,15 @@ def build_model(config: RunConfig, train: Products) -> DualTower:
     """The base's towers under the heads that the config asks for, or a model with fresh weights.
 
     Raises:
-        ConfigError: The config sets towers beside those of its base.
+        ConfigError: The config sets towers beside those of its base, or the rows lack what a tower embeds.
     """
     torch.manual_seed(config.train.seed)
     if config.base is not None:
-        return _based(config, config.base)
-    tokenizer = shared_tokenizer(config, train.texts)
+        based = _based(config, config.base)
+        _check_sides(based.config, train)
+        return based
+    _check_sides(config.model, train)
+    tokenizer = None if config.model.text is None else shared_tokenizer(config, train.texts)
     torch.manual_seed(config.train.seed)
     return DualTower.create(config.model, tokenizer)
 
@@ -101,6 +105,17 @@ def build_trainer(
     loader = build_loader(config, objective, train, accelerator)
     splits = {"train": train} if validation is None else {"train": train, "validation": validation}
     return Trainer(config, objective, loader, accelerator=accelerator, validate=validate, splits=splits)
+
+
+def _check_sides(model: ModelConfig, train: Products) -> None:
+    """Refuse rows that lack what a tower embeds, all of them, as those of a card that names no such column do."""
+    first = list(islice(train, 100))
+    has = {"image": any(row.image is not None for row in first), "text": any(row.texts for row in first)}
+    if lacking := next((modality for modality in model.modalities if not has[modality]), None):
+        raise ConfigError(
+            f"the model has a tower for {lacking}s, and the rows of {train.card} have none; type "
+            f"--model.{lacking} None to train without it, or name the column of the {lacking}s in the data card"
+        )
 
 
 def _based(config: RunConfig, base: str) -> DualTower:

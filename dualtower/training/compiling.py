@@ -12,13 +12,16 @@ logger = logging.getLogger(__name__)
 
 
 def compile_towers(model: DualTower) -> None:
-    """Compile both towers in place; the heads and the loss are too small to gain.
+    """Compile the towers in place; the heads and the loss are too small to gain.
 
     Every batch is padded to its own longest text, so the text tower is compiled for all lengths at once: a program
     made for one length would be made anew in nearly every step. A tower of which the compiler can make no such program
     stays as it is, and the log says so.
     """
-    model.image_tower.compile()
+    if model.image_tower is not None:
+        model.image_tower.compile()
+    if model.text_tower is None or model.config.text is None:
+        return
     if model.text_tower.compiles_for_all_lengths:
         model.text_tower.compile(dynamic=True)
     else:

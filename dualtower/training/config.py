@@ -237,7 +237,8 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveName = "contrastive"
-    """`contrastive` trains the towers, `matching` the `model.reranker` on them, `product` the `model.fusion`."""
+    """`contrastive` trains the towers: texts against images, or, where the model has one tower, two views of a row
+    against each other. `matching` trains the `model.reranker` on them, `product` the `model.fusion`."""
     loss: LossConfig = field(default_factory=LossConfig)
     matching: MatchingConfig = field(default_factory=MatchingConfig)
     task: TaskConfig = field(default_factory=TaskConfig)

@@ -34,15 +34,17 @@ class Views:
     Attributes:
         images: Augmented views of the row's image: the first in `Batch.pixels`, the others in `Batch.more_views`. With
             0 of them no image is read.
-        text: Whether the row's text is read.
+        texts: Views of the row's text: the first in `Batch.tokens`, the others in `Batch.more_tokens`. They are of
+            different captions where the row has several, and of each of them other tokens are dropped where the run
+            drops any. With 0 of them no text is read.
     """
 
     images: int = 1
-    text: bool = True
+    texts: int = 1
 
     def __post_init__(self) -> None:
-        if self.images < 0 or not (self.images or self.text):
-            raise ConfigError(f"an objective wants at least one image view or the text of a row, not {self}")
+        if min(self.images, self.texts) < 0 or not (self.images or self.texts):
+            raise ConfigError(f"an objective wants at least one view of the image or of the text of a row, not {self}")
 
 
 class Objective(nn.Module, ABC):

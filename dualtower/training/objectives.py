@@ -7,6 +7,7 @@ float32, and joins the ranks. On any number of ranks the gradients are those of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -34,10 +35,10 @@ from dualtower.losses.supervised import supervised_contrastive
 from dualtower.model import DualTower
 from dualtower.reranking import features_to_rerank
 from dualtower.training.config import MatchingConfig, RunConfig, TaskConfig
-from dualtower.training.objective import Objective
+from dualtower.training.objective import Objective, Views
 from dualtower.types import Batch, Embeddings
 
-__all__ = ["Contrastive", "Matching", "ProductFused", "build_objective"]
+__all__ = ["Contrastive", "Matching", "ProductFused", "TwoViews", "build_objective"]
 
 
 TOWERS = ("text_tower", "image_tower", "text_head", "image_head", "logit_scale", "logit_bias")
@@ -61,9 +62,38 @@ class Contrastive(Objective):
 
     def validate(self, products: Products, *, batch_size: int) -> dict[str, float]:
         """Mean recall@10 of both directions."""
-        metrics = evaluate(self.model, products, ks=(10,), bootstrap=0, batch_size=batch_size).report.metrics
-        recall = {name: metrics[name]["recall@10"].value for name in ("text_to_image", "image_to_text")}
-        return {"score": sum(recall.values()) / 2, **{f"{name}/recall@10": value for name, value in recall.items()}}
+        return _mean_recall(self.model, products, ("text_to_image", "image_to_text"), batch_size)
+
+
+class TwoViews(Objective):
+    """A contrastive loss between two views of the same rows, for a model that has one tower.
+
+    Of images the views are two augmentations, as in SimCLR (https://arxiv.org/abs/2002.05709); of texts they are two
+    captions of a row, or the same caption with other tokens and units dropped, as in SimCSE
+    (https://arxiv.org/abs/2104.08821). Rows of one product are positives of each other here too.
+    """
+
+    def __init__(self, model: DualTower, loss: Loss) -> None:
+        super().__init__(model)
+        self._loss = loss
+        (self.modality,) = model.config.modalities
+        self.views = Views(images=2, texts=0) if self.modality == "image" else Views(images=0, texts=2)
+
+    def forward(self, batch: Batch, draw: Draw) -> Embeddings:
+        """Embed the first view, and the second one in the place of the other side."""
+        if self.modality == "image":
+            first, second = self.model(batch), self.model(replace(batch, pixels=batch.more_views[0]))
+            return replace(first, text=second.image)
+        first, second = self.model(batch), self.model(replace(batch, tokens=batch.more_tokens[0]))
+        return replace(first, image=second.text)
+
+    def loss(self, outputs: Embeddings, batch: Batch) -> Tensor:
+        """The loss of all ranks' embeddings; every rank computes it in full."""
+        return _joined(self._loss, outputs, batch)
+
+    def validate(self, products: Products, *, batch_size: int) -> dict[str, float]:
+        """recall@10 of rows among the others of their product."""
+        return _mean_recall(self.model, products, (f"{self.modality}_to_{self.modality}",), batch_size)
 
 
 class MatchingLogits(NamedTuple):
@@ -291,6 +321,8 @@ def build_objective(config: RunConfig, model: DualTower, products: Products) -> 
         products: Training split, which knows the classes and how frequent they are.
     """
     contrastive = build_loss(config.loss, similarity=model.config.similarity)
+    if len(model.config.modalities) == 1:
+        return TwoViews(model, contrastive)
     kept = None if min(config.train.lock_text, config.train.lock_image) >= 1 else contrastive
     if config.objective == "matching":
         return Matching(model, config.matching, contrast=build_loss(config.loss), contrastive=kept)
@@ -303,6 +335,13 @@ def build_objective(config: RunConfig, model: DualTower, products: Products) -> 
             model, config.task, classes=classes, log_shares=shares, pair_loss=pair_loss, contrastive=kept
         )
     return Contrastive(model, contrastive)
+
+
+def _mean_recall(model: DualTower, products: Products, directions: Sequence[str], batch_size: int) -> dict[str, float]:
+    metrics = evaluate(model, products, ks=(10,), bootstrap=0, batch_size=batch_size).report.metrics
+    recall = {name: metrics[name]["recall@10"].value for name in directions}
+    mean = sum(recall.values()) / len(recall)
+    return {"score": mean, **{f"{name}/recall@10": value for name, value in recall.items()}}
 
 
 def _joined(loss: Loss, embeddings: Embeddings, batch: Batch) -> Tensor:

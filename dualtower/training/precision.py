@@ -70,7 +70,9 @@ def _chosen(config: RunConfig, model: DualTower, products: Products) -> dict[str
     if train.tower_precision is not None:
         return to_dict(train.tower_precision)
     rows = range(min(ROWS, train.batch_size, len(products)))
-    tokens = model.collator().tokens([products.texts[row][0] for row in rows])
+    tokens = None
+    if model.text_tower is not None:
+        tokens = model.collator().tokens([products.texts[row][0] for row in rows])
     measured = measure_precision(model, tokens, learns=(train.lock_text < 1, train.lock_image < 1))
     logger.info("precision: %s; measured to be fastest here, --train.precision fp32 is float32 everywhere", measured)
     return to_dict(measured)

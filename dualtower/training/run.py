@@ -20,7 +20,7 @@ from dualtower.data.loading import load_products, without_broken_images
 from dualtower.data.products import Products
 from dualtower.distributed import from_main
 from dualtower.errors import ConfigError, MissingExtra, RowError, SourceError
-from dualtower.evaluation import evaluate, load_qrels, write_report
+from dualtower.evaluation import check_measurable, evaluate, load_qrels, write_report
 from dualtower.files import write_text_atomically
 from dualtower.folder import README
 from dualtower.model import DualTower
@@ -66,6 +66,7 @@ def run(config: RunConfig) -> bool:
     train, validation = (_load(card, split, config, accelerator) for split in _splits(config))
     config = with_known_values(config, card, train)
     model = build_model(config, train)
+    check_measurable(model, validation)
     config = with_tower_precision(replace(config, model=model.config), model, train, accelerator)
     _log_start(config, train, model, accelerator)
 
@@ -155,7 +156,8 @@ def _load(card: DataCard, split: str, config: RunConfig, accelerator: Accelerato
     data = config.data
     with accelerator.main_process_first():  # it fetches and converts for those of its machine
         products = load_products(card, split, source=data.source, on_error=data.on_error, check_images=False)
-    if data.check_images == "never" or (card.source.drawn is not None and data.source is None):
+    read = config.model.image is not None and bool(card.columns.image_columns)
+    if not read or data.check_images == "never" or (card.source.drawn is not None and data.source is None):
         return products
     with sharded():
         return _checked(products, config, remember=data.check_images == "once")
@@ -188,7 +190,7 @@ def _log_start(config: RunConfig, train: Products, model: DualTower, accelerator
 
 def _validated(objective: Objective, products: Products, config: RunConfig) -> dict[str, float]:
     """What picks the best checkpoint; where bad rows are skipped, so are those that have broken since the start."""
-    if config.data.on_error == "skip":
+    if config.data.on_error == "skip" and objective.model.image_tower is not None:
         products = _checked(products, config, remember=True)  # a look at what has changed
     return objective.validate(products, batch_size=config.evaluation.batch_size)
 

@@ -48,6 +48,7 @@ def _keep(config: RunConfig, texts: Sequence[Sequence[str]], kept: Path) -> Path
     if config.resume and kept.is_dir() and latest_checkpoint(config.out / "checkpoints") is not None:
         return kept
     text = config.model.text
+    assert text is not None
     tokenizer = (
         load_tokenizer(text.pretrained)
         if text.pretrained

@@ -12,6 +12,16 @@ async function ask(path, options) {
   return body;
 }
 
+// Whether the model of the catalogue embeds such a side ("image" or "text").
+function has(kind) {
+  return !state.about || state.about.kinds.includes(kind);
+}
+
+function invitation() {
+  if (!has("text")) return "Drop a picture.";
+  return has("image") ? "Type words, drop a picture, or both." : "Type words.";
+}
+
 function say(words, error = false) {
   $("status").textContent = words;
   $("status").classList.toggle("error", error);
@@ -62,7 +72,7 @@ async function search(more = false) {
   if (!form.has("text") && !form.has("image") && !state.similar) {
     $("hits").replaceChildren();
     $("more").hidden = true;
-    return say("Type words, drop a picture, or both.");
+    return say(invitation());
   }
   say("Searching …");
   try {
@@ -113,7 +123,7 @@ function card(hit) {
     scrollTo({ top: 0 });
   });
   const reason = node.querySelector(".reason");
-  reason.hidden = !$("text").value.trim() || state.similar;
+  reason.hidden = !$("text").value.trim() || state.similar || !has("image");
   reason.addEventListener("click", () => explain(hit, node.querySelector(".why")));
   return node;
 }
@@ -219,7 +229,7 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault();
     $("drop").classList.toggle("over", kind === "dragover");
-    if (kind === "drop" && event.dataTransfer.files.length) take(event.dataTransfer.files[0]);
+    if (kind === "drop" && event.dataTransfer.files.length && has("image")) take(event.dataTransfer.files[0]);
   });
 }
 
@@ -235,8 +245,10 @@ $("form").addEventListener("submit", (event) => { event.preventDefault(); state.
   try {
     state.about = await ask("about");
     document.title = `${state.about.card || "Product"} search`;
+    $("text").hidden = !has("text");
+    $("drop").hidden = !has("image");
     filters(state.about);
-    say(`${state.about.rows.toLocaleString()} rows. Type words, drop a picture, or both.`);
+    say(`${state.about.rows.toLocaleString()} rows. ${invitation()}`);
   } catch (error) {
     say(error.message, true);
   }
