@@ -16,6 +16,8 @@ from dualtower.launcher import parse_overrides
 
 REPOSITORY = Path(__file__).parent.parent
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.py"))
+SMOKE = ["--smoke", "--train.threads", "1"]  # with two, two such tests at a time on two cores take twice as long
+pytestmark = pytest.mark.slow
 
 
 def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -40,7 +42,7 @@ def complete_run(folder: Path) -> dict:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
 def test_smoke(recipe: Path, project: Path) -> None:
-    done = run([sys.executable, "-m", "accelerate.commands.launch", "--cpu", str(recipe), "--smoke"], project)
+    done = run([sys.executable, "-m", "accelerate.commands.launch", "--cpu", str(recipe), *SMOKE], project)
     assert done.returncode == 0, done.stderr
     metrics = complete_run(project)
     assert 0 <= metrics["text_to_image"]["recall@10"]["value"] <= 1
@@ -50,7 +52,7 @@ def test_smoke(recipe: Path, project: Path) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
 def test_smoke_on_two_processes(recipe: Path, project: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    done = run([*torchrun, str(recipe), "--smoke"], project)
+    done = run([*torchrun, str(recipe), *SMOKE], project)
     assert done.returncode == 0, done.stderr
     assert "2 process(es)" in done.stderr + done.stdout, "two processes were asked for"
     complete_run(project)
@@ -62,14 +64,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     (folder / "data_cards").symlink_to(REPOSITORY / "data_cards")
     recipe = str(REPOSITORY / "recipes" / "train_clip_style.py")
-    done = run([sys.executable, recipe, "--smoke", "--out", "model_of_mine", "--train.steps", "2"], folder)
+    done = run([sys.executable, recipe, *SMOKE, "--out", "model_of_mine", "--train.steps", "2"], folder)
     assert done.returncode == 0, done.stderr
     return folder / "model_of_mine" / "model"
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
 def test_smoke_from_a_model_of_ones_own(recipe: Path, trained: Path, project: Path) -> None:
-    done = run([sys.executable, str(recipe), "--smoke", "--base", str(trained), "--train.steps", "2"], project)
+    done = run([sys.executable, str(recipe), *SMOKE, "--base", str(trained), "--train.steps", "2"], project)
     assert done.returncode == 0, done.stderr
     assert f"come from {trained}" in done.stderr
     complete_run(project)
@@ -84,7 +86,7 @@ def test_options_that_no_recipe_sets_do_what_they_say(project: Path) -> None:
     options = [word for name, value in typed.items() for word in (f"--model.{name}", value)]
     options += ["--train.balance", "object", "--train.beta2", "0.9", "--train.final-lr", "0.5", "--train.steps", "6"]
     options += ["--data.train-split", "test", "--data.validation-split", "train"]
-    done = run([sys.executable, str(REPOSITORY / "recipes" / "train_clip_style.py"), "--smoke", *options], project)
+    done = run([sys.executable, str(REPOSITORY / "recipes" / "train_clip_style.py"), *SMOKE, *options], project)
     assert done.returncode == 0, done.stderr
     complete_run(project)
     (out,) = (project / "runs" / "smoke").iterdir()

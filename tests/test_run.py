@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import RECIPE, SMALL_RUN, SMALL_SPLITS
 
 from dualtower import DualTower
 from dualtower.data.cards import load_card
@@ -21,14 +22,14 @@ from dualtower.evaluation import evaluate
 REPOSITORY = Path(__file__).parent.parent
 SLOW = Path(__file__).with_name("distributed_slow_run.py")
 OWN_FOLDERS = Path(__file__).with_name("distributed_own_folders.py")
-RECIPE = REPOSITORY / "recipes" / "train_clip_style.py"
-OPTIONS = ["--smoke", "--train.trackers", "--evaluation.bootstrap", "20"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+FEW_ROWS = ["--data.train-split", "validation"]
+pytestmark = pytest.mark.slow
 
 
 def start(script: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*TORCHRUN, str(script), *arguments, *OPTIONS],
+        [*TORCHRUN, str(script), *arguments, *SMALL_RUN],
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
@@ -53,9 +54,9 @@ def finish(script: Path, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def slowly_measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose measurement takes one process 30 s, of processes that wait 15 s for each other."""
+    """A run whose measurement takes one process 20 s, of processes that wait 15 s for each other."""
     out = tmp_path_factory.mktemp("runs") / "slow"
-    output = finish(SLOW, "15", "30", "--out", str(out))
+    output = finish(SLOW, "15", "20", *FEW_ROWS, "--out", str(out))
     assert "2 process(es)" in output
     return out
 
@@ -80,7 +81,7 @@ def test_two_processes_report_what_one_measures(slowly_measured: Path) -> None:
 
 def test_a_main_process_that_dies_while_measuring_leaves_the_model(tmp_path: Path) -> None:
     out = tmp_path / "killed"
-    process = start(SLOW, "60", "600", "--out", str(out))
+    process = start(SLOW, "60", "600", *FEW_ROWS, "--out", str(out))
     wait_for(out / "model" / "config.json", process)
     os.kill(int((tmp_path / "rank0.pid").read_text()), signal.SIGKILL)
     output = process.communicate(timeout=120)[0]
@@ -91,7 +92,8 @@ def test_a_main_process_that_dies_while_measuring_leaves_the_model(tmp_path: Pat
     assert "None yet" in (out / "model" / "README.md").read_text()
 
 
-LONG = ("--train.steps", "12", "--train.precision", "fp32", "--train.checkpoint-steps", "4", "--train.ema", "0.9")
+LONG = [*SMALL_SPLITS, "--train.steps", "12", "--train.precision", "fp32"]
+LONG += ["--train.checkpoint-steps", "4", "--train.ema", "0.9"]
 
 
 def test_only_the_main_process_needs_the_run_s_folder(tmp_path: Path) -> None:
@@ -114,7 +116,7 @@ def test_another_number_of_processes_is_refused(slowly_measured: Path) -> None:
     """Batches of two processes are not those of one: the resumed run would not be the one that was begun."""
     config = (slowly_measured / "config.json").read_text()
     done = subprocess.run(
-        [sys.executable, str(RECIPE), *OPTIONS, "--out", str(slowly_measured), "--resume"],
+        [sys.executable, str(RECIPE), *SMALL_RUN, *FEW_ROWS, "--out", str(slowly_measured), "--resume"],
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
         text=True,
