@@ -13,14 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # torch too: a catalogue on disk knows its precision, and is opened without torch
+    import torch
+    from torch import Tensor
 
-from dualtower.types import Features
-
-if TYPE_CHECKING:
     from dualtower.model import DualTower
     from dualtower.towers import Tower
+    from dualtower.types import Features
 
 __all__ = [
     "Precision",
@@ -64,6 +63,8 @@ def computed(tower: Tower, precision: Precision | None, *inputs: Tensor) -> Feat
     Returns:
         Where a precision is given, float32 features, whatever they were computed in.
     """
+    import torch
+
     kind = inputs[0].device.type
     features: Features
     if precision is None or (precision == "fp32" and not torch.is_autocast_enabled(kind)):
@@ -82,6 +83,8 @@ def inference_precision(device: torch.device, wanted: WantedPrecision = "auto") 
         wanted: ``fp32``, ``bf16``, or ``auto``: bfloat16 on an accelerator that has it, else float32. On processors
             figures are then the same on every machine, up to rounding.
     """
+    import torch
+
     if wanted == "auto":
         native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         wanted = "bf16" if native else "fp32"
@@ -122,6 +125,8 @@ def measure_precision(
     Returns:
         That of a tower which the model lacks is float32.
     """
+    import torch
+
     settings, config, tower = model.config.image_settings, model.config.image, model.image_tower
     text: Precision = "fp32"
     image, channels_last = text, None
@@ -152,6 +157,8 @@ def _times(
     clock: Callable[[], float],
 ) -> dict[tuple[Precision, bool], float]:
     """Candidate -> time of a pass; the candidates take turns."""
+    import torch
+
     tower = copy.deepcopy(tower).train(learns)
 
     def one_pass(precision: Precision, channels_last: bool, rows: int) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 __all__ = ["largest"]
 
@@ -23,6 +22,8 @@ def largest(scores: np.ndarray, k: int, before: np.ndarray | None = None) -> np.
     Returns:
         ``[Q, min(k, N)]``, or ``[Q, min(k, K + N)]`` after earlier blocks.
     """
+    import torch
+
     count = min(k, scores.shape[1])
     if count * _PARTIAL_SORT <= scores.shape[1]:
         found = torch.topk(torch.from_numpy(scores), count, dim=1).values.numpy()

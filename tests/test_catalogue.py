@@ -144,6 +144,20 @@ def test_bad_items_are_refused_whole(catalogue: Catalogue, bad: dict, message: s
     assert len(catalogue) == 0 and catalogue.state.next_slot == 0
 
 
+def test_it_is_opened_and_verified_without_torch(catalogue: Catalogue) -> None:
+    """Which takes several times as long to load as a catalogue's own rooms."""
+    catalogue.upsert([item("a", 1)])
+    script = textwrap.dedent("""
+        import sys
+        from dualtower.retrieval.store import open_store
+        store = open_store(sys.argv[1])
+        print([row.id for row in store.get(["a"])], store.catalogue.verify(), store.catalogue.delete(["a"]))
+        print([name for name in ("torch", "transformers", "timm", "datasets", "pandas") if name in sys.modules])
+    """)
+    words = [sys.executable, "-c", script, str(catalogue.folder)]
+    assert subprocess.run(words, capture_output=True, text=True, timeout=60).stdout == "['a'] [] 1\n[]\n"
+
+
 def test_bad_folders_are_named(tmp_path: Path, catalogue: Catalogue) -> None:
     with pytest.raises(CatalogueError, match="no catalogue in"):
         Catalogue(tmp_path / "nothing")
@@ -172,6 +186,7 @@ def test_writers_take_turns(catalogue: Catalogue) -> None:
     assert len(catalogue) == 40 and catalogue.state.next_slot == 40 and catalogue.verify() == []
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_nothing_accepted_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A handful of the benchmark's two hundred kills."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
