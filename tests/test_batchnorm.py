@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import distributed_training
 import pytest
 import tiny
 import torch
@@ -49,16 +50,16 @@ def test_in_evaluation_mode_nothing_changes(name: str, device: str) -> None:
     assert list(tower.state_dict()) == names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["gernet", "resnet"])
 def test_two_processes_train_like_one_with_batch_statistics(network: str, tmp_path: Path) -> None:
     """Weights, running statistics and their averages of two ranks of 8 rows equal those of one process of 16."""
-    script = Path(__file__).parent / "distributed_training.py"
-    states = {}
-    for processes in (1, 2):
-        out = tmp_path / str(processes)
-        torchrun(script, out, "--image", network, "--sync-batchnorm", processes=processes)
-        assert json.loads((out / "result.json").read_text())["world_size"] == processes
-        states[processes] = torch.load(out / "model.pt", weights_only=True)
-    assert any(name.endswith("running_var") for name in states[1])
-    for name, expected in states[1].items():
-        torch.testing.assert_close(states[2][name], expected, rtol=1e-9, atol=1e-9, msg=name)
+    whole, halves = tmp_path / "1", tmp_path / "2"
+    distributed_training.main(whole, network, sync_batchnorm=True, lock_image=0.0)
+    torchrun(distributed_training.__file__, halves, "--image", network, "--sync-batchnorm")
+    told = [json.loads((out / "result.json").read_text())["world_size"] for out in (whole, halves)]
+    assert told == [1, 2]
+    one, two = (torch.load(out / "model.pt", weights_only=True) for out in (whole, halves))
+    assert any(name.endswith("running_var") for name in one)
+    for name, expected in one.items():
+        torch.testing.assert_close(two[name], expected, rtol=1e-9, atol=1e-9, msg=name)

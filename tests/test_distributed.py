@@ -14,6 +14,7 @@ from dualtower.distributed import agree, agree_on_step, gather, rank, world_size
 SCRIPT = Path(__file__).with_name("distributed_gradients.py")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_gradients_equal_one_process_on_the_joined_batch(processes):
     report = json.loads(torchrun(SCRIPT, str(processes), processes=processes).stdout.splitlines()[-1])

@@ -426,6 +426,7 @@ except ModelFolderError as error:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_push_pull_and_offline_again(tmp_path: Path) -> None:
     original = model("lstm", "vit")
     original.save_pretrained(tmp_path / "model", card=CARD)

@@ -179,6 +179,7 @@ def bomb(side: int = 5000, mode: str = "RGB") -> bytes:
     return stream.getvalue()
 
 
+@pytest.mark.slow
 def test_image_bombs_neither_hold_up_questions_nor_fill_the_memory(server: Server) -> None:
     content = bomb(mode="RGBA")
     assert len(content) < 200_000
@@ -441,6 +442,7 @@ def test_heads_and_what_stands_around_bodies_are_bounded(server: Server, sent: b
     assert said.count(b"HTTP/1.1 200") < 50
 
 
+@pytest.mark.slow
 def test_answers_that_nobody_reads_are_given_up(shop: Path) -> None:
     wanted = b"GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n"
     with serving(shop, **SECONDS) as running, ExitStack() as stack:
@@ -466,6 +468,7 @@ def test_answers_that_nobody_reads_are_given_up(shop: Path) -> None:
         assert ended == len(deaf)
 
 
+@pytest.mark.slow
 def test_a_large_body_that_comes_steadily_is_read(shop: Path) -> None:
     with serving(shop, BODY_SECONDS=0.5, LEAST_BYTES=50_000) as running:
         picture = base64.b64encode(tiny.png(tiny.picture(7))).decode()

@@ -95,6 +95,7 @@ print(indexing.index_products(catalogue, model, products(60)), flush=True)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_embeds_nothing_twice(catalogue: Catalogue, tmp_path: Path) -> None:
     def run(stop: int) -> subprocess.CompletedProcess:
         names = {"tests": str(Path(__file__).parent), "model": str(tmp_path / "model"), "shop": str(tmp_path / "shop")}

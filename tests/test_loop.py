@@ -271,19 +271,20 @@ def test_token_dropout_hides_words_but_no_special_tokens(tmp_path: Path) -> None
     assert 0.3 < share < 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lock", [0.0, 0.5])
 def test_two_processes_train_like_one_on_the_joined_batch(lock: float, tmp_path: Path) -> None:
     """Two real gloo ranks of 8 rows end with the weights of one process of 16 rows, also where a lock ends midway."""
+    from distributed_training import main  # which trains what this file holds
+
     script = Path(__file__).parent / "distributed_training.py"
-    states = {}
-    for processes in (1, 2):
-        out = tmp_path / str(processes)
-        torchrun(script, out, "--lock-image", str(lock), processes=processes)
-        told = json.loads((out / "result.json").read_text())
-        assert told["world_size"] == processes
-        states[processes] = torch.load(out / "model.pt", weights_only=True)
-    for name, expected in states[1].items():
-        torch.testing.assert_close(states[2][name], expected, rtol=1e-7, atol=1e-9, msg=name)
+    main(tmp_path, "vit", sync_batchnorm=False, lock_image=lock)
+    torchrun(script, tmp_path / "2", "--lock-image", str(lock))
+    told = [json.loads((out / "result.json").read_text())["world_size"] for out in (tmp_path, tmp_path / "2")]
+    assert told == [1, 2]
+    one, two = (torch.load(out / "model.pt", weights_only=True) for out in (tmp_path, tmp_path / "2"))
+    for name, expected in one.items():
+        torch.testing.assert_close(two[name], expected, rtol=1e-7, atol=1e-9, msg=name)
 
 
 def test_overwriting_removes_the_run_and_nothing_else(tmp_path: Path) -> None:

@@ -215,6 +215,7 @@ _DIES = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_killed_between_any_two_calls_it_opens_or_is_made(server: str) -> None:
     died = 0
@@ -262,6 +263,7 @@ _USES = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_token_tls_and_database(tmp_path: Path) -> None:
     files, token = certificate(tmp_path), "me:s3cr:et"

@@ -49,6 +49,7 @@ def copied(objective: Objective) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in objective.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_two_ranks_train_like_one_on_the_joined_batch(tmp_path: Path) -> None:
     """Also the predictor, the momentum copy, the queue and their averages: all that the objective owns."""
     one, two = (trained(tmp_path / str(n), n, "--augmentation", "none") for n in (1, 2))
@@ -57,6 +58,7 @@ def test_two_ranks_train_like_one_on_the_joined_batch(tmp_path: Path) -> None:
             torch.testing.assert_close(two[part][name], expected, rtol=1e-7, atol=1e-9, msg=f"{part}: {name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "loader"), [(1, "items"), (2, "stream")])
 def test_killed_and_resumed_it_ends_where_the_uninterrupted_run_does(
     processes: int, loader: str, tmp_path: Path

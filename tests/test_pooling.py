@@ -580,6 +580,7 @@ def finetuning(folder: Path, encoder: Path | None, *args: str) -> Any:
     return parse_overrides(smoke(), [*given, *options, *length, *args])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoder", "args", "expected"),
     [

@@ -15,6 +15,7 @@ from dualtower.sharding import combine, is_sharded, shard, sharded
 SCRIPT = Path(distributed_evaluation.__file__)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [3])
 def test_every_rank_holds_what_one_process_measures(processes: int, tmp_path: Path) -> None:
     torchrun(SCRIPT, tmp_path, processes=processes, timeout=500)

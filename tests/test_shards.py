@@ -112,6 +112,7 @@ def test_two_processes_share_the_work(tmp_path: Path, model: DualTower) -> None:
     assert len(shop) == len(shop.digests()) > 100 and shop.verify() == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_ray(tmp_path: Path, model: DualTower) -> None:
     pytest.importorskip("ray")
@@ -121,6 +122,7 @@ def test_ray(tmp_path: Path, model: DualTower) -> None:
     assert len(Catalogue(tmp_path / "shop")) > 100
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_ray_asks_for_gpus(tmp_path: Path, model: DualTower) -> None:
     """Of a cluster that says that it has one; what the worker was given is written down."""
