@@ -19,6 +19,7 @@ import tiny
 import torch
 from processes import torchrun
 from test_cli import command
+from test_page import CHROMIUM, until
 from test_serving import Server, start
 
 from dualtower import (
@@ -208,6 +209,32 @@ def test_it_is_served(trained: tuple[str, Path], server: Server) -> None:
         assert client.get(f"/items/{row.id}/similar").json()["hits"]
         why = client.get(f"/items/{row.id}/why", params={"text": "mug"})
         assert why.status_code == 422 and "cannot be compared" in why.json()["detail"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt install chromium)")
+def test_the_page_offers_what_the_model_takes(trained: tuple[str, Path], server: Server, tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    side, _ = trained
+    row = draw_catalogue(products=200, split="test")[0]
+    (tmp_path / "photo.png").write_bytes(row.image)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(server.url)
+        until(page, "document.querySelector('#status').textContent.includes('rows')")
+        assert page.text_content("#status").endswith(
+            {"image": "rows. Drop a picture.", "text": "rows. Type words."}[side]
+        )
+        assert (page.is_visible("#text"), page.is_visible("#drop")) == (side == "text", side == "image")
+        if side == "text":
+            page.fill("#text", row.texts[0])
+            page.press("#text", "Enter")
+        else:
+            page.set_input_files("#image", tmp_path / "photo.png")
+        page.wait_for_selector(".hit")
+        assert page.is_visible(".similar") and not page.is_visible(".reason")
+        browser.close()
 
 
 def test_an_item_that_could_not_be_found_is_not_written(trained: tuple[str, Path], indexed: Path) -> None:
