@@ -1,8 +1,8 @@
 """Twelve attacks without a token, while 16 honest clients search: does anybody notice?
 
-    python benchmarks/abuse.py --catalogue shop.catalogue
+    python benchmarks/abuse.py --catalog shop.catalog
 
-A server process on loopback answers 16 clients, each of which sends its next question, a title of the catalogue, when
+A server process on loopback answers 16 clients, each of which sends its next request, a title of the catalog, when
 it has an answer. First they are alone; then, one after the other, each attack runs beside them in a process of its own
 for `--seconds`. All compete for the same cores, attackers included. An honest answer that is no 200 is a failure; the
 p99 of the honest may be three times the quiet one's, and the server's memory 1,500 MiB at its peak. Takes five minutes.
@@ -35,23 +35,23 @@ from service import Service, ask, http_request, search_request, serving, titles
 
 HONEST = 16
 FORM = "multipart/form-data; boundary=b"
-MOST_SLOWER, MOST_MIB = 3.0, 1500
+MAX_SLOWER, MAX_MIB = 3.0, 1500
 Attack = Callable[[int, float], Awaitable[Counter[str]]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--catalogue", type=Path, required=True)
+    parser.add_argument("--catalog", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=15, help="of each attack")
     parser.add_argument("--only", nargs="*", default=[], metavar="ATTACK", help="words of the attacks to run")
     args = parser.parse_args()
-    requests = [search_request(title) for title in titles(args.catalogue)]
+    requests = [search_request(title) for title in titles(args.catalog)]
     chosen = [name for name in ATTACKS if not args.only or any(word in name for word in args.only)]
     rows, figures = [], dict[str, Any]()
     with tempfile.TemporaryDirectory() as folder:
         token = Path(folder) / "token"
         token.write_text("a token for this benchmark alone")
-        with serving(args.catalogue, token_file=token) as service:
+        with serving(args.catalog, token_file=token) as service:
             asyncio.run(honest(service, requests, 3))
             begin, quiet = peak(service), 0.0
             for name in ["(quiet)", *chosen]:
@@ -91,9 +91,9 @@ def judge(figures: dict[str, Any], alive: bool) -> list[str]:
     for name, found in figures.items():
         if found["failed"]:
             wrong.append(f"{name}: {found['failed']} honest answers failed")
-        if found["times_quiet"] > MOST_SLOWER:
+        if found["times_quiet"] > MAX_SLOWER:
             wrong.append(f"{name}: p99 is {found['times_quiet']:.1f} times the quiet one's")
-        if found["peak_mib"] > MOST_MIB:
+        if found["peak_mib"] > MAX_MIB:
             wrong.append(f"{name}: {found['peak_mib']:,.0f} MiB")
     return wrong
 
@@ -248,7 +248,7 @@ def raw(method: str, path: str, body: bytes = b"", kind: str = "application/json
 
 
 def form(content: bytes, kind: str = FORM) -> bytes:
-    """A question in a form, with a picture."""
+    """A request in a form, with an image."""
     parts = b'--b\r\ncontent-disposition: form-data; name="text"\r\n\r\nmug\r\n--b\r\n'
     parts += b'content-disposition: form-data; name="image"; filename="a"\r\n\r\n' + content + b"\r\n--b--\r\n"
     return raw("POST", "/search", parts, kind)
@@ -315,7 +315,7 @@ def punycode_forms() -> Attack:
 
 
 def image_bombs() -> Attack:
-    """Forty pictures of 25 megapixels at once, each of some kilobytes."""
+    """Forty images of 25 megapixels at once, each of some kilobytes."""
     return hammer([form(bomb("RGB")), form(bomb("RGBA")), form(bomb("RGB", "JPEG")), form(bomb("P"))], 40)
 
 
@@ -335,7 +335,7 @@ ATTACKS: dict[str, Callable[[], Attack]] = {
     "bodies of 15 MB": large_bodies,
     "1,500 slow heads": lambda: trickle(b"POST /search HTTP/1.1\r\nhost: 127.0.0.1\r\n", 1500),
     "1,500 slow bodies": lambda: trickle(raw("POST", "/search", b" " * 1000)[:-990], 1500),
-    "explanations": lambda: of_a_row("/items/ROW/why?text=red+mug", connections=64),
+    "explanations": lambda: of_a_row("/items/ROW/explain?text=red+mug", connections=64),
     "similar products": lambda: of_a_row("/items/ROW/similar?limit=100", "/about", connections=16),
     "clients that leave": lambda: leave(search_request("mug"), 16),
 }

@@ -73,8 +73,8 @@ def ranked_sizes(protocol: Mapping[str, Any]) -> str:
     here, there = backward["gallery"], forward["gallery"]
     compared = f", which is {'easier' if here < there else 'harder'}: the two directions do not compare."
     return (
-        f"Text→image: {forward['queries']:,} texts rank {forward['gallery']:,} pictures. Image→text: "
-        f"{backward['queries']:,} pictures rank {backward['gallery']:,} texts" + (compared if here != there else ".")
+        f"Text→image: {forward['queries']:,} texts rank {forward['gallery']:,} images. Image→text: "
+        f"{backward['queries']:,} images rank {backward['gallery']:,} texts" + (compared if here != there else ".")
     )
 
 

@@ -5,12 +5,12 @@
     python benchmarks/compare.py losses    --source FOLDER      # InfoNCE, SigLIP, triplet, 5 minutes each
     python benchmarks/compare.py positives --source FOLDER      # with and without product-aware positives, 4 epochs
 
-The recipe is made for the drawn catalogue's thousand rows; with forty times as many, batches of 512 at a higher rate
+The recipe is made for the synthetic catalog's thousand rows; with forty times as many, batches of 512 at a higher rate
 learn more in the same time. The hour-long run has a wider network, too. Both are measured a second time with
-`ModelConfig.mirror`, which embeds a picture together with its mirror image.
+`ModelConfig.flip_tta`, which embeds an image together with its mirror image.
 
 Protocol: train on the train rows, choose the checkpoint on the validation rows, then rank the whole card (train +
-validation + test) for the KAGL queries of github.com/marqo-ai/marqo-FashionCLIP, whose relevant pictures all lie in
+validation + test) for the KAGL queries of github.com/marqo-ai/marqo-FashionCLIP, whose relevant images all lie in
 the test rows. The many runs of losses and towers rank the test rows alone, which gives higher figures. Every run is
 a run of recipes/train_clip_style.py with overrides, one at a time, alone on the machine. The last column is the
 paired difference of recall@10 to the first row, with its 95 % interval.
@@ -30,7 +30,7 @@ from common import ranked_sizes, save_results
 
 from dualtower import DualTower, ImageTowerConfig, LossConfig, RunConfig, TextTowerConfig
 from dualtower.data.cards import load_card
-from dualtower.data.loading import load_products
+from dualtower.data.loading import load_items
 from dualtower.evaluation import compare, evaluate, load_qrels
 from dualtower.training.run import run
 
@@ -74,7 +74,7 @@ def recipe_module() -> ModuleType:
 
 def variants(experiment: str, base: RunConfig) -> dict[str, tuple[Budget, RunConfig]]:
     """Name -> (budget, config) of every run of an experiment."""
-    base = replace(base, train=replace(base.train, batch_size=512, lr=1e-2, fallback_lr=3e-3, ema=0.995))
+    base = replace(base, train=replace(base.train, batch_size=512, lr=1e-2, adamw_lr=3e-3, ema=0.995))
     if experiment == "quality":
         return {"10 minutes": (minutes(10), base), "60 minutes": (minutes(60), _for_an_hour(base))}
     if experiment == "positives":
@@ -98,16 +98,16 @@ def minutes(number: float) -> Budget:
 
 
 def _for_an_hour(base: RunConfig) -> RunConfig:
-    """A wider network; words are hidden and pictures moved further, or it learns them by heart."""
+    """A wider network; words are hidden and images moved further, or it learns them by heart."""
     model = replace(base.model, image=recipe_module().plain_network(64, 128, 256, 512))
     harder = replace(base.train, token_dropout=0.1, augmentation_strength=1.0, weight_decay=0.1)
     return replace(base, model=model, train=harder)
 
 
 def _with_towers(base: RunConfig, text: TextTowerConfig, image: ImageTowerConfig) -> RunConfig:
-    scales = base.train.progressive if "resnet" in image.name else ()  # windows and patches fix the picture size
+    scales = base.train.image_size_schedule if "resnet" in image.name else ()  # windows and patches fix the image size
     model = replace(base.model, text=text, image=image)
-    return replace(base, model=model, train=replace(base.train, progressive=scales))
+    return replace(base, model=model, train=replace(base.train, image_size_schedule=scales))
 
 
 def main() -> None:
@@ -124,7 +124,7 @@ def main() -> None:
         parser.error(f"no run {', '.join(sorted(unknown))} in {args.experiment}; there are: {', '.join(chosen)}")
 
     split = "test" if args.experiment in SMALL_GALLERY else "all"
-    gallery = load_products(load_card(CARD), split, source=args.source)
+    gallery = load_items(load_card(CARD), split, source=args.source)
     queries = load_qrels(Path(args.source) / "kagl_text_to_image.json")
     rows: list[list[str]] = []
     values, first = {}, None
@@ -137,11 +137,11 @@ def main() -> None:
             train(config, budget, out, args.source)
         model = DualTower.from_pretrained(out / "model")
         ((unit, amount),) = budget.items()
-        for mirror in (False, True) if args.experiment == "quality" else (False,):
-            model.config = replace(model.config, mirror=mirror)
+        for flip_tta in (False, True) if args.experiment == "quality" else (False,):
+            model.config = replace(model.config, flip_tta=flip_tta)
             result = evaluate(model, gallery, queries=queries)
             first = first or result
-            title = f"{name}, mirrored" if mirror else name
+            title = f"{name}, mirrored" if flip_tta else name
             rows.append([title, f"{amount:g} {unit}", *figures(result), difference(result, first)])
             values[title] = {**budget, **result.report.to_dict()}
         if args.experiment == "quality":
@@ -150,7 +150,7 @@ def main() -> None:
 
 
 def published() -> list[list[str]]:
-    """The card's baselines: models with web-scale pretraining and larger pictures, by the same queries and metrics."""
+    """The card's baselines: models with web-scale pretraining and larger images, by the same queries and metrics."""
     shown = ("recall@1", "recall@10", "mrr@10")
     return [
         [of.model, PUBLISHED, *(f"{of.metrics[name]:.3f}" for name in shown), "", "", ""]

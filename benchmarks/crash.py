@@ -1,11 +1,11 @@
-"""Kill processes that change a catalogue at random moments, and see whether anything is lost, or shown wrongly.
+"""Kill processes that change a catalog at random moments, and see whether anything is lost, or shown wrongly.
 
     python benchmarks/crash.py --kills 200
 
 Two processes write and delete, each its own rows, and rebuild indexes; a third compacts without pause. They say before
 and after each step what they do. Two readers search all the while, and compare every hit with the version of the row
 that it claims to be: product, attributes and score, which follow from its title. One of the three changing processes
-gets SIGKILL at a random moment. Then the catalogue must hold what that one was told is done, with the step that was
+gets SIGKILL at a random moment. Then the catalog must hold what that one was told is done, with the step that was
 under way done wholly or not at all, and `verify` must be clean beside the others, which go on.
 """
 
@@ -26,15 +26,15 @@ from pathlib import Path
 import numpy as np
 from common import save_results
 
-from dualtower.retrieval.catalogue import Catalogue
-from dualtower.retrieval.local import LocalStore
-from dualtower.retrieval.queries import Query
-from dualtower.retrieval.records import CatalogueInfo, Item
-from dualtower.retrieval.search import exact_scores
+from dualtower.search.local.catalog import Catalog
+from dualtower.search.local.searcher import exact_scores
+from dualtower.search.local.store import LocalStore
+from dualtower.search.queries import Query
+from dualtower.search.records import CatalogInfo, EmbeddedItem
 
 DIM, IDS, STILL = 16, 300, 50
 """Numbers per vector, rows of each writer, and rows that nobody changes."""
-INFO = CatalogueInfo("none", "none", DIM, ("image", "text"), {"colour": "text"})
+INFO = CatalogInfo("none", "none", DIM, ("image", "text"), {"color": "text"})
 ROLES = ("a", "b", "compact", "read1", "read2")
 
 
@@ -58,10 +58,10 @@ def main() -> None:
 
 
 def run(folder: Path, *, kills: int, longest: float = 1.0) -> tuple[Counter[str], int]:
-    """Let all work, and kill one of those that change the catalogue after the other.
+    """Let all work, and kill one of those that change the catalog after the other.
 
     Args:
-        folder: Where the catalogue is made.
+        folder: Where the catalog is made.
         kills: How often.
         longest: Seconds between a kill and the next, at most.
 
@@ -71,8 +71,8 @@ def run(folder: Path, *, kills: int, longest: float = 1.0) -> tuple[Counter[str]
     Raises:
         AssertionError: Something was lost, or shown wrongly.
     """
-    catalogue = Catalogue.create(folder, INFO)
-    catalogue.upsert([item(f"s{i}", "0") for i in range(STILL)])
+    catalog = Catalog.create(folder, INFO)
+    catalog.upsert([item(f"s{i}", "0") for i in range(STILL)])
     dice, during = random.Random(0), Counter[str]()
     held: dict[str, dict[str, str]] = {"a": {}, "b": {}}
     workers = {role: Worker(role, folder, 0) for role in ROLES}
@@ -82,21 +82,21 @@ def run(folder: Path, *, kills: int, longest: float = 1.0) -> tuple[Counter[str]
             role = dice.choice(ROLES[:3])
             done, asked = workers[role].kill()
             if role in held:
-                held[role] = check(catalogue, role, held[role], done, asked)
-            if problems := catalogue.verify():
+                held[role] = check(catalog, role, held[role], done, asked)
+            if problems := catalog.verify():
                 raise AssertionError("\n".join(problems))
             during[asked[0] if asked else "nothing"] += 1
             workers[role] = Worker(role, folder, kill + 1)
-            print(f"{kill + 1} of {kills}: killed {role} during {asked[:1]}, {len(catalogue)} rows", flush=True)
+            print(f"{kill + 1} of {kills}: killed {role} during {asked[:1]}, {len(catalog)} rows", flush=True)
         searches = sum(int(workers[role].last()) for role in ROLES[3:])
         for role in ("a", "b"):
-            held[role] = check(catalogue, role, held[role], *workers[role].kill())
+            held[role] = check(catalog, role, held[role], *workers[role].kill())
     finally:
         for worker in workers.values():
             worker.end()
     store = LocalStore(folder)
-    seen = dict(store.counts()["colour"].values)
-    if seen != {"red": STILL + len(held["a"]) + len(held["b"])} or store.catalogue.verify():
+    seen = dict(store.counts()["color"].values)
+    if seen != {"red": STILL + len(held["a"]) + len(held["b"])} or store.catalog.verify():
         raise AssertionError(f"the search sees {seen}")
     return during, searches
 
@@ -138,14 +138,12 @@ class Worker:
         self.process.wait()
 
 
-def check(
-    catalogue: Catalogue, role: str, held: dict[str, str], done: list[list[str]], asked: list[str]
-) -> dict[str, str]:
+def check(catalog: Catalog, role: str, held: dict[str, str], done: list[list[str]], asked: list[str]) -> dict[str, str]:
     """Compare a writer's rows with what it was told; returns id -> title of what is there."""
     for step in done:
         held = after(held, step)
-    ids = [row_id for row_id in catalogue.digests() if row_id.startswith(role)]
-    found = {row.id: row.title for row in catalogue.get(ids)}
+    ids = [row_id for row_id in catalog.digests() if row_id.startswith(role)]
+    found = {row.id: row.title for row in catalog.get(ids)}
     if found not in (held, after(held, asked)):
         raise AssertionError(f"{role}, killed during {asked}: {found} is neither before nor after, which is {held}")
     return found
@@ -176,7 +174,7 @@ def work(role: str, store: LocalStore, dice: random.Random, seed: int) -> None:
         elif step == "delete":
             store.delete(ids)
         elif step == "compact":
-            store.catalogue.compact()
+            store.catalog.compact()
         else:
             store.rebuild(threads=1)
         print("done", flush=True)
@@ -201,12 +199,12 @@ def search(store: LocalStore, dice: random.Random) -> None:
             raise AssertionError(f"{hit} is no version of its row; that version scores {score}")
 
 
-def item(row_id: str, version: str) -> Item:
+def item(row_id: str, version: str) -> EmbeddedItem:
     """A version of a row; all of it follows from its title."""
     title = f"{row_id}|{version}"
     vectors = np.random.default_rng(zlib.crc32(title.encode())).normal(size=(2, DIM))
     image, text = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
-    return Item(row_id, f"p{row_id}", title, {"colour": "red"}, {"image": image, "text": text}, b"picture" * 50)
+    return EmbeddedItem(row_id, f"p{row_id}", title, {"color": "red"}, {"image": image, "text": text}, b"image" * 50)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/faithfulness.py --source FOLDER --model MODEL [MODEL ...]
 
-For pairs of a KAGL title and its photo, the hottest tenth of the picture is hidden, and then a tenth chosen at random
-by shuffling the cells of the same heat map. Hidden is what is painted with the picture's mean colour (which is how the
+For pairs of a KAGL title and its photo, the hottest tenth of the image is hidden, and then a tenth chosen at random
+by shuffling the cells of the same heat map. Hidden is what is painted with the image's mean color (which is how the
 explanation from the towers itself asks) or what is blurred (which it never saw). The score of the pair (for a
 re-ranker its corrected logit) should fall further in the first case. The gap is the mean of
 fall(hottest) - fall(random), with its bootstrap interval over pairs.
@@ -19,10 +19,10 @@ import numpy as np
 from common import save_results
 from PIL import Image, ImageFilter
 
-from dualtower import DualTower, load_card, load_products
+from dualtower import DualTower, load_card, load_items
 from dualtower.evaluation import intervals, load_qrels
-from dualtower.explain import Explanation, explain
-from dualtower.reranking import score_pairs
+from dualtower.inference.explain import Explanation, explain
+from dualtower.inference.pair_scoring import score_pairs
 
 CARD = Path(__file__).parent.parent / "data_cards" / "fashion_products.md"
 
@@ -32,11 +32,11 @@ def main() -> None:
     parser.add_argument("--source", required=True, help="folder with the fashion products and kagl_text_to_image.json")
     parser.add_argument("--model", required=True, nargs="+")
     parser.add_argument("--pairs", type=int, default=500)
-    parser.add_argument("--share", type=float, default=0.1, help="of the picture that is hidden")
+    parser.add_argument("--share", type=float, default=0.1, help="of the image that is hidden")
     args = parser.parse_args()
 
-    products = load_products(load_card(CARD), "test", source=args.source, check_images=False)
-    pairs = some_pairs(Path(args.source) / "kagl_text_to_image.json", products, args.pairs)
+    items = load_items(load_card(CARD), "test", source=args.source, check_images=False)
+    pairs = some_pairs(Path(args.source) / "kagl_text_to_image.json", items, args.pairs)
     rows, values = [], {}
     for name in args.model:
         model = DualTower.from_pretrained(name)
@@ -48,7 +48,7 @@ def main() -> None:
                 values[f"{name}, {method}, {filling}"] = {k: [f.value, f.low, f.high] for k, f in figures.items()}
     save_results(
         "faithfulness",
-        title=f"Fall of the score when {args.share:.0%} of the picture is hidden, {args.pairs} pairs",
+        title=f"Fall of the score when {args.share:.0%} of the image is hidden, {args.pairs} pairs",
         tables=[(["model", "method", "hidden by", "hottest", "random", "gap"], rows)],
         values=values,
     )
@@ -58,15 +58,15 @@ def cell(figure) -> str:
     return f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})"
 
 
-def some_pairs(path: Path, products, count: int) -> list[tuple[str, bytes]]:
+def some_pairs(path: Path, items, count: int) -> list[tuple[str, bytes]]:
     """Titles of the relevance file with a relevant photo each."""
-    picture_of = dict(zip(products.ids, products.pictures, strict=True))
+    image_of = dict(zip(items.ids, items.variants, strict=True))
     qrels = load_qrels(path)
     found = [
-        (text, picture_of[doc])
+        (text, image_of[doc])
         for text, documents in zip(qrels.texts, qrels.relevant, strict=True)
         for doc in list(documents)[:1]
-        if doc in picture_of
+        if doc in image_of
     ]
     chosen = np.random.default_rng(0).permutation(len(found))[:count]
     return [found[i] for i in chosen]
@@ -79,22 +79,22 @@ def measure(
     random = np.random.default_rng(1)
     texts = [text for text, _ in pairs]
     whole, hidden_ = [], {filling: {"hottest": [], "random": []} for filling in FILLINGS}
-    for text, picture in pairs:
-        found = explain(model, text, picture, method=method)
+    for text, image in pairs:
+        found = explain(model, text, image, method=method)
         shuffled = replace(found, heat=random.permutation(found.heat.flatten()).reshape(found.heat.shape))
         whole.append(Image.fromarray(found.pixels))
-        for filling, pictures in hidden_.items():
-            pictures["hottest"].append(hidden(found, share, filling))
-            pictures["random"].append(hidden(shuffled, share, filling))
+        for filling, variants in hidden_.items():
+            variants["hottest"].append(hidden(found, share, filling))
+            variants["random"].append(hidden(shuffled, share, filling))
     before = score(model, texts, whole, method)
     return {
-        filling: {kind: before - score(model, texts, images, method) for kind, images in pictures.items()}
-        for filling, pictures in hidden_.items()
+        filling: {kind: before - score(model, texts, images, method) for kind, images in variants.items()}
+        for filling, variants in hidden_.items()
     }
 
 
 def hidden(found: Explanation, share: float, filling: str) -> Image.Image:
-    """The picture without the hottest share of it."""
+    """The image without the hottest share of it."""
     pixels, heat = found.pixels.copy(), found.heat_map()
     count = round(share * heat.size)
     hottest = np.unravel_index(np.argsort(-heat, axis=None, kind="stable")[:count], heat.shape)
@@ -102,17 +102,17 @@ def hidden(found: Explanation, share: float, filling: str) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def mean_colour(pixels: np.ndarray) -> np.ndarray:
-    """A picture of one colour."""
+def mean_color(pixels: np.ndarray) -> np.ndarray:
+    """An image of one color."""
     return np.broadcast_to(pixels.reshape(-1, 3).mean(0).round().astype(np.uint8), pixels.shape)
 
 
 def blurred(pixels: np.ndarray) -> np.ndarray:
-    """A picture whose details are as large as an eighth of it."""
+    """An image whose details are as large as an eighth of it."""
     return np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(max(pixels.shape) / 8)))
 
 
-FILLINGS = {"mean colour": mean_colour, "blur": blurred}
+FILLINGS = {"mean color": mean_color, "blur": blurred}
 
 
 def score(model: DualTower, texts: list[str], images: list[Image.Image], method: str) -> np.ndarray:

@@ -3,8 +3,8 @@
     python benchmarks/fuzz.py --model runs/clip_style/model
 
 Half of them are made by schemathesis from the service's own OpenAPI description: values that fit it and values that do
-not, in every field, header and path. The other half is made here: pictures that are cut short, overwritten, enormous
-when unfolded or no pictures at all, filters of random tokens and of great depth, cursors with changed letters, forged
+not, in every field, header and path. The other half is made here: images that are cut short, overwritten, enormous
+when unfolded or no images at all, filters of random tokens and of great depth, cursors with changed letters, forged
 numbers or nested lists in them, forms in odd encodings, JSON that unfolds and comes without a token, bodies that are
 not what their header says. An answer of 500 or above, or one that takes more than `--longest` seconds, is a
 finding; so is a service that does not answer afterwards, or whose memory grew by a fifth over the second half.
@@ -36,8 +36,8 @@ from schemathesis import GenerationMode
 from schemathesis.errors import SchemathesisError
 from service import Service, serving
 
-from dualtower import DualTower, load_card, load_products
-from dualtower.retrieval.indexing import index_products, open_or_create
+from dualtower import DualTower, load_card, load_items
+from dualtower.search.ingest.embed import index_products, open_or_create
 
 TOKEN = "a token for this benchmark alone"
 WRITER = {"authorization": f"Bearer {TOKEN}"}
@@ -80,7 +80,7 @@ class Findings:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--model", required=True, help="folder of a model of the drawn catalogue")
+    parser.add_argument("--model", required=True, help="folder of a model of the synthetic catalog")
     parser.add_argument("--longest", type=float, default=10.0, help="seconds that an answer may take")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -110,11 +110,11 @@ def main() -> None:
 
 
 def make_shop(folder: Path, model_folder: str) -> Path:
-    """A catalogue of some drawn products."""
-    model, products = DualTower.from_pretrained(model_folder), load_products(load_card("drawn"), "test")
-    kinds = dict.fromkeys(products.attributes, "text")
-    store = open_or_create(folder / "shop", model, name=model_folder, attributes=kinds, card="drawn")
-    index_products(store, model, products)
+    """A catalog of some synthetic products."""
+    model, items = DualTower.from_pretrained(model_folder), load_items(load_card("synthetic"), "test")
+    kinds = dict.fromkeys(items.attributes, "text")
+    store = open_or_create(folder / "shop", model, name=model_folder, attributes=kinds, card="synthetic")
+    index_products(store, model, items)
     store.close()
     return folder / "shop"
 
@@ -197,13 +197,13 @@ def by_hand(found: Findings, number: int, *, seed: int) -> None:
 
 def hostile(dice: random.Random, cursor: str, number: int) -> Iterator[tuple[str, object]]:
     """Kind of request, and what it carries."""
-    words = ["colour", "=", "!=", "<", "(", ")", "and", "or", "not", "in", ",", "'", "'mug'", "1e999", ";", "--"]
+    words = ["color", "=", "!=", "<", "(", ")", "and", "or", "not", "in", ",", "'", "'mug'", "1e999", ";", "--"]
     for _ in range(number):
         match dice.randrange(10):
             case 0:
-                yield "form", hostile_picture(dice)
+                yield "form", hostile_image(dice)
             case 1:
-                yield "put", hostile_picture(dice)
+                yield "put", hostile_image(dice)
             case 2:
                 deep = dice.choice(["(", "not ", "object = 'a' and "]) * dice.randrange(2000)
                 yield "json", {"where": deep if dice.random() < 0.3 else " ".join(dice.choices(words, k=12))}
@@ -233,8 +233,8 @@ def hostile(dice: random.Random, cursor: str, number: int) -> Iterator[tuple[str
                 yield "path", dice.choice(["/items/", "/page/", "/"]) + name
 
 
-def hostile_picture(dice: random.Random) -> bytes:
-    """Bytes that claim to be a picture."""
+def hostile_image(dice: random.Random) -> bytes:
+    """Bytes that claim to be an image."""
     kind = dice.choice(["JPEG", "PNG", "WEBP", "GIF"])
     Image.effect_noise((60, 80), 50).convert("RGB").save(buffer := io.BytesIO(), kind)
     content = bytearray(buffer.getvalue())

@@ -1,10 +1,10 @@
 """Many clients against one service: does answering them together pay?
 
-    python benchmarks/http_load.py --catalogue shop.catalogue
+    python benchmarks/http_load.py --catalog shop.catalog
 
-A server process on loopback is asked by 1, 8 and 64 clients that send their next question when they have an answer
-(plain HTTP/1.1 over kept connections, requests made beforehand, so that the clients cost little). Questions are titles
-of the catalogue. The rows "not batched" answer one question at a time. `--soak MINUTES` goes on with 64 clients and
+A server process on loopback is asked by 1, 8 and 64 clients that send their next request when they have an answer
+(plain HTTP/1.1 over kept connections, requests made beforehand, so that the clients cost little). Requests are titles
+of the catalog. The rows "not batched" answer one request at a time. `--soak MINUTES` goes on with 64 clients and
 writes down the server's memory every minute.
 """
 
@@ -23,14 +23,14 @@ RUNS = [("1, not batched", 1, 1), ("1", 1, 64), ("8", 8, 64), ("64", 64, 64), ("
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--catalogue", type=Path, required=True)
+    parser.add_argument("--catalog", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=20, help="per measurement")
     parser.add_argument("--soak", type=float, default=0, metavar="MINUTES")
     args = parser.parse_args()
-    requests = [search_request(title) for title in titles(args.catalogue)]
+    requests = [search_request(title) for title in titles(args.catalog)]
     rows, figures, alone = [], {}, 0.0
     for name, clients, largest in RUNS:
-        with serving(args.catalogue, largest=largest) as service:
+        with serving(args.catalog, largest=largest) as service:
             load_for(service, requests, clients, 3)
             taken, errors = load_for(service, requests, clients, args.seconds)
             memory = soak(service, requests, args.soak) if args.soak and name == "64" else []

@@ -31,7 +31,7 @@ from dualtower.losses import info_nce, siglip
 Values = dict[str, Tensor]
 
 
-def textbook_clip(image: Tensor, text: Tensor, *, scale: Tensor, bias: Tensor, products: Tensor) -> Tensor:
+def textbook_clip(image: Tensor, text: Tensor, *, scale: Tensor, bias: Tensor, items: Tensor) -> Tensor:
     logits = scale * image @ text.T
     labels = torch.arange(len(image))
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2 + 0 * bias
@@ -48,12 +48,12 @@ VARIANTS: dict[str, tuple[Callable[[Values], Tensor], str]] = {
 
 
 def inputs(rows: int, dim: int) -> Values:
-    """Normalised rows; two in five have others of their product beside them."""
+    """Normalized rows; two in five have others of their product beside them."""
     random = torch.Generator().manual_seed(0)
     image, text = (F.normalize(torch.randn(rows, dim, generator=random), dim=1) for _ in range(2))
     values = {"image": image, "text": text, "scale": torch.tensor(30.0), "bias": torch.tensor(-10.0)}
-    products = torch.randint(0, 2 * rows, (rows,), generator=random)
-    return {name: value.requires_grad_() for name, value in values.items()} | {"products": products}
+    items = torch.randint(0, 2 * rows, (rows,), generator=random)
+    return {name: value.requires_grad_() for name, value in values.items()} | {"products": items}
 
 
 def gradients(name: str, values: Values) -> list[Tensor]:

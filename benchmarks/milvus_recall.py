@@ -1,10 +1,10 @@
-"""Recall of the index that Milvus chose for a catalogue, against exact search over the same vectors.
+"""Recall of the index that Milvus chose for a catalog, against exact search over the same vectors.
 
     dualtower index MODEL CARD --out milvus:shop.db/shop
     python benchmarks/milvus_recall.py milvus:shop.db/shop
 
-Vectors of all kinds are sent against those of each kind, as `dualtower tune` does on disk: titles against pictures,
-pictures against pictures. A hit counts if it scores as well as the K-th best row. Milvus Lite and a cluster choose
+Vectors of all kinds are sent against those of each kind, as `dualtower tune` does on disk: titles against images,
+images against images. A hit counts if it scores as well as the K-th best row. Milvus Lite and a cluster choose
 other indexes (AUTOINDEX), and a cluster none before it has sealed a segment: measure where you serve, when all is in.
 """
 
@@ -19,11 +19,11 @@ import numpy as np
 from common import save_results
 
 from dualtower.errors import DualTowerError
-from dualtower.retrieval.milvus import MilvusStore
-from dualtower.retrieval.queries import Query
+from dualtower.search.milvus.store import MilvusStore
+from dualtower.search.queries import Query
 from dualtower.topk import largest
 
-HEADER = ("queries", "against", "rows", "recall", "lowest", "p50 ms", "p99 ms")
+HEADER = ("queries", "target", "rows", "recall", "lowest", "p50 ms", "p99 ms")
 
 
 def main() -> None:
@@ -42,9 +42,9 @@ def main() -> None:
 
 def measure(store: MilvusStore, *, queries: int, k: int) -> list[dict[str, Any]]:
     """Recall and latency of every kind of query against every kind of vectors."""
-    sampled = {kind: sample(store, kind, queries) for kind in store.info.kinds}
+    sampled = {kind: sample(store, kind, queries) for kind in store.info.vector_names}
     measured = []
-    for against in store.info.kinds:
+    for against in store.info.vector_names:
         for kind, vectors in sampled.items():
             if not len(vectors):
                 continue
@@ -83,7 +83,7 @@ def searched(
     recalls, taken = [], []
     for vector, score in zip(queries, least, strict=True):
         begin = time.perf_counter()
-        (page,) = store.search_many([Query(vector, kind, limit=k, grouped=False)])
+        (page,) = store.search_many([Query(vector, kind, limit=k, group_by_product=False)])
         taken.append(1000 * (time.perf_counter() - begin))
         if isinstance(page, DualTowerError):
             raise page

@@ -1,4 +1,4 @@
-"""open_clip's own training command on a catalogue of ours: the peer of two benchmarks."""
+"""open_clip's own training command on a catalog of ours: the peer of two benchmarks."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dualtower.data.products import Products
+from dualtower.data.items import ItemDataset
 
 MODEL = "dualtower-bench"
 
 
-def write_catalogue(products: Products, folder: Path) -> None:
-    """The rows as picture files and a tab-separated table."""
-    (folder / "pictures").mkdir(parents=True)
+def write_catalog(items: ItemDataset, folder: Path) -> None:
+    """The rows as image files and a tab-separated table."""
+    (folder / "images").mkdir(parents=True)
     with (folder / "train.csv").open("w", newline="") as stream:
         table = csv.writer(stream, delimiter="\t")
         table.writerow(["filepath", "title"])
-        for product in products:
-            path = folder / "pictures" / f"{product.id}.jpg"
+        for product in items:
+            path = folder / "images" / f"{product.id}.jpg"
             assert isinstance(product.image, bytes)
             path.write_bytes(product.image)
             table.writerow([path, product.texts[0]])

@@ -3,7 +3,7 @@
     python benchmarks/open_clip_quality.py --source FOLDER_OF_FASHION_PRODUCTS --minutes 10
 
 open_clip trains with its own command from scratch on the train rows: a timm image tower, a text transformer of 2
-layers x 256 with a context of 32 tokens, batch 256, its default optimiser with a learning rate of 1e-3, warm-up and
+layers x 256 with a context of 32 tokens, batch 256, its default optimizer with a learning rate of 1e-3, warm-up and
 cosine. Its speed is measured first, so that its schedule ends with the budget; the faster of its precisions is taken.
 Recall is then measured by dualtower's evaluation: KAGL queries against the whole card.
 """
@@ -28,10 +28,10 @@ from common import counted, ranked_sizes, save_results
 from PIL import Image
 from torch.nn import functional as F
 
-from dualtower import evaluate, load_card, load_products
-from dualtower.data.images import open_image
+from dualtower import evaluate, load_card, load_items
+from dualtower.data.transforms.images import open_image
 from dualtower.evaluation import load_qrels
-from dualtower.evaluation.report import format_interval
+from dualtower.evaluation.reports.report import format_interval
 
 CARD = Path(__file__).parent.parent / "data_cards" / "fashion_products.md"
 BATCH = 256
@@ -60,8 +60,8 @@ class OpenClip:
     @torch.inference_mode()
     def encode_image(self, images: Sequence[Any], *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
         def pixels(image: Any) -> torch.Tensor:
-            picture: Image.Image = open_image(image)
-            return self.transform(picture)
+            opened: Image.Image = open_image(image)
+            return self.transform(opened)
 
         embedded = []
         for start in range(0, len(images), batch_size):
@@ -79,12 +79,12 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        products = load_products(load_card(CARD), "train", source=args.source, check_images=False)
-        open_clip_loop.write_catalogue(products, folder)
+        items = load_items(load_card(CARD), "train", source=args.source, check_images=False)
+        open_clip_loop.write_catalog(items, folder)
         open_clip_loop.write_model(
             folder, image=args.image, size=tuple(args.size), layers=LAYERS, width=WIDTH, embed_dim=256
         )
-        report, told = train_and_measure(folder, args.source, args.minutes, len(products))
+        report, told = train_and_measure(folder, args.source, args.minutes, len(items))
     rows = [
         [direction, *(format_interval(m, figures[m]) for m in ("recall@1", "recall@10", "mrr@10"))]
         for direction, figures in report.metrics.items()
@@ -129,7 +129,7 @@ def train_and_measure(folder: Path, source: str, minutes: float, rows: int) -> t
         "minutes": round((time.monotonic() - begin) / 60, 1),
     }
     model = OpenClip(folder, folder / "logs" / "run" / "checkpoints" / f"epoch_{epochs}.pt")
-    gallery = load_products(load_card(CARD), "all", source=source, check_images=False)
+    gallery = load_items(load_card(CARD), "all", source=source, check_images=False)
     queries = load_qrels(Path(source) / "kagl_text_to_image.json")
     return evaluate(model, gallery, queries=queries).report, told
 

@@ -2,7 +2,7 @@
 
     python benchmarks/quickstart.py
 
-Trains recipes/train_clip_style.py as it stands, on the drawn catalogue, and reads its metrics.json and history.jsonl.
+Trains recipes/train_clip_style.py as it stands, on the synthetic catalog, and reads its metrics.json and history.jsonl.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from common import ranked_sizes, save_results
 
 from dualtower.evaluation.bootstrap import Interval
-from dualtower.evaluation.report import LABELS, TITLES, format_interval, format_number
+from dualtower.evaluation.reports.report import LABELS, TITLES, format_interval, format_number
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "train_clip_style.py"
 DIRECTIONS = ("text_to_image", "image_to_text")

@@ -1,6 +1,6 @@
-"""Recall of many models on many catalogues, as one table.
+"""Recall of many models on many catalogs, as one table.
 
-    python benchmarks/recall.py --models runs/a/model user/name --cards drawn fashion_products=FOLDER \\
+    python benchmarks/recall.py --models runs/a/model user/name --cards synthetic fashion_products=FOLDER \\
         --qrels fashion_products=FOLDER/kagl_text_to_image.json
 
 A card is a file or a name in data_cards/, with ``=SOURCE`` where its rows are read from elsewhere. A card with a
@@ -15,9 +15,9 @@ from typing import Any
 
 from common import save_results
 
-from dualtower import DualTower, evaluate, load_card, load_products
+from dualtower import DualTower, evaluate, load_card, load_items
 from dualtower.evaluation import compare, load_qrels
-from dualtower.evaluation.report import format_interval
+from dualtower.evaluation.reports.report import format_interval
 
 SHOWN = ("recall@1", "recall@10", "mrr@10")
 DIRECTIONS = {"text_to_image": "text→image", "image_to_text": "image→text"}
@@ -26,7 +26,7 @@ DIRECTIONS = {"text_to_image": "text→image", "image_to_text": "image→text"}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", required=True, help="model folders or user/name on the Hub")
-    parser.add_argument("--cards", nargs="+", required=True, metavar="CARD[=SOURCE]", help="catalogues")
+    parser.add_argument("--cards", nargs="+", required=True, metavar="CARD[=SOURCE]", help="catalogs")
     parser.add_argument("--qrels", nargs="*", default=[], metavar="CARD=FILE", help="relevance files")
     parser.add_argument("--split", default="test", help="split of the cards without a relevance file")
     args = parser.parse_args()
@@ -37,9 +37,9 @@ def main() -> None:
     for given in args.cards:
         name, _, source = given.partition("=")
         split = "all" if name in qrels else args.split
-        products = load_products(load_card(name), split, source=source or None)
+        items = load_items(load_card(name), split, source=source or None)
         queries = load_qrels(qrels[name]) if name in qrels else None
-        results = {m: evaluate(DualTower.from_pretrained(m), products, queries=queries) for m in args.models}
+        results = {m: evaluate(DualTower.from_pretrained(m), items, queries=queries) for m in args.models}
         for model, result in results.items():
             rows += table_rows(model, f"{name}, {split}", result, results[args.models[0]])
             values[f"{model} on {name}"] = result.report.to_dict()

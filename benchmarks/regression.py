@@ -5,7 +5,7 @@
 
 Both states stay ready in processes of their own and take turns of some seconds (A B B A ...), so that a machine that
 drifts drifts for both. The ratio is taken turn by turn; its interval is that of the median of these ratios (95 %, by
-resampling). Everything is asked for through the public interface, which both states have.
+resampling). Each state runs this script as it has it, so that modules may move and names may change between the two.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class _Side:
     """One state, in a process that measures when it is told to."""
 
     def __init__(self, name: str, checkout: Path, args: argparse.Namespace) -> None:
-        command = [sys.executable, str(Path(__file__).resolve()), "--measure", name]
+        command = [sys.executable, str(checkout / "benchmarks" / Path(__file__).name), "--measure", name]
         for option in ("before", "model", "source"):
             command += [f"--{option}", str(getattr(args, option).resolve())]
         environment = {**os.environ, "PYTHONPATH": str(checkout)}
@@ -146,49 +146,49 @@ def training(args: argparse.Namespace, turns: _Turns) -> None:
 
 
 def evaluation(args: argparse.Namespace, turns: _Turns) -> None:
-    """Seconds to measure the test split both ways, with intervals, its pictures read and embedded."""
-    from dualtower import DualTower, evaluate, load_card, load_products
+    """Seconds to measure the test split both ways, with intervals, its images read and embedded."""
+    from dualtower import DualTower, evaluate, load_card, load_items
 
     model = DualTower.from_pretrained(args.model)
-    products = load_products(load_card(CARD), "test", source=args.source)
-    evaluate(model, products[:256], bootstrap=0)
+    items = load_items(load_card(CARD), "test", source=args.source)
+    evaluate(model, items[:256], bootstrap=0)
     turns.wait()
     while True:
-        turns.wait(_seconds(lambda: evaluate(model, products)))
+        turns.wait(_seconds(lambda: evaluate(model, items)))
 
 
 def embedding(args: argparse.Namespace, turns: _Turns) -> None:
-    """Seconds to embed 1,500 pictures."""
-    from dualtower import DualTower, load_card, load_products
+    """Seconds to embed 1,500 images."""
+    from dualtower import DualTower, load_card, load_items
 
     model = DualTower.from_pretrained(args.model)
-    products = load_products(load_card(CARD), "train", source=args.source, check_images=False)[:1500]
-    pictures = [product.image for product in products]
-    model.encode_image(pictures)
+    items = load_items(load_card(CARD), "train", source=args.source, check_images=False)[:1500]
+    images = [product.image for product in items]
+    model.encode_image(images)
     turns.wait()
     while True:
-        turns.wait(_seconds(lambda: model.encode_image(pictures)))
+        turns.wait(_seconds(lambda: model.encode_image(images)))
 
 
 def search(args: argparse.Namespace, turns: _Turns) -> None:
     """Median milliseconds from words to hits with their rows, one query at a time, over all products."""
-    from dualtower import DualTower, load_card, load_products
-    from dualtower.retrieval.finder import Finder, Question
-    from dualtower.retrieval.local import LocalStore
+    from dualtower import DualTower, load_card, load_items
+    from dualtower.search.engine import SearchEngine, SearchRequest
+    from dualtower.search.local.store import LocalStore
 
-    catalogue = Path(f"{args.model}.{_commit(Path.cwd())}.catalogue")  # each state searches what it has written itself
-    if not catalogue.exists():
-        command = [sys.executable, "-m", "dualtower", "index", args.model, "--data.card", CARD, "--out", catalogue]
+    catalog = Path(f"{args.model}.{_commit(Path.cwd())}.catalog")  # each state searches what it has written itself
+    if not catalog.exists():
+        command = [sys.executable, "-m", "dualtower", "index", args.model, "--data.card", CARD, "--out", catalog]
         command += ["--data.source", args.source, "--split", "all"]
         subprocess.run([str(word) for word in command], check=True, capture_output=True)
-    store = LocalStore(catalogue)
-    finder = Finder(store, DualTower.from_pretrained(args.model))
-    products = load_products(load_card(CARD), "test", source=args.source, check_images=False)
-    titles = [texts[0] for texts in products.texts[:1000]]
+    store = LocalStore(catalog)
+    engine = SearchEngine(store, DualTower.from_pretrained(args.model))
+    items = load_items(load_card(CARD), "test", source=args.source, check_images=False)
+    titles = [texts[0] for texts in items.texts[:1000]]
     turns.wait()
     while True:
         turns.wait(
-            statistics.median(1000 * _seconds(lambda t=title: finder.find(Question(text=t))) for title in titles)
+            statistics.median(1000 * _seconds(lambda t=title: engine.find(SearchRequest(text=t))) for title in titles)
         )
 
 
@@ -198,7 +198,7 @@ MEASURES: dict[str, Callable[[argparse.Namespace, _Turns], None]] = {
     "embedding": embedding,
     "search": search,
 }
-UNITS = {"training": "ms per step", "evaluation": "s", "embedding": "s for 1,500 pictures", "search": "ms (p50)"}
+UNITS = {"training": "ms per step", "evaluation": "s", "embedding": "s for 1,500 images", "search": "ms (p50)"}
 
 
 def _interval(ratios: list[float]) -> tuple[float, float]:

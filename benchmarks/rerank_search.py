@@ -4,12 +4,12 @@ r"""What the re-ranker gains in the search that a shop's visitors use: the HTTP 
         --data.source FOLDER --train.minutes 20 --train.batch-size 512 --out runs/fashion_reranker
     python benchmarks/rerank_search.py --source FOLDER --model runs/fashion_reranker/model
 
-All fashion products are indexed (once: the catalogue is kept beside the model). A service on loopback is asked the
+All fashion products are indexed (once: the catalog is kept beside the model). A service on loopback is asked the
 KAGL queries, one after the other, row by row: first without `--rerank`, then with each depth N. A row that is not among
 the best 100 counts as not found, in both. The gains are paired differences on the same queries, with 95 % intervals.
 
-Each question is asked twice. The first time the tokens of many candidates are not in memory yet and have to be computed
-from the catalogue's pictures; the second time all are.
+Each request is asked twice. The first time the tokens of many candidates are not in memory yet and have to be computed
+from the catalog's images; the second time all are.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ import numpy as np
 from common import save_results
 from service import serving
 
-from dualtower import DualTower, load_card, load_products
+from dualtower import DualTower, load_card, load_items
 from dualtower.evaluation import load_qrels
 from dualtower.evaluation.bootstrap import Difference, Interval, intervals, paired_test
 from dualtower.evaluation.qrels import Qrels
-from dualtower.retrieval.indexing import attribute_kinds, index_products, open_or_create
-from dualtower.retrieval.local import LocalStore
+from dualtower.search.ingest.embed import attribute_types_of, index_products, open_or_create
+from dualtower.search.local.store import LocalStore
 
 CARD = Path(__file__).parent.parent / "data_cards" / "fashion_products.md"
 LIMIT = 100
@@ -47,15 +47,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=0, help="index so many, evenly spaced; 0 is all")
     args = parser.parse_args()
 
-    catalogue = indexed(args.model, args.source, args.rows)
-    held = held_ids(catalogue)
+    catalog = indexed(args.model, args.source, args.rows)
+    held = held_ids(catalog)
     asked = judged(load_qrels(Path(args.source) / "kagl_text_to_image.json"), held, args.queries)
-    before, plain_ms = answers(catalogue, asked, None)
+    before, plain_ms = answers(catalog, asked, None)
     towers = per_query(asked, before)
     rows = [["towers", "", *values_of(towers), "", "", *plain_ms]]
     values: dict[str, Any] = {"towers": {name: of.tolist() for name, of in towers.items()}, "towers ms": plain_ms}
     for top in args.top:
-        found, taken = answers(catalogue, asked, top)
+        found, taken = answers(catalog, asked, top)
         after = per_query(asked, found)
         gains = [paired_test(towers[name], after[name]) for name in METRICS]
         rows.append(["re-ranked", f"{top}", *values_of(after), *map(shown_gain, gains), *taken])
@@ -74,44 +74,44 @@ def main() -> None:
 
 
 def indexed(model: str, source: str, rows: int) -> Path:
-    """A catalogue of the products beside the model; what it holds already is not embedded again."""
-    folder = Path(model).with_name(f"{Path(model).name}{rows or ''}.catalogue")
-    products = load_products(load_card(CARD), "all", source=source, check_images=False)
+    """A catalog of the products beside the model; what it holds already is not embedded again."""
+    folder = Path(model).with_name(f"{Path(model).name}{rows or ''}.catalog")
+    items = load_items(load_card(CARD), "all", source=source, check_images=False)
     if rows:
-        products = products.select(np.linspace(0, len(products) - 1, rows).astype(int))
+        items = items.select(np.linspace(0, len(items) - 1, rows).astype(int))
     loaded = DualTower.from_pretrained(model)
-    store = open_or_create(folder, loaded, name=model, attributes=attribute_kinds(products), card=CARD.stem)
-    index_products(store, loaded, products, progress=True)
+    store = open_or_create(folder, loaded, name=model, attributes=attribute_types_of(items), card=CARD.stem)
+    index_products(store, loaded, items, progress=True)
     if isinstance(store, LocalStore) and store.is_stale():
         store.rebuild()
     store.close()
     return folder
 
 
-def held_ids(catalogue: Path) -> set[str]:
-    store = LocalStore(catalogue)
+def held_ids(catalog: Path) -> set[str]:
+    store = LocalStore(catalog)
     held = set(store.digests())
     store.close()
     return held
 
 
 def judged(qrels: Qrels, held: set[str], number: int) -> list[tuple[str, set[str]]]:
-    """Texts and the ids that answer them; queries of which the catalogue holds nothing are left out."""
+    """Texts and the ids that answer them; queries of which the catalog holds nothing are left out."""
     found = [
         (text, relevant)
         for text, grades in zip(qrels.texts, qrels.relevant, strict=True)
         if (relevant := held & set(grades))
     ]
     if not found:
-        raise SystemExit("no query has an answer in this catalogue; leave out --rows")
+        raise SystemExit("no query has an answer in this catalog; leave out --rows")
     return found[:number] if number else found
 
 
 def answers(
-    catalogue: Path, asked: Sequence[tuple[str, set[str]]], rerank: int | None
+    catalog: Path, asked: Sequence[tuple[str, set[str]]], rerank: int | None
 ) -> tuple[list[list[str]], list[str]]:
     """Ids that the service finds for each text, and the median milliseconds of asking the first and the second time."""
-    with serving(catalogue, rerank=rerank) as service:
+    with serving(catalog, rerank=rerank) as service:
         connection = HTTPConnection("127.0.0.1", service.port)
         for _ in range(20):
             ask(connection, "something else")
@@ -132,8 +132,8 @@ def answers(
 
 
 def ask(connection: HTTPConnection, text: str) -> dict[str, Any]:
-    """One question, each row for itself."""
-    body = json.dumps({"text": text, "limit": LIMIT, "grouped": False})
+    """One request, each row for itself."""
+    body = json.dumps({"text": text, "limit": LIMIT, "group_by_product": False})
     connection.request("POST", "/search", body, {"content-type": "application/json"})
     answer = connection.getresponse()
     content = json.loads(answer.read())

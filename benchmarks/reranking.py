@@ -2,17 +2,17 @@ r"""What a cross-attention re-ranker gains on the KAGL queries, and what it cost
 
     python recipes/train_reranker.py --base runs/compare/quality/60_minutes/model \
         --data.card data_cards/fashion_products.md --data.source FOLDER --train.minutes 20 --train.batch-size 512 \
-        --train.lr 1e-2 --train.fallback-lr 3e-3 --train.ema 0.995 --train.validate-every 1 \
+        --train.lr 1e-2 --train.adamw-lr 3e-3 --train.ema 0.995 --train.validate-every 1 \
         --out runs/fashion_reranker
     python benchmarks/reranking.py --source FOLDER --base runs/compare/quality/60_minutes/model \
         --model runs/fashion_reranker/model --control runs/control
 
 The control is the same base whose towers alone are trained on for the time that the re-ranker took; where the folder
 holds none, it is trained first. `without attention` is the re-ranker whose cross-attention counts nothing: what is left
-is a second opinion on whole texts and pictures.
+is a second opinion on whole texts and images.
 
 Gains are paired differences on the same queries. The milliseconds are those of one query at a time on all cores, with
-the candidates' tokens computed beforehand, as a catalogue would hold them; what computing them costs stands beside it.
+the candidates' tokens computed beforehand, as a catalog would hold them; what computing them costs stands beside it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from common import save_results
 
-from dualtower import DataConfig, DualTower, RunConfig, TrainConfig, evaluate, load_card, load_products
-from dualtower.encoding import evaluation_mode
+from dualtower import DataConfig, DualTower, RunConfig, TrainConfig, evaluate, load_card, load_items
 from dualtower.evaluation import Evaluation, compare, load_qrels, rerank
-from dualtower.reranking import image_states, reranker_of, text_states
+from dualtower.inference.pair_scoring import image_states, reranker_of, text_states
+from dualtower.models.encoding import evaluation_mode
 from dualtower.training.run import run
 
 CARD = Path(__file__).parent.parent / "data_cards" / "fashion_products.md"
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--top", type=int, nargs="+", default=[10, 20, 50, 100])
     args = parser.parse_args()
 
-    gallery = load_products(load_card(CARD), "all", source=args.source, check_images=False)
+    gallery = load_items(load_card(CARD), "all", source=args.source, check_images=False)
     queries = load_qrels(Path(args.source) / "kagl_text_to_image.json")
     base = evaluate(DualTower.from_pretrained(args.base), gallery, queries=queries)
     model = DualTower.from_pretrained(args.model)
@@ -73,15 +73,15 @@ def main() -> None:
         title="Re-ranking on the KAGL queries, text to image",
         tables=[(["what", "N", *METRICS, "gain in recall@1", "gain in MRR", "ms per query"], rows)],
         values=values,
-        notes=f"Tokens of one candidate that no catalogue holds yet: {tokens:.2f} ms.",
+        notes=f"Tokens of one candidate that no catalog holds yet: {tokens:.2f} ms.",
     )
 
 
 def reranked(model: DualTower, towers: Evaluation, base: Evaluation, top: int) -> tuple[list[str], dict]:
     """Figures and gains of the best `top` in their new order."""
     again = rerank(model, towers, top=top, directions=["text_to_image"])
-    after = Evaluation(again.report, again.directions, {}, towers.products)
-    only = Evaluation(base.report, {"text_to_image": base.directions["text_to_image"]}, {}, base.products)
+    after = Evaluation(again.report, again.directions, {}, towers.items)
+    only = Evaluation(base.report, {"text_to_image": base.directions["text_to_image"]}, {}, base.items)
     return [*figures(after), *gains(only, after)], again.to_dict()
 
 
@@ -93,7 +93,7 @@ def train_on(base: str, source: str, minutes: float, out: Path) -> None:
         batch_size=512,
         optimizer="nmuon",
         lr=1e-3,
-        fallback_lr=3e-4,
+        adamw_lr=3e-4,
         ema=0.995,
         token_dropout=0.1,
         weight_decay=0.1,
@@ -127,10 +127,10 @@ def milliseconds(model: DualTower, result: Evaluation, tops: list[int], queries:
     of_tokens = []
     with evaluation_mode(model):
         for query, positions in zip(chosen, hits, strict=True):
-            pictures = [(int(i), direction.gallery.pictures[int(i)]) for i in positions]
+            images = [(int(i), direction.gallery.images[int(i)]) for i in positions]
             began = time.perf_counter()
-            candidates = image_states(model, pictures)
-            of_tokens.append((time.perf_counter() - began) / len(pictures))
+            candidates = image_states(model, images)
+            of_tokens.append((time.perf_counter() - began) / len(images))
             for top in tops:
                 began = time.perf_counter()
                 text = text_states(model, [direction.queries.texts[query]])

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dualtower.retrieval.local import LocalStore
+from dualtower.search.local.store import LocalStore
 
 
 @dataclass
@@ -35,21 +35,21 @@ class Service:
 
 @contextlib.contextmanager
 def serving(
-    catalogue: Path, *, largest: int = 64, token_file: Path | None = None, rerank: int | None = None
+    catalog: Path, *, largest: int = 64, token_file: Path | None = None, rerank: int | None = None
 ) -> Iterator[Service]:
     """Start a service on loopback, and stop it in the end.
 
     Args:
-        catalogue: What it serves.
-        largest: Questions per batch.
+        catalog: What it serves.
+        largest: Requests per batch.
         token_file: Of the writers; None lets nobody write.
-        rerank: Rows of each question that are re-ranked; None re-ranks nothing.
+        rerank: Rows of each request that are re-ranked; None re-ranks nothing.
     """
     token = f"Path({str(token_file)!r})" if token_file else None
     code = (
         "from pathlib import Path; from dualtower.serving import batching, server\n"
         f"batching.LARGEST = {largest}\n"
-        f"server.serve(server.ServerConfig({str(catalogue)!r}, port=0, token_file={token}, rerank={rerank}))"
+        f"server.serve(server.ServerConfig({str(catalog)!r}, port=0, token_file={token}, rerank={rerank}))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     try:
@@ -68,12 +68,12 @@ def _port(process: subprocess.Popen) -> int:
     raise RuntimeError("the server did not start")
 
 
-def titles(catalogue: Path, number: int = 2000) -> list[str]:
-    """Titles of a catalogue, shuffled."""
-    store = LocalStore(catalogue)
+def titles(catalog: Path, number: int = 2000) -> list[str]:
+    """Titles of a catalog, shuffled."""
+    store = LocalStore(catalog)
     view = store.searcher.views.current()
     chosen = view.numbers[np.random.default_rng(0).permutation(view.everything["text"].slots)[:number]].tolist()
-    rows = store.catalogue.at(chosen)
+    rows = store.catalog.at(chosen)
     store.close()
     return [rows[version].title for version in chosen]
 
@@ -104,7 +104,7 @@ async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reques
 async def load(
     service: Service, requests: list[bytes], clients: int, until: Awaitable[object]
 ) -> tuple[list[float], int]:
-    """Let clients ask, each its next question when it has an answer, until something else has ended.
+    """Let clients ask, each its next request when it has an answer, until something else has ended.
 
     Returns:
         Seconds of every answer, and how many were no 200.

@@ -1,13 +1,13 @@
-r"""Similar products: the fused vector against title, picture and their average; its heads against linear probes.
+r"""Similar products: the fused vector against title, image and their average; its heads against linear probes.
 
     pip install scikit-learn
     python recipes/train_product_fusion.py --base runs/compare/quality/60_minutes/model \
         --data.card data_cards/fashion_products.md --data.source FOLDER --task.labels articleType,baseColour \
         --task.heads articleType,baseColour --train.minutes 8 --train.batch-size 512
-    python benchmarks/similar_products.py --source FOLDER --model runs/product_fusion/model
+    python benchmarks/evaluate_product_retrieval.py --source FOLDER --model runs/product_fusion/model
 
 Protocol: every test row searches the other test rows; relevant is what shares articleType and baseColour. The probes
-are logistic regressions on the embeddings of one tower alone, fitted on the train rows, their regularisation chosen on
+are logistic regressions on the embeddings of one tower alone, fitted on the train rows, their regularization chosen on
 the validation rows; the heads of the fusion were trained on the same train rows.
 """
 
@@ -20,16 +20,16 @@ import numpy as np
 from common import save_results
 from sklearn.linear_model import LogisticRegression
 
-from dualtower import DualTower, load_card, load_products
-from dualtower.data.attributes import class_labels
-from dualtower.data.products import Products
-from dualtower.evaluation import class_figures, similar_products
-from dualtower.evaluation.classes import predicted_classes
-from dualtower.evaluation.report import format_interval
+from dualtower import DualTower, load_card, load_items
+from dualtower.data.items import ItemDataset
+from dualtower.data.transforms.attributes import class_labels
+from dualtower.evaluation import class_metrics, evaluate_product_retrieval
+from dualtower.evaluation.classification import predicted_classes
+from dualtower.evaluation.reports.report import format_interval
 
 CARD = Path(__file__).parent.parent / "data_cards" / "fashion_products.md"
 METRICS = ("precision@1", "precision@10", "recall@10", "ndcg@10")
-STRENGTHS = (0.1, 1.0, 10.0)  # inverse regularisation of the probes
+STRENGTHS = (0.1, 1.0, 10.0)  # inverse regularization of the probes
 
 
 def main() -> None:
@@ -42,16 +42,16 @@ def main() -> None:
     model = DualTower.from_pretrained(args.model)
     card = load_card(CARD)
     train, validation, test = (
-        load_products(card, split, source=args.source, check_images=False) for split in ("train", "validation", "test")
+        load_items(card, split, source=args.source, check_images=False) for split in ("train", "validation", "test")
     )
-    similar = similar_products(model, test, relevance=args.relevance)
+    similar = evaluate_product_retrieval(model, test, relevance=args.relevance)
     rows = [[kind, *(format_interval(m, table[m]) for m in METRICS)] for kind, table in similar.metrics.items()]
     for other, table in similar.gains.items():
         cells = [f"{table[m].value:+.3f} ({table[m].low:+.3f} to {table[m].high:+.3f})" for m in METRICS]
         rows.append([f"fused − {other}", *cells])
     heads = head_rows(model, train, validation, test)
     save_results(
-        "similar_products",
+        "evaluate_product_retrieval",
         title="Similar products on the test rows",
         tables=[
             (["vector", *METRICS], rows),
@@ -61,12 +61,12 @@ def main() -> None:
     )
 
 
-def head_rows(model: DualTower, train: Products, validation: Products, test: Products) -> list[list]:
+def head_rows(model: DualTower, train: ItemDataset, validation: ItemDataset, test: ItemDataset) -> list[list]:
     """Attribute, what it was predicted from, accuracy, macro-F1, plain figures."""
     splits = (train, validation, test)
     sides = {
         "title, linear probe": [model.encode_text([t[0] for t in s.texts]) for s in splits],
-        "picture, linear probe": [model.encode_image(s.pictures) for s in splits],
+        "image, linear probe": [model.encode_image(s.images) for s in splits],
     }
     fused = predicted_classes(model, test)
     rows = []
@@ -77,7 +77,7 @@ def head_rows(model: DualTower, train: Products, validation: Products, test: Pro
         counts = np.bincount(labels[0][labels[0] >= 0], minlength=len(known))
         predictions = {side: probe(arrays, labels) for side, arrays in sides.items()} | {"fused, head": fused[name]}
         for side, predicted in predictions.items():
-            figures = class_figures(labels[2], predicted, training_counts=counts)
+            figures = class_metrics(labels[2], predicted, training_counts=counts)
             rows.append([name, side, f"{figures.accuracy:.3f}", f"{figures.macro_f1:.3f}", figures.to_dict()])
     return rows
 

@@ -1,13 +1,13 @@
-"""Training speed against open_clip's own loop: same image tower, picture size, text depth and width, batch, titles.
+"""Training speed against open_clip's own loop: same image tower, image size, text depth and width, batch, titles.
 
     python benchmarks/training_speed.py --source FOLDER_OF_FASHION_PRODUCTS
 
-Both train a timm ResNet-18 on 80x80 pictures with a text transformer of 3 layers x 256, batch 256, on the same rows.
+Both train a timm ResNet-18 on 80x80 images with a text transformer of 3 layers x 256, batch 256, on the same rows.
 The two run in turn (A B A B ...), each in a process of its own; a figure is the median of a run's steps after the first
 few, the ratio is taken pair by pair. Each side has its best settings on the machine: open_clip the fastest of those
 that are tried first (amp_bf16 or fp32, channels_last or not, then one loader worker or two), with a text context of 32
 tokens instead of 77; dualtower what `precision auto` measures, with one worker or two. Neither side keeps decoded
-pictures, and neither has dropout: open_clip's text transformer knows none.
+images, and neither has dropout: open_clip's text transformer knows none.
 
 The limit of each is what its bare towers do, forwards and backwards on a batch that is there already. It also says
 where our time goes, by timing the parts of a step alone. It takes some eight minutes on two cores.
@@ -43,11 +43,11 @@ from dualtower import (
     TextTowerConfig,
     TrainConfig,
     load_card,
-    load_products,
+    load_items,
 )
-from dualtower.data.augment import Draw, augment
-from dualtower.data.products import Products
-from dualtower.data.text import train_tokenizer
+from dualtower.data.items import ItemDataset
+from dualtower.data.transforms.augmentation import BatchRNG, augment
+from dualtower.data.transforms.tokenizer import train_tokenizer
 from dualtower.training.building import build_trainer
 from dualtower.training.precision import autocast_precision, with_tower_precision
 
@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True, help="folder with the fashion products' Parquet files")
     parser.add_argument("--pairs", type=int, default=3, help="interleaved runs of each")
-    parser.add_argument("--steps", type=int, default=14, help="optimiser steps per run")
+    parser.add_argument("--steps", type=int, default=14, help="optimizer steps per run")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
@@ -76,7 +76,7 @@ def main() -> None:
 def compare(args: argparse.Namespace, folder: Path) -> None:
     """Choose the settings of both, run both in turn and write the table."""
     for steps, name in ((TRIAL, "trial"), (args.steps, "whole")):
-        open_clip_loop.write_catalogue(training_rows(args.source, steps), folder / name)
+        open_clip_loop.write_catalog(training_rows(args.source, steps), folder / name)
         open_clip_loop.write_model(
             folder / name, image="resnet18", size=(SIDE, SIDE), layers=LAYERS, width=WIDTH, embed_dim=EMBED
         )
@@ -179,10 +179,10 @@ def apart(name: str, **settings: Any) -> dict[str, Any]:
     return result
 
 
-def training_rows(source: str, steps: int) -> Products:
+def training_rows(source: str, steps: int) -> ItemDataset:
     """As many training rows as one epoch of so many steps takes."""
-    products = load_products(load_card(CARD), "train", source=source, check_images=False)
-    return products.select(range(BATCH * steps))
+    items = load_items(load_card(CARD), "train", source=source, check_images=False)
+    return items.select(range(BATCH * steps))
 
 
 def run_open_clip(folder: Path, *, precision: str, channels_last: bool, workers: int) -> float:
@@ -202,7 +202,7 @@ def run_open_clip(folder: Path, *, precision: str, channels_last: bool, workers:
 
 def run_dualtower(source: str, steps: int, workers: int, parts: bool = False) -> dict[str, Any]:
     """Train some steps with the library's own loop; then, if asked to, time its bare towers and the parts of a step."""
-    products = training_rows(source, steps)
+    items = training_rows(source, steps)
     with tempfile.TemporaryDirectory() as out:
         config = RunConfig(
             model=ModelConfig(
@@ -215,24 +215,24 @@ def run_dualtower(source: str, steps: int, workers: int, parts: bool = False) ->
             train=TrainConfig(steps=steps, batch_size=BATCH, checkpoint_minutes=None, trackers=()),
             out=Path(out),
         )
-        tokenizer = train_tokenizer([t for texts in products.texts for t in texts], vocab_size=8000)
+        tokenizer = train_tokenizer([t for texts in items.texts for t in texts], vocab_size=8000)
         accelerator = Accelerator(cpu=True, mixed_precision=autocast_precision(config.train))
         model = DualTower.create(config.model, tokenizer)
-        config = with_tower_precision(config, model, products, accelerator)
-        trainer = build_trainer(config, model, products, accelerator=accelerator)
+        config = with_tower_precision(config, model, items, accelerator)
+        trainer = build_trainer(config, model, items, accelerator=accelerator)
         times = [time.perf_counter()]
         step = trainer._step
         trainer._step = lambda *a: (step(*a), times.append(time.perf_counter()))  # a stop watch, nothing else
         trainer.fit()
         durations = [b - a for a, b in itertools.pairwise(times)][FIRST:]
         model.train()
-        batch = trainer.loader.loader.collate_fn([products[i] for i in range(BATCH)])
+        batch = trainer.loader.loader.collate_fn([items[i] for i in range(BATCH)])
         limit = bare(lambda: model.see(batch.pixels).pooled, lambda: model.read(batch.tokens).pooled) if parts else 0.0
         return {
             "samples_per_s": BATCH / statistics.median(durations),
             "precision": str(config.train.tower_precision or accelerator.mixed_precision),
             "limit": limit,
-            "parts": time_parts(trainer, products, accelerator) if parts else {},
+            "parts": time_parts(trainer, items, accelerator) if parts else {},
         }
 
 
@@ -267,10 +267,10 @@ def bare(*towers: Callable[[], torch.Tensor], rounds: int = 5) -> float:
     return BATCH / statistics.median(seconds[2:])
 
 
-def time_parts(trainer, products, accelerator) -> dict[str, float]:
+def time_parts(trainer, items, accelerator) -> dict[str, float]:
     """Seconds of each part of a step, alone in the process (in training the loader works beside the step)."""
     model, collator = trainer.unwrapped, trainer.loader.loader.collate_fn.collator
-    rows = [products[i] for i in range(BATCH)]
+    rows = [items[i] for i in range(BATCH)]
     parts: dict[str, list[float]] = {}
 
     def timed(name, function):
@@ -284,7 +284,7 @@ def time_parts(trainer, products, accelerator) -> dict[str, float]:
         pixels = timed("decode and resize", lambda: collator.pixels(rows))
         timed("tokenise", lambda: collator.tokens([p.texts[0] for p in rows]))
         batch = collator(rows)
-        draw = Draw(number, size=BATCH)
+        draw = BatchRNG(number, size=BATCH)
         pixels = timed("augment", lambda p=pixels, d=draw: augment(p, "product", d))
         with accelerator.autocast():
             seen = replace(batch, pixels=pixels, tokens=None)
@@ -293,7 +293,7 @@ def time_parts(trainer, products, accelerator) -> dict[str, float]:
         both = replace(image, text=text.text)
         loss = timed("loss", lambda e=both, b=batch: trainer.objective.loss(e, b))
         timed("backward", loss.backward)
-        timed("optimiser", trainer.optimizer.step)
+        timed("optimizer", trainer.optimizer.step)
         trainer.optimizer.zero_grad()
     return {name: statistics.median(seconds[2:]) for name, seconds in parts.items()}
 

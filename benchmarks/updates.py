@@ -1,9 +1,9 @@
 """Write a thousand items while four clients search: do the searches wait or fail?
 
-    python benchmarks/updates.py --catalogue shop.catalogue
+    python benchmarks/updates.py --catalog shop.catalog
 
-Works on a copy. Four clients ask titles of the catalogue over HTTP, at first alone. Then a fifth sends a thousand new
-items, pictures included, in requests of a hundred, which the same service embeds and writes, while the four go on.
+Works on a copy. Four clients ask titles of the catalog over HTTP, at first alone. Then a fifth sends a thousand new
+items, images included, in requests of a hundred, which the same service embeds and writes, while the four go on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from common import save_results
 from service import Service, ask, http_request, load, load_for, search_request, serving, titles
 
-from dualtower.retrieval.local import LocalStore
+from dualtower.search.local.store import LocalStore
 
 TOKEN = "a token for this benchmark alone"
 CLIENTS, ITEMS, PER_REQUEST = 4, 1000, 100
@@ -27,12 +27,12 @@ CLIENTS, ITEMS, PER_REQUEST = 4, 1000, 100
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--catalogue", type=Path, required=True)
+    parser.add_argument("--catalog", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=20, help="of searching alone")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         shop, token = Path(folder) / "shop", Path(folder) / "token"
-        shutil.copytree(args.catalogue, shop)
+        shutil.copytree(args.catalog, shop)
         token.write_text(TOKEN)
         searches = [search_request(title) for title in titles(shop)]
         writes = new_items(shop)
@@ -54,12 +54,12 @@ def main() -> None:
 
 
 def new_items(shop: Path) -> list[bytes]:
-    """Requests that write rows of the catalogue again, under new ids."""
+    """Requests that write rows of the catalog again, under new ids."""
     store = LocalStore(shop)
     items = []
     for row in store.get(list(store.digests())[:ITEMS]):
-        picture = store.picture(row.id)
-        image = base64.b64encode(picture).decode() if picture else None
+        content = store.content(row.id)
+        image = base64.b64encode(content).decode() if content else None
         items.append({"id": f"new/{row.id}", "title": row.title, "attributes": row.attributes, "image": image})
     store.close()
     parts = [items[start : start + PER_REQUEST] for start in range(0, len(items), PER_REQUEST)]

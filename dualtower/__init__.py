@@ -16,55 +16,55 @@ from typing import TYPE_CHECKING, Any
 from dualtower.version import __version__
 
 if TYPE_CHECKING:
-    from dualtower.data.attributes import AttributesConfig as AttributesConfig
     from dualtower.data.cards import load_card as load_card
-    from dualtower.data.images import ImageSettings as ImageSettings
-    from dualtower.data.loading import load_products as load_products
-    from dualtower.evaluation.measure import evaluate as evaluate
-    from dualtower.fusion import FusionConfig as FusionConfig
-    from dualtower.fusion import RerankerConfig as RerankerConfig
+    from dualtower.data.loading import load_items as load_items
+    from dualtower.data.transforms.attributes import AttributesConfig as AttributesConfig
+    from dualtower.data.transforms.images import ImageSettings as ImageSettings
+    from dualtower.evaluation.config import EvaluationConfig as EvaluationConfig
+    from dualtower.evaluation.evaluator import evaluate as evaluate
+    from dualtower.hub.model_card import ModelCard as ModelCard
     from dualtower.launcher import launch as launch
     from dualtower.losses import LossConfig as LossConfig
-    from dualtower.model import DualTower as DualTower
-    from dualtower.model_card import ModelCard as ModelCard
-    from dualtower.model_config import ModelConfig as ModelConfig
-    from dualtower.towers import ImageTowerConfig as ImageTowerConfig
-    from dualtower.towers import TextTowerConfig as TextTowerConfig
+    from dualtower.models.config import ModelConfig as ModelConfig
+    from dualtower.models.dual_tower import DualTower as DualTower
+    from dualtower.models.heads import FusionConfig as FusionConfig
+    from dualtower.models.heads import RerankerConfig as RerankerConfig
+    from dualtower.models.towers import ImageTowerConfig as ImageTowerConfig
+    from dualtower.models.towers import TextTowerConfig as TextTowerConfig
+    from dualtower.objectives.config import MatchingConfig as MatchingConfig
+    from dualtower.objectives.config import TaskConfig as TaskConfig
     from dualtower.training.config import DataConfig as DataConfig
-    from dualtower.training.config import EvaluationConfig as EvaluationConfig
-    from dualtower.training.config import MatchingConfig as MatchingConfig
     from dualtower.training.config import RunConfig as RunConfig
-    from dualtower.training.config import TaskConfig as TaskConfig
     from dualtower.training.config import TrainConfig as TrainConfig
     from dualtower.training.run import run as run
     from dualtower.types import Batch as Batch
     from dualtower.types import Embeddings as Embeddings
-    from dualtower.types import Product as Product
+    from dualtower.types import Item as Item
 
 _HOMES = {
-    "AttributesConfig": "data.attributes",
+    "AttributesConfig": "data.transforms.attributes",
     "Batch": "types",
     "DataConfig": "training.config",
-    "DualTower": "model",
+    "DualTower": "models.dual_tower",
     "Embeddings": "types",
-    "EvaluationConfig": "training.config",
-    "FusionConfig": "fusion",
-    "ImageSettings": "data.images",
-    "ImageTowerConfig": "towers",
+    "EvaluationConfig": "evaluation.config",
+    "FusionConfig": "models.heads",
+    "ImageSettings": "data.transforms.images",
+    "ImageTowerConfig": "models.towers",
     "LossConfig": "losses",
-    "MatchingConfig": "training.config",
-    "ModelCard": "model_card",
-    "ModelConfig": "model_config",
-    "Product": "types",
-    "RerankerConfig": "fusion",
+    "MatchingConfig": "objectives.config",
+    "ModelCard": "hub.model_card",
+    "ModelConfig": "models.config",
+    "Item": "types",
+    "RerankerConfig": "models.heads",
     "RunConfig": "training.config",
-    "TaskConfig": "training.config",
-    "TextTowerConfig": "towers",
+    "TaskConfig": "objectives.config",
+    "TextTowerConfig": "models.towers",
     "TrainConfig": "training.config",
     "evaluate": "evaluation",
     "launch": "launcher",
     "load_card": "data.cards",
-    "load_products": "data.loading",
+    "load_items": "data.loading",
     "run": "training.run",
 }
 
@@ -78,11 +78,11 @@ __all__ = [
     "FusionConfig",
     "ImageSettings",
     "ImageTowerConfig",
+    "Item",
     "LossConfig",
     "MatchingConfig",
     "ModelCard",
     "ModelConfig",
-    "Product",
     "RerankerConfig",
     "RunConfig",
     "TaskConfig",
@@ -92,7 +92,7 @@ __all__ = [
     "evaluate",
     "launch",
     "load_card",
-    "load_products",
+    "load_items",
     "run",
 ]
 

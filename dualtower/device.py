@@ -30,15 +30,17 @@ def find_device(name: str = "auto", *, present: Mapping[str, int] | None = None)
         ConfigError: There is no such device here; names those that are.
     """
     present = present_devices() if present is None else present
-    kind, _, number = name.partition(":")
-    if kind == "auto" and not number:
-        kind = next(iter(present))
-    if kind not in present or (number and not (number.isdecimal() and int(number) < present[kind])):
+    device_type, _, number = name.partition(":")
+    if device_type == "auto" and not number:
+        device_type = next(iter(present))
+    if device_type not in present or (number and not (number.isdecimal() and int(number) < present[device_type])):
         here = [k if k == "cpu" or n == 1 else f"{k}:0 to {k}:{n - 1}" for k, n in present.items()]
         raise ConfigError(f"device {name!r} is not here; here are: {', '.join(here)}. Type --device auto")
-    if kind == "cpu":
+    if device_type == "cpu":
         return torch.device("cpu")
-    return torch.device(kind, int(number) if number else int(os.environ.get("LOCAL_RANK", 0)) % present[kind])
+    return torch.device(
+        device_type, int(number) if number else int(os.environ.get("LOCAL_RANK", 0)) % present[device_type]
+    )
 
 
 def describe_device(device: torch.device) -> str:

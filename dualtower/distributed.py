@@ -1,11 +1,12 @@
 """What the ranks of one training exchange, with gradients that are right by construction.
 
-With `gather`, every rank gathers the same joined batch and computes the same loss, in full. A rank's own rows then
-get the joined gradient without further communication, and DistributedDataParallel's mean over ranks is undone by a
-factor of the world size on the embeddings only: the gradients of the towers, of the scale and of the bias are
-those of one process on the joined batch. `share` does the same for losses that each rank computes of its own rows.
+With `all_gather_with_grad`, every rank gathers the same joined batch and computes the same loss, in full. A rank's own
+rows then get the joined gradient without further communication, and DistributedDataParallel's mean over ranks is undone
+by a factor of the world size on the embeddings only: the gradients of the towers, of the scale and of the bias are
+those of one process on the joined batch. `all_gather_with_summed_grad` does the same for losses that each rank computes
+of its own rows.
 
-All functions are the identity where torch.distributed is not initialised, or has a single rank.
+All functions are the identity where torch.distributed is not initialized, or has a single rank.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from dualtower.errors import ConfigError, DualTowerError
 from dualtower.sharding import process_group_device, rank, world_size
 
 __all__ = [
-    "agree",
     "agree_on_step",
+    "all_gather_with_grad",
+    "all_gather_with_summed_grad",
+    "all_reduce_max",
     "broadcast_",
     "from_main",
-    "gather",
     "rank",
-    "share",
     "with_averaged_gradients",
     "world_size",
 ]
@@ -42,7 +43,7 @@ _EQUAL_SIZES = "the joined loss needs equal ones: drop the last batch, or use a 
 _MET: set[tuple[int, Any]] = set()  # process group and shapes that its ranks have compared
 
 
-def gather(*values: Tensor) -> tuple[Tensor, ...]:
+def all_gather_with_grad(*values: Tensor) -> tuple[Tensor, ...]:
     """Join several tensors of all ranks, in rank order and in one exchange, embeddings with their gradient.
 
     The backward pass returns the gradient of this rank's own rows times the world size. That is right under
@@ -65,7 +66,7 @@ def gather(*values: Tensor) -> tuple[Tensor, ...]:
     return joined
 
 
-def share(values: Tensor) -> Tensor:
+def all_gather_with_summed_grad(values: Tensor) -> Tensor:
     """Join rows of all ranks, in rank order, where every rank computes a loss of its own from them, with gradient.
 
     The backward pass adds up what all ranks' losses say about this rank's rows. With a mean over the rank's own rows
@@ -86,7 +87,7 @@ def share(values: Tensor) -> Tensor:
     return joined
 
 
-def agree(first: float, second: float, device: torch.device | str) -> tuple[float, float]:
+def all_reduce_max(first: float, second: float, device: torch.device | str) -> tuple[float, float]:
     """Return the largest value of each over all ranks, so that all ranks decide alike.
 
     Args:

@@ -9,17 +9,17 @@
     │   ├── UnknownSplit
     │   └── UnknownKey
     ├── ConfigError             a value that a setting cannot take
-    ├── DataError               the catalogue, not the code, is at fault
+    ├── DataError               the catalog, not the code, is at fault
     │   ├── CardError           a data card that cannot be read or does not fit its source
     │   ├── SourceError         a source that is missing, empty or unreadable
     │   ├── RowError            one bad row: names file, row and reason
     │   │   └── BrokenImage
-    │   ├── UnknownRow          ids that a catalogue does not hold
+    │   ├── UnknownRow          ids that a catalog does not hold
     │   └── QrelsError          a relevance file that does not fit the gallery
     ├── ModelFolderError        a model folder with a missing, extra or unfitting part
-    ├── CatalogueError          a catalogue folder that is missing, broken or of another model
+    ├── CatalogError          a catalog folder that is missing, broken or of another model
     ├── CursorError             a cursor that is broken or belongs to another search
-    ├── FilterError             a filter that cannot be read, or names what the catalogue lacks
+    ├── FilterError             a filter that cannot be read, or names what the catalog lacks
     ├── CheckpointError         a checkpoint that is broken or belongs to another config
     ├── NonFiniteLoss           training ran into NaN or infinity and stopped
     └── MissingExtra            an optional dependency is not installed
@@ -35,7 +35,7 @@ from collections.abc import Iterable
 __all__ = [
     "BrokenImage",
     "CardError",
-    "CatalogueError",
+    "CatalogError",
     "CheckpointError",
     "ConfigError",
     "CursorError",
@@ -114,7 +114,7 @@ class ConfigError(DualTowerError):
 
 
 class DataError(DualTowerError):
-    """The catalogue, not the code, is at fault."""
+    """The catalog, not the code, is at fault."""
 
 
 class CardError(DataError):
@@ -143,11 +143,11 @@ class RowError(DataError):
 
 
 class BrokenImage(RowError):
-    """The picture of one row is missing, truncated, too large or not a picture."""
+    """The image of one row is missing, truncated, too large or not an image."""
 
 
 class UnknownRow(DataError):
-    """A catalogue does not hold some rows.
+    """A catalog does not hold some rows.
 
     Args:
         ids: Their ids, at least one.
@@ -156,7 +156,7 @@ class UnknownRow(DataError):
     def __init__(self, ids: Iterable[str]) -> None:
         self.ids = list(ids)
         more = f" (and {len(self.ids) - 1:,} others)" if len(self.ids) > 1 else ""
-        super().__init__(f"no row {self.ids[0]!r}{more} in this catalogue")
+        super().__init__(f"no row {self.ids[0]!r}{more} in this catalog")
 
 
 class QrelsError(DataError):
@@ -167,8 +167,8 @@ class ModelFolderError(DualTowerError):
     """A model folder has a missing, extra or unfitting file or weight."""
 
 
-class CatalogueError(DualTowerError):
-    """A catalogue folder is missing, broken, busy, or belongs to another model."""
+class CatalogError(DualTowerError):
+    """A catalog folder is missing, broken, busy, or belongs to another model."""
 
 
 class CursorError(DualTowerError):
@@ -176,7 +176,7 @@ class CursorError(DualTowerError):
 
 
 class FilterError(DualTowerError):
-    """A filter cannot be read, or names an attribute or a value that does not fit the catalogue."""
+    """A filter cannot be read, or names an attribute or a value that does not fit the catalog."""
 
 
 class CheckpointError(DualTowerError):

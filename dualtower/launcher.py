@@ -13,7 +13,7 @@ from typing import Any
 import tyro
 
 from dualtower.errors import ConfigError, DualTowerError, system_message
-from dualtower.model_config import ModelConfig
+from dualtower.models.config import ModelConfig
 from dualtower.training.config import RunConfig
 
 __all__ = ["launch", "parse_overrides"]

@@ -51,7 +51,7 @@ def is_sharded() -> bool:
 
 
 def shard(tasks: Sequence[T]) -> Sequence[T]:
-    """The tasks of this process: every W-th of W processes, so that neighbours of like cost are dealt out evenly."""
+    """The tasks of this process: every W-th of W processes, so that neighbors of like cost are dealt out evenly."""
     return tasks[rank() :: world_size()] if is_sharded() else tasks
 
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dualtower.errors import RowError
 
-if TYPE_CHECKING:  # a catalogue on disk is opened, changed and verified without torch, in a fraction of the time
+if TYPE_CHECKING:  # a catalog on disk is opened, changed and verified without torch, in a fraction of the time
     import torch
     from torch import Tensor
 
-__all__ = ["AttributeValues", "Batch", "Embeddings", "Features", "Hit", "Product", "product_code"]
+__all__ = ["AttributeValues", "Batch", "Embeddings", "Features", "Hit", "Item", "product_code"]
 
 
 def product_code(product_id: str) -> int:
@@ -28,8 +28,8 @@ def product_code(product_id: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
-    """One checked row of a catalogue; the picture stays undecoded until a collator needs it.
+class Item:
+    """One checked row of a catalog; the image stays undecoded until a collator needs it.
 
     Attributes:
         id: Unique row id; it travels with the row to the hit.
@@ -37,8 +37,8 @@ class Product:
         texts: The captions of the row (never empty strings); none for a row of images alone.
         image: Encoded bytes or a path, or None for a text-only row.
         attributes: The card's attribute columns.
-        more_images: Further pictures of the row, best first.
-        image_number: Which of the row's pictures `image` is, from 0: training draws one of them for each visit.
+        more_images: Further images of the row, best first.
+        image_number: Which of the row's images `image` is, from 0: training draws one of them for each visit.
     """
 
     id: str
@@ -51,7 +51,7 @@ class Product:
 
     @property
     def images(self) -> tuple[bytes | Path, ...]:
-        """All pictures of the row; empty for a text-only row."""
+        """All images of the row; empty for a text-only row."""
         return () if self.image is None else (self.image, *self.more_images)
 
 
@@ -60,7 +60,7 @@ class AttributeValues(NamedTuple):
 
     Attributes:
         codes: Categories, int64 ``[B, C]``; 0 is missing or unknown.
-        numbers: Quantities, normalised, float32 ``[B, Q]``; NaN is missing.
+        numbers: Quantities, normalized, float32 ``[B, Q]``; NaN is missing.
     """
 
     codes: Tensor
@@ -73,20 +73,20 @@ class Batch:
 
     Attributes:
         ids: Row ids, length B.
-        products: Product codes, int64 ``[B]`` (see `product_code`).
-        pixels: RGB pictures ``[B, 3, H, W]``, uint8 or, after augmentation, float32 in 0..255; the tower normalises.
+        product_codes: Product codes, int64 ``[B]`` (see `product_code`).
+        pixels: RGB images ``[B, 3, H, W]``, uint8 or, after augmentation, float32 in 0..255; the tower normalizes.
         tokens: ``input_ids`` and ``attention_mask``, int64 ``[B, L]``, padded to one length.
         attributes: Of the products, where the model reads them.
         labels: Classes that heads learn, int64 ``[B, H]``; -1 is unknown.
-        present: Which rows have a picture and which a text, bool ``[B, 2]``; None where all have both. What stands in
+        present: Which rows have an image and which a text, bool ``[B, 2]``; None where all have both. What stands in
             `pixels` and `tokens` of a row without it is never read.
-        broken: Errors of rows whose picture could not be decoded, and which other rows of the batch stand in for.
-        more_views: Further augmented views of the same pictures, each like `pixels`, where an objective wants them.
+        broken: Errors of rows whose image could not be decoded, and which other rows of the batch stand in for.
+        more_views: Further augmented views of the same images, each like `pixels`, where an objective wants them.
         more_tokens: Further views of the same rows' texts, each like `tokens` but of a length of its own.
     """
 
     ids: tuple[str, ...]
-    products: Tensor
+    product_codes: Tensor
     pixels: Tensor | None = None
     tokens: Mapping[str, Tensor] | None = None
     attributes: AttributeValues | None = None
@@ -112,7 +112,7 @@ class Batch:
 
         return replace(
             self,
-            products=change(self.products),
+            product_codes=change(self.product_codes),
             pixels=changed(self.pixels),
             tokens=self.tokens and _each(self.tokens, change),
             attributes=self.attributes and AttributeValues(*map(change, self.attributes)),
@@ -132,7 +132,7 @@ class Features(NamedTuple):
 
     Attributes:
         pooled: One vector per row, ``[B, width]``.
-        tokens: Text tokens or picture patches, ``[B, T, token_width]``. They are views of what the tower
+        tokens: Text tokens or image patches, ``[B, T, token_width]``. They are views of what the tower
             computes anyway, so they cost nothing where nobody uses them.
         mask: True where a token is real, bool ``[B, T]``; None where all of them are.
         grid: Rows and columns of patches, T together, of which the tokens are read line by line; None for texts.
@@ -149,7 +149,7 @@ class Embeddings:
     """What the towers make of a batch.
 
     Attributes:
-        image: ``[B, D]`` or None where the batch had no pictures. L2-normalised under cosine similarity.
+        image: ``[B, D]`` or None where the batch had no images. L2-normalized under cosine similarity.
         text: ``[B, D]`` or None where the batch had no texts.
         scale: Multiplier of the similarity, scalar fp32 (the exponential of the learned logit scale).
         bias: Added to the logits, scalar fp32 (zero and fixed unless the loss learns one).

@@ -1,4 +1,4 @@
-"""Fine-tune a pretrained BERT and a pretrained ViT: the picture tower stays locked while the heads settle.
+"""Fine-tune a pretrained BERT and a pretrained ViT: the image tower stays locked while the heads settle.
 
 accelerate launch --quiet recipes/finetune_pretrained.py --data.card data_cards/fashion_products.md
 """
@@ -53,7 +53,7 @@ def smoke() -> RunConfig:
         image=ImageTowerConfig(name="vit_tiny_patch16_224", options={"embed_dim": 48, "depth": 2, "num_heads": 2}),
         image_settings=ImageSettings(height=64, width=64),
     )
-    return replace(full, model=model, data=DataConfig(card=Path("data_cards/drawn.md"))).smoke()
+    return replace(full, model=model, data=DataConfig(card=Path("data_cards/synthetic.md"))).smoke()
 
 
 if __name__ == "__main__":

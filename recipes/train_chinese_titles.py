@@ -1,4 +1,4 @@
-"""Chinese titles: a vocabulary learned from the catalogue and a TextCNN, without word segmentation.
+"""Chinese titles: a vocabulary learned from the catalog and a TextCNN, without word segmentation.
 
 accelerate launch --quiet recipes/train_chinese_titles.py
 """
@@ -27,7 +27,7 @@ def config() -> RunConfig:
             image_settings=ImageSettings(height=64, width=64),
             embed_dim=256,
         ),
-        data=DataConfig(card=Path("data_cards/drawn_zh.md")),
+        data=DataConfig(card=Path("data_cards/synthetic_zh.md")),
         loss=LossConfig(name="infonce"),
         train=TrainConfig(epochs=30, batch_size=256, lr=2e-3),
         out=Path("runs/chinese_titles"),

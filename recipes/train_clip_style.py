@@ -37,7 +37,7 @@ def plain_network(*channels: int) -> ImageTowerConfig:
 
 
 def config() -> RunConfig:
-    """What two processor cores can train: minutes on the drawn catalogue, an hour on tens of thousands of photos."""
+    """What two processor cores can train: minutes on the synthetic catalog, an hour on tens of thousands of photos."""
     return RunConfig(
         model=ModelConfig(
             text=TextTowerConfig(name="bow", width=256),
@@ -46,14 +46,14 @@ def config() -> RunConfig:
             embed_dim=256,
             head_norm="batch",
         ),
-        data=DataConfig(card=Path("data_cards/drawn.md")),
+        data=DataConfig(card=Path("data_cards/synthetic.md")),
         loss=LossConfig(name="infonce"),
         train=TrainConfig(
             epochs=60,
             batch_size=256,
             optimizer="nmuon",
             lr=5e-3,
-            fallback_lr=2.5e-3,
+            adamw_lr=2.5e-3,
             ema=0.998,
             augmentation_strength=0.5,
         ),

@@ -1,4 +1,4 @@
-"""One vector per product from title, picture and attributes, on the towers of a trained model.
+"""One vector per product from title, image and attributes, on the towers of a trained model.
 
 accelerate launch --quiet recipes/train_product_fusion.py --base runs/clip_style/model
 accelerate launch --quiet recipes/train_product_fusion.py --base runs/fashion/model \
@@ -26,10 +26,10 @@ def config() -> RunConfig:
     """The towers rest; to train them too, type --train.lock-text 0 --train.lock-image 0 --train.lr 1e-4."""
     return RunConfig(
         base="runs/clip_style/model",
-        model=ModelConfig(fusion=FusionConfig(kind="concat")),
-        data=DataConfig(card=Path("data_cards/drawn.md")),
+        model=ModelConfig(fusion=FusionConfig(method="concat")),
+        data=DataConfig(card=Path("data_cards/synthetic.md")),
         objective="product",
-        task=TaskConfig(labels=("object", "colour"), heads=("object", "colour")),
+        task=TaskConfig(labels=("object", "color"), heads=("object", "color")),
         train=TrainConfig(epochs=20, batch_size=256, lr=1e-3, lock_text=1, lock_image=1, validate_every=2),
         out=Path("runs/product_fusion"),
     )

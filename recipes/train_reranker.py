@@ -39,7 +39,7 @@ def config() -> RunConfig:
                 image=plain_network(48, 96, 192, 384),
             )
         ),
-        data=DataConfig(card=Path("data_cards/drawn.md")),
+        data=DataConfig(card=Path("data_cards/synthetic.md")),
         objective="matching",
         matching=MatchingConfig(negatives=2),
         train=TrainConfig(
@@ -47,7 +47,7 @@ def config() -> RunConfig:
             batch_size=256,
             optimizer="nmuon",
             lr=5e-3,
-            fallback_lr=2.5e-3,
+            adamw_lr=2.5e-3,
             ema=0.998,
             augmentation_strength=0.5,
             lock_text=1,

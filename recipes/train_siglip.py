@@ -32,9 +32,9 @@ def config() -> RunConfig:
             init_scale=10.0,
             init_bias=-10.0,
         ),
-        data=DataConfig(card=Path("data_cards/drawn.md")),
+        data=DataConfig(card=Path("data_cards/synthetic.md")),
         loss=LossConfig(name="siglip"),
-        train=TrainConfig(epochs=30, batch_size=256, lr=1e-3, sampling="distinct"),
+        train=TrainConfig(epochs=30, batch_size=256, lr=1e-3, sampling="no_duplicate_products"),
         out=Path("runs/siglip"),
     )
 

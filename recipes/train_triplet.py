@@ -27,7 +27,7 @@ def config() -> RunConfig:
             image_settings=ImageSettings(height=64, width=64),
             embed_dim=256,
         ),
-        data=DataConfig(card=Path("data_cards/drawn.md")),
+        data=DataConfig(card=Path("data_cards/synthetic.md")),
         loss=LossConfig(name="triplet", margin=0.2, mining="semi-hard"),
         train=TrainConfig(epochs=30, batch_size=128, lr=1e-3),
         out=Path("runs/triplet"),

@@ -9,15 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import tiny
+import factories
 import torch
 from processes import accelerator
-from test_loop import products, run_config
+from test_trainer import items, run_config
 from torch.profiler import ProfilerActivity, profile
 
 from dualtower.errors import ConfigError
 from dualtower.training.building import build_trainer
-from dualtower.training.loop import Trainer, _Group
+from dualtower.training.trainer import Trainer, _Group
 
 STEPS, WARM = 7, 3  # first steps rebuild DDP's buckets and compare shapes
 
@@ -48,7 +48,9 @@ def unequal(made: Trainer, rank: int) -> str:
         for number, group in enumerate(groups()):
             if number == 2 and rank == 1:
                 batch = group.batches[0]
-                batch = replace(batch, ids=batch.ids[1:], **{n: getattr(batch, n)[1:] for n in ("products", "pixels")})
+                batch = replace(
+                    batch, ids=batch.ids[1:], **{n: getattr(batch, n)[1:] for n in ("product_codes", "pixels")}
+                )
                 group = replace(group, batches=[batch])
             yield group
 
@@ -65,9 +67,9 @@ def main(out: Path) -> None:
     with accelerator() as ranks:
         told: dict[str, Any] = {"world_size": ranks.num_processes}
         for case in ("exchanges", "unequal"):
-            model = tiny.model("bow", "gernet", head_norm="batch")
+            model = factories.model("bow", "gernet", head_norm="batch")
             config = run_config(out / case, model, steps=STEPS, batch_size=8)
-            made = build_trainer(config, model, products(), accelerator=ranks)
+            made = build_trainer(config, model, items(), accelerator=ranks)
             told[case] = exchanges(made) if case == "exchanges" else unequal(made, ranks.process_index)
             del made
         (out / f"rank{ranks.process_index}.json").write_text(json.dumps(told))

@@ -7,48 +7,48 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import factories
 import numpy as np
-import tiny
 import torch
 import torch.distributed as dist
 
-from dualtower import DualTower, Product
-from dualtower.data.attributes import AttributesConfig, fit_attributes
-from dualtower.data.products import Products
-from dualtower.evaluation import choose_weight, evaluate, rerank, similar_products
-from dualtower.evaluation.classes import predicted_classes
-from dualtower.fusion import FusionConfig, RerankerConfig
+from dualtower import DualTower, Item
+from dualtower.data.items import ItemDataset
+from dualtower.data.transforms.attributes import AttributesConfig, fit_attributes
+from dualtower.evaluation import choose_weight, evaluate, evaluate_product_retrieval, rerank
+from dualtower.evaluation.classification import predicted_classes
+from dualtower.models.heads import FusionConfig, RerankerConfig
 from dualtower.sharding import rank, sharded, world_size
 
 ROWS = 1100  # so many that the image tower's faster copy embeds them
 
 
-def products() -> Products:
+def items() -> ItemDataset:
     rows = [
-        Product(
+        Item(
             str(i),
             str(i % 700),
-            (f"{tiny.TITLES[i % 36]} number {i % 700}",),
-            tiny.png(tiny.picture(i % 700)),
-            {"colour": ("red", "blue", "green")[i % 3], "size": ("S", "L")[i % 2]},
+            (f"{factories.TITLES[i % 36]} number {i % 700}",),
+            factories.png(factories.photo(i % 700)),
+            {"color": ("red", "blue", "green")[i % 3], "size": ("S", "L")[i % 2]},
         )
         for i in range(ROWS)
     ]
-    return Products.from_rows(rows)
+    return ItemDataset.from_rows(rows)
 
 
-def model(data: Products) -> DualTower:
+def model(data: ItemDataset) -> DualTower:
     attributes = fit_attributes(AttributesConfig(names=("size",)), data.attributes)
-    return tiny.model(
+    return factories.model(
         "bow",
         "resnet",
         head_norm="batch",
         reranker=RerankerConfig(layers=1, width=16, heads=2),
-        fusion=FusionConfig(kind="concat", attributes=attributes, tasks={"colour": ["blue", "green", "red"]}),
+        fusion=FusionConfig(method="concat", attributes=attributes, tasks={"color": ["blue", "green", "red"]}),
     )
 
 
-def measure(made: DualTower, data: Products) -> dict[str, np.ndarray]:
+def measure(made: DualTower, data: ItemDataset) -> dict[str, np.ndarray]:
     """Every number that a run's report is made from."""
     result = evaluate(made, data, bootstrap=50)
     found: dict[str, Any] = {}
@@ -61,7 +61,7 @@ def measure(made: DualTower, data: Products) -> dict[str, np.ndarray]:
     found["weight"] = np.array([float(made.reranker.weight), *chosen.values()])
     again = rerank(made, result, top=5, bootstrap=50)
     found |= {f"reranked/{n}/{m}": v for n, d in again.directions.items() for m, v in d.per_query.items()}
-    similar = similar_products(made, data, relevance=("colour",), bootstrap=0)
+    similar = evaluate_product_retrieval(made, data, relevance=("color",), bootstrap=0)
     found |= {f"similar/{kind}/{m}": v for kind, table in similar.per_query.items() for m, v in table.items()}
     found |= {f"heads/{name}": classes for name, classes in predicted_classes(made, data).items()}
     return found
@@ -81,7 +81,7 @@ class Counted:
 def main(out: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=120))
-    data = products()
+    data = items()
     made = model(data)
     counted = Counted(made)
     with sharded():

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import tiny
+import factories
 import torch
 from accelerate import Accelerator
 from processes import accelerator
 from test_finite import poison_gradient
-from test_loop import products, run_config
+from test_trainer import items, run_config
 
 from dualtower.errors import NonFiniteLoss
 from dualtower.training.building import build_trainer
@@ -27,9 +27,9 @@ def main(out: Path, ruined: str) -> None:
 
 def train(out: Path, ruined: str, ranks: Accelerator) -> dict[str, Any]:
     rank = ranks.process_index
-    model = tiny.model("textcnn", "vit")
+    model = factories.model("textcnn", "vit")
     config = run_config(out, model, steps=6, batch_size=8)
-    made = build_trainer(config, model, products(), accelerator=ranks)
+    made = build_trainer(config, model, items(), accelerator=ranks)
     if rank == 1 and ruined == "gradient":
         poison_gradient(made, torch.nan, at_step=3)
     if rank == 1 and ruined == "loss":  # the gradient stays finite: only the number is broken

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from dualtower.distributed import agree, gather, rank, share, world_size
+from dualtower.distributed import all_gather_with_grad, all_gather_with_summed_grad, all_reduce_max, rank, world_size
 from dualtower.errors import ConfigError
 from dualtower.losses import LossConfig, build_loss
 from dualtower.types import Embeddings
@@ -41,18 +41,18 @@ SIMILARITIES = ("cosine", "dot", "euclidean")
 class Towers(nn.Module):
     """Two small perceptrons with a learned scale and bias."""
 
-    def __init__(self, normalise: bool) -> None:
+    def __init__(self, normalize: bool) -> None:
         super().__init__()
         self.image, self.text = (
             nn.Sequential(nn.Linear(WIDTH, 8), nn.Tanh(), nn.Dropout(0.0), nn.Linear(8, DIM)) for _ in range(2)
         )
         self.logit_scale = nn.Parameter(torch.tensor(1.5))
         self.logit_bias = nn.Parameter(torch.tensor(-2.0))
-        self.normalise = normalise
+        self.normalize = normalize
 
     def forward(self, pixels: Tensor, tokens: Tensor) -> Embeddings:
         image, text = self.image(pixels), self.text(tokens)
-        if self.normalise:
+        if self.normalize:
             image, text = F.normalize(image, dim=1), F.normalize(text, dim=1)
         return Embeddings(image, text, scale=self.logit_scale.exp(), bias=self.logit_bias)
 
@@ -66,15 +66,15 @@ def gradients(config: LossConfig, similarity: Any) -> tuple[dict[str, Tensor], d
     loss = build_loss(config, similarity=similarity)
 
     seen = alone(pixels, tokens)
-    loss(seen.image, seen.text, scale=seen.scale, bias=seen.bias, products=PRODUCTS).backward()
+    loss(seen.image, seen.text, scale=seen.scale, bias=seen.bias, product_codes=PRODUCTS).backward()
 
     own = slice(rank() * ROWS // world_size(), (rank() + 1) * ROWS // world_size())
     for _ in range(2):  # the second pass fails where the first left a parameter without gradient
         together.zero_grad()
         seen = together(pixels[own], tokens[own])
-        image, text, products = gather(seen.image, seen.text, PRODUCTS[own])
-        loss(image, text, scale=seen.scale, bias=seen.bias, products=products).backward()
-    assert torch.equal(products, PRODUCTS)
+        image, text, items = all_gather_with_grad(seen.image, seen.text, PRODUCTS[own])
+        loss(image, text, scale=seen.scale, bias=seen.bias, product_codes=items).backward()
+    assert torch.equal(items, PRODUCTS)
     return tuple({name: p.grad for name, p in m.named_parameters()} for m in (towers, alone))  # type: ignore
 
 
@@ -96,17 +96,17 @@ def compare() -> dict[str, dict[str, float]]:
 
 
 def check_the_rest() -> None:
-    """Unequal batches are refused on every rank; `agree` takes the largest of each."""
+    """Unequal batches are refused on every rank; `all_reduce_max` takes the largest of each."""
     if world_size() > 1:
-        for exchange in (gather, share):
+        for exchange in (all_gather_with_grad, all_gather_with_summed_grad):
             try:
                 exchange(torch.zeros(3 + (rank() == 1)))
             except ConfigError as error:
                 assert "3, 4" in str(error)
             else:
                 raise AssertionError("unequal batches were joined")
-    assert agree(float(rank()), -float(rank()), "cpu") == (world_size() - 1, 0)
-    (halves,) = gather(torch.full((2, 1), float(rank()), dtype=torch.bfloat16))
+    assert all_reduce_max(float(rank()), -float(rank()), "cpu") == (world_size() - 1, 0)
+    (halves,) = all_gather_with_grad(torch.full((2, 1), float(rank()), dtype=torch.bfloat16))
     assert halves.flatten().tolist() == [r for r in range(world_size()) for _ in range(2)]
 
 

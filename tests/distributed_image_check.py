@@ -1,4 +1,4 @@
-"""Run by torchrun from `test_image_check`: two ranks check 1,000 pictures of which two are broken, twice."""
+"""Run by torchrun from `test_image_check`: two ranks check 1,000 images of which two are broken, twice."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import tiny
+import factories
 import torch.distributed as dist
 
-from dualtower import Product
-from dualtower.data import pictures
+from dualtower import Item
+from dualtower.data import image_columns
 from dualtower.data.image_check import broken_images
-from dualtower.data.products import Products
+from dualtower.data.items import ItemDataset
 from dualtower.sharding import rank, sharded
 
 
 def main(out: Path) -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=120))
-    good = tiny.png(tiny.picture())
-    rows = [Product(str(i), str(i), ("mug",), b"x" if i in (10, 700) else good) for i in range(1000)]
+    good = factories.png(factories.photo())
+    rows = [Item(str(i), str(i), ("mug",), b"x" if i in (10, 700) else good) for i in range(1000)]
     seen: list[Any] = []
-    real = pictures.open_image
+    real = image_columns.open_image
 
-    def noted(picture: Any, **named: Any) -> Any:
+    def noted(photo: Any, **named: Any) -> Any:
         seen.append(named["row"])
-        return real(picture, **named)
+        return real(photo, **named)
 
-    pictures.open_image = noted
+    image_columns.open_image = noted
     with sharded():
-        found = broken_images(Products.from_rows(rows), "shop", remember=True)
+        found = broken_images(ItemDataset.from_rows(rows), "shop", remember=True)
         decoded = len(seen)
         dist.barrier()
         seen.clear()
-        broken_images(Products.from_rows(rows), "shop", remember=True)
+        broken_images(ItemDataset.from_rows(rows), "shop", remember=True)
     result = {"broken": [row for row, _ in found], "decoded": decoded, "again": len(seen)}
     (out / f"rank{rank()}.json").write_text(json.dumps(result))
     dist.destroy_process_group()

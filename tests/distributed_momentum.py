@@ -1,4 +1,5 @@
-"""Run by torchrun from `test_own_parts`: trains an objective with parts of its own, and may be killed on the way."""
+"""Run by torchrun from `test_objective_parts`: trains an objective with parts of its own, and may be killed on the
+way."""
 
 from __future__ import annotations
 
@@ -9,16 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import tiny
+import factories
 import torch
 from accelerate import Accelerator
 from momentum import MomentumContrast, ShardStream, write_shards
 from processes import accelerator
-from test_loop import products, run_config
+from test_trainer import items, run_config
 
 from dualtower.training.batches import training_collator
 from dualtower.training.building import build_loader
-from dualtower.training.loop import Trainer
+from dualtower.training.trainer import Trainer
 
 STEPS = 8
 
@@ -32,11 +33,11 @@ def main(given: argparse.Namespace) -> None:
 
 def train(given: argparse.Namespace, ranks: Accelerator) -> None:
     torch.manual_seed(0)
-    objective = MomentumContrast(tiny.model("bow", "vit").double()).double()
+    objective = MomentumContrast(factories.model("bow", "vit").double()).double()
     options = {"steps": STEPS, "batch_size": 12 // ranks.num_processes, "ema": 0.5, "validate_every": 0.5}
     config = run_config(given.out, objective.model, checkpoint_steps=3, augmentation=given.augmentation, **options)
     config = replace(config, resume=given.resume)
-    rows = products()
+    rows = items()
     made = Trainer(
         config,
         objective,
@@ -56,7 +57,7 @@ def train(given: argparse.Namespace, ranks: Accelerator) -> None:
 
 
 def loader(given: argparse.Namespace, config: Any, objective: MomentumContrast, ranks: Accelerator) -> Any:
-    rows = products()
+    rows = items()
     if given.loader == "items":
         return build_loader(config, objective, rows, ranks)
     shards = write_shards(rows, given.out / f"shards{ranks.process_index}", count=4)

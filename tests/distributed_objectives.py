@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import json
 
+import factories
 import pytest
-import tiny
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -21,18 +21,19 @@ from dualtower import (
     TaskConfig,
     distributed,
 )
-from dualtower.data.attributes import attribute_values, class_labels, fit_attributes
-from dualtower.data.augment import Draw
+from dualtower.data.transforms.attributes import attribute_values, class_labels, fit_attributes
+from dualtower.data.transforms.augmentation import BatchRNG
 from dualtower.distributed import rank, world_size
 from dualtower.losses import build_loss
-from dualtower.training import objectives
-from dualtower.training.objective import Objective
-from dualtower.training.objectives import Matching, ProductFused
+from dualtower.objectives import contrastive, matching, product
+from dualtower.objectives.base import Objective
+from dualtower.objectives.matching import Matching
+from dualtower.objectives.product import ProductFused
 from dualtower.types import Batch
 
 ROWS = 12
-COLOURS, THINGS = ("red", "navy", "red", None), ("mug", "bag", "mug", "hat", "mug", "bag")
-ROW_ATTRIBUTES = [{"colour": COLOURS[i % 4], "thing": THINGS[i % 6]} for i in range(ROWS)]
+COLORS, THINGS = ("red", "navy", "red", None), ("mug", "bag", "mug", "hat", "mug", "bag")
+ROW_ATTRIBUTES = [{"color": COLORS[i % 4], "thing": THINGS[i % 6]} for i in range(ROWS)]
 
 
 def model(kind: str) -> DualTower:
@@ -41,11 +42,11 @@ def model(kind: str) -> DualTower:
     if kind == "matching":
         reranker = RerankerConfig(layers=1, width=8, heads=2, dropout=0.0)
     else:
-        names = AttributesConfig(("colour",), width=4, dropout=0.0)
-        read = fit_attributes(names, {"colour": [row["colour"] for row in ROW_ATTRIBUTES]})
+        names = AttributesConfig(("color",), width=4, dropout=0.0)
+        read = fit_attributes(names, {"color": [row["color"] for row in ROW_ATTRIBUTES]})
         options = {"width": 8, "heads": 2, "layers": 1, "dropout": 0.0, "modality_dropout": 0.0, "attributes": read}
-        fusion = FusionConfig(kind="cross", tasks={"thing": ["bag", "mug"]}, **options)
-    built = tiny.model("textcnn", "vit").with_heads(reranker=reranker, fusion=fusion).double().train()
+        fusion = FusionConfig(method="cross", tasks={"thing": ["bag", "mug"]}, **options)
+    built = factories.model("textcnn", "vit").with_heads(reranker=reranker, fusion=fusion).double().train()
     for module in built.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -55,17 +56,19 @@ def model(kind: str) -> DualTower:
 
 
 def joined_batch(built: DualTower) -> Batch:
-    texts = [" ".join(tiny.TITLES[i].split()[: 1 + i % 3]) for i in range(ROWS)]  # ranks have texts of other lengths
+    texts = [
+        " ".join(factories.TITLES[i].split()[: 1 + i % 3]) for i in range(ROWS)
+    ]  # ranks have texts of other lengths
     pixels = torch.rand(ROWS, 3, 40, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 255
-    products = torch.tensor([0, 1, 2, 0, 4, 5, 1, 7, 8, 9, 0, 11])
+    items = torch.tensor([0, 1, 2, 0, 4, 5, 1, 7, 8, 9, 0, 11])
     collator = built.collator()
     return Batch(
         tuple(texts),
-        products,
+        items,
         pixels=pixels,
         tokens=collator.tokens(texts),
         attributes=_double(attribute_values(collator.attributes, ROW_ATTRIBUTES)) if collator.attributes else None,
-        labels=class_labels({"thing": ["bag", "mug"], "colour": ["navy", "red"]}, ROW_ATTRIBUTES),
+        labels=class_labels({"thing": ["bag", "mug"], "color": ["navy", "red"]}, ROW_ATTRIBUTES),
     )
 
 
@@ -77,7 +80,7 @@ def part(batch: Batch, rows: slice) -> Batch:
     longest = int(batch.tokens["attention_mask"][rows].sum(1).max())
     return Batch(
         batch.ids[rows],
-        batch.products[rows],
+        batch.product_codes[rows],
         pixels=batch.pixels[rows],
         tokens={name: values[rows, :longest] for name, values in batch.tokens.items()},
         attributes=batch.attributes and type(batch.attributes)(*(v[rows] for v in batch.attributes)),
@@ -90,9 +93,9 @@ def objective(kind: str, built: DualTower) -> Objective:
     if kind == "matching":
         config = MatchingConfig(negatives=3, temperature=1.0)
         return Matching(built, config, contrast=build_loss(LossConfig()), contrastive=contrastive)
-    classes = {"thing": ["bag", "mug"], "colour": ["navy", "red"]}
+    classes = {"thing": ["bag", "mug"], "color": ["navy", "red"]}
     shares = {"thing": torch.tensor([0.3, 0.7], dtype=torch.float64).log()}
-    config = TaskConfig(labels=("thing", "colour"), heads=("thing",), logit_adjustment=0.5)
+    config = TaskConfig(labels=("thing", "color"), heads=("thing",), logit_adjustment=0.5)
     return ProductFused(
         built, config, classes=classes, log_shares=shares, pair_loss=build_loss(LossConfig()), contrastive=contrastive
     )
@@ -103,14 +106,14 @@ def errors(kind: str) -> dict[str, float]:
     alone, together = objective(kind, copy.deepcopy(built)), objective(kind, built)
     whole = joined_batch(built)
     with pytest.MonkeyPatch.context() as patch:  # one process on the joined batch
-        for room in (distributed, objectives):
-            patch.setattr(room, "rank", lambda: 0)
+        for room in (distributed, contrastive, matching, product):
+            patch.setattr(room, "rank", lambda: 0, raising=False)
         patch.setattr(distributed, "world_size", lambda: 1)
-        alone.loss(alone(whole, Draw(3, size=ROWS)), whole).backward()
+        alone.loss(alone(whole, BatchRNG(3, size=ROWS)), whole).backward()
 
     own = part(whole, slice(rank() * ROWS // world_size(), (rank() + 1) * ROWS // world_size()))
     wrapped = DistributedDataParallel(together)
-    together.loss(wrapped(own, Draw(3, size=ROWS)), own).backward()
+    together.loss(wrapped(own, BatchRNG(3, size=ROWS)), own).backward()
     result = {}
     for (name, mine), wanted in zip(together.named_parameters(), alone.parameters(), strict=True):
         assert wanted.grad is not None and mine.grad is not None, f"{kind}: {name} takes no part"

@@ -17,17 +17,17 @@ import torch.distributed as dist
 
 from dualtower import DualTower
 from dualtower.launcher import launch
-from dualtower.training import loop
+from dualtower.training import trainer
 
 REPOSITORY = Path(__file__).parent.parent
-TEST_ROWS = 2 * 576  # texts and pictures of the drawn test split
+TEST_ROWS = 2 * 576  # texts and images of the synthetic test split
 
 
 def main(patience: float, measurement: float, arguments: list[str]) -> None:
     sys.path.insert(0, str(REPOSITORY / "recipes"))
     from train_clip_style import config
 
-    forward, fit = DualTower.forward, loop.Trainer.fit
+    forward, fit = DualTower.forward, trainer.Trainer.fit
     ended = []
 
     def slow(self: DualTower, batch: Any) -> Any:
@@ -35,13 +35,13 @@ def main(patience: float, measurement: float, arguments: list[str]) -> None:
             time.sleep(measurement * len(batch.ids) / TEST_ROWS)
         return forward(self, batch)
 
-    def then_impatient(self: loop.Trainer) -> Any:
+    def then_impatient(self: trainer.Trainer) -> Any:
         outcome = fit(self)
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=patience))
         ended.append(True)
         return outcome
 
-    DualTower.forward, loop.Trainer.fit = slow, then_impatient
+    DualTower.forward, trainer.Trainer.fit = slow, then_impatient
     out = Path(arguments[arguments.index("--out") + 1])
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_name(f"rank{os.environ['RANK']}.pid").write_text(str(os.getpid()))

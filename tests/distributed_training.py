@@ -1,4 +1,4 @@
-"""Run by torchrun from `test_loop`: a few steps of the real loop in float64, without dropout and augmentation."""
+"""Run by torchrun from `test_trainer`: a few steps of the real loop in float64, without dropout and augmentation."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import tiny
+import factories
 import torch
 from accelerate import Accelerator
 from processes import accelerator
-from test_loop import products, run_config
+from test_trainer import items, run_config
 
 from dualtower import DualTower
 from dualtower.training.building import build_trainer
@@ -24,12 +24,12 @@ def main(out: Path, image: str, *, sync_batchnorm: bool, lock_image: float) -> N
 
 
 def train(out: Path, image: str, ranks: Accelerator, *, sync_batchnorm: bool, lock_image: float) -> None:
-    plain = tiny.config("textcnn", image, head_norm="batch" if sync_batchnorm else "none")
+    plain = factories.config("textcnn", image, head_norm="batch" if sync_batchnorm else "none")
     torch.manual_seed(0)
-    model = DualTower.create(replace(plain, text=replace(plain.text, dropout=0.0)), tiny.tokenizer()).double()
+    model = DualTower.create(replace(plain, text=replace(plain.text, dropout=0.0)), factories.tokenizer()).double()
     options = {"augmentation": "none", "steps": 5, "batch_size": 16 // ranks.num_processes, "optimizer": "sgd"}
     config = run_config(out, model, lr=0.05, sync_batchnorm=sync_batchnorm, ema=0.5, lock_image=lock_image, **options)
-    made = build_trainer(config, model, products(), accelerator=ranks)
+    made = build_trainer(config, model, items(), accelerator=ranks)
     made.fit()
     if ranks.is_main_process:
         average = {f"average.{name}": weight for name, weight in made.ema.module.model.state_dict().items()}

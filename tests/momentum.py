@@ -15,25 +15,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualtower import Batch, DualTower, Product
-from dualtower.data.augment import Draw
+from dualtower import Batch, DualTower, Item
 from dualtower.data.batches import Collator
-from dualtower.data.products import Products
-from dualtower.distributed import gather
-from dualtower.training.objective import Objective, Views
+from dualtower.data.items import ItemDataset
+from dualtower.data.transforms.augmentation import BatchRNG
+from dualtower.distributed import all_gather_with_grad
+from dualtower.objectives.base import Objective, Views
 
 QUEUE = 40
 
 
 class Pair(NamedTuple):
-    """Two views of every picture: predicted from the first ``[B, D]``, and embedded by the momentum copy ``[B, D]``."""
+    """Two views of every image: predicted from the first ``[B, D]``, and embedded by the momentum copy ``[B, D]``."""
 
     query: Tensor
     key: Tensor
 
 
 class MomentumContrast(Objective):
-    """Tell the other view of a picture from those in a queue (He et al. 2020, arXiv:1911.05722), with a predictor."""
+    """Tell the other view of an image from those in a queue (He et al. 2020, arXiv:1911.05722), with a predictor."""
 
     views = Views(images=2, texts=0)
     lr_factors: ClassVar = {"predictor": 2.0}
@@ -48,7 +48,7 @@ class MomentumContrast(Objective):
         self.register_buffer("queue", F.normalize(torch.randn(QUEUE, width), dim=1))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, batch: Batch, draw: Draw) -> Pair:
+    def forward(self, batch: Batch, draw: BatchRNG) -> Pair:
         assert batch.pixels is not None and len(batch.more_views) == 1 and batch.tokens is None
         with torch.no_grad():
             key = self.momentum_head(self.model.see(batch.more_views[0], self.momentum_tower).pooled)
@@ -58,7 +58,7 @@ class MomentumContrast(Objective):
         return F.normalize(self.predictor(self.model.image_head(self.model.see(pixels).pooled)), dim=1)
 
     def loss(self, outputs: Pair, batch: Batch) -> Tensor:
-        query, key = gather(*outputs)
+        query, key = all_gather_with_grad(*outputs)
         logits = torch.cat([(query * key).sum(1, keepdim=True), query @ self.queue.T], dim=1) / 0.2
         return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
 
@@ -68,7 +68,7 @@ class MomentumContrast(Objective):
     def after_step(self, remembered: Sequence[Tensor], progress: float) -> None:
         for old, new in zip(self._copies(), self._originals(), strict=True):
             old.lerp_(new, 1 - self.momentum)
-        (keys,) = gather(torch.cat(list(remembered)))
+        (keys,) = all_gather_with_grad(torch.cat(list(remembered)))
         places = (self.place + torch.arange(len(keys), device=keys.device)) % QUEUE
         self.queue[places] = keys
         self.place.copy_((self.place + len(keys)) % QUEUE)
@@ -80,11 +80,11 @@ class MomentumContrast(Objective):
         return itertools.chain(self.model.image_tower.parameters(), self.model.image_head.parameters())
 
     @torch.no_grad()
-    def validate(self, products: Products, *, batch_size: int) -> dict[str, float]:
-        """Share of pictures whose mirrored view, once predicted, is nearest to them."""
+    def validate(self, items: ItemDataset, *, batch_size: int) -> dict[str, float]:
+        """Share of images whose mirrored view, once predicted, is nearest to them."""
         self.eval()
         collator = Collator(None, self.model.config.image_settings)
-        pixels = collator([products[row] for row in range(len(products))]).pixels
+        pixels = collator([items[row] for row in range(len(items))]).pixels
         assert pixels is not None
         pixels = pixels.to(self.queue.dtype)
         images = self.model(Batch((), torch.empty(0), pixels=pixels)).image
@@ -131,21 +131,21 @@ class ShardStream:
         self.epoch, self.shard, self.offset = (state[name] for name in ("epoch", "shard", "offset"))
 
 
-def write_shards(products: Products, folder: Path, *, count: int) -> list[Path]:
+def write_shards(items: ItemDataset, folder: Path, *, count: int) -> list[Path]:
     """Deal rows out to files that `ShardStream` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number}.jsonl" for number in range(count)]
     for number, path in enumerate(paths):
-        rows = [products[row] for row in range(number, len(products), count)]
+        rows = [items[row] for row in range(number, len(items), count)]
         path.write_text("".join(_line(row) + "\n" for row in rows))
     return paths
 
 
-def _line(row: Product) -> str:
+def _line(row: Item) -> str:
     assert isinstance(row.image, bytes)
     return json.dumps([row.id, row.product_id, row.texts, base64.b64encode(row.image).decode()])
 
 
-def _row(line: bytes) -> Product:
+def _row(line: bytes) -> Item:
     row_id, product_id, texts, image = json.loads(line)
-    return Product(row_id, product_id, tuple(texts), base64.b64decode(image))
+    return Item(row_id, product_id, tuple(texts), base64.b64decode(image))

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import tiny
+import factories
 from accelerate import Accelerator
 
 __all__ = ["RECIPE", "SMALL_RUN", "SMALL_SPLITS", "accelerator", "torchrun"]
@@ -21,15 +21,15 @@ RECIPE = REPOSITORY / "recipes" / "train_clip_style.py"
 
 SMALL_RUN = [
     "--smoke",
-    *("--train.threads", "1"),  # as many as there are cores would wait for each other beside another test
+    *("--train.cpu-threads", "1"),  # as many as there are cores would wait for each other beside another test
     "--train.trackers",
     *("--evaluation.bootstrap", "20"),
-    *("--model.image.options", json.dumps(tiny.IMAGE["gernet"].options)),
+    *("--model.image.options", json.dumps(factories.IMAGE["gernet"].options)),
     *("--model.text.width", "32", "--model.embed-dim", "32"),
 ]
 """The main recipe with narrow towers: for what is not about how well or how fast it learns."""
 SMALL_SPLITS = ["--data.train-split", "test", "--evaluation.split", "validation"]
-"""Half of the drawn catalogue, 576 and 192 rows: to draw all of it takes longer than some steps on it."""
+"""Half of the synthetic catalog, 576 and 192 rows: to draw all of it takes longer than some steps on it."""
 
 
 def torchrun(

@@ -7,18 +7,18 @@ import sys
 
 from test_batches import SETTINGS, png
 
-from dualtower.data.batches import BatchPlan, Collator, PixelCache, training_loader
-from dualtower.data.products import Products
-from dualtower.types import Product
+from dualtower.data.batches import BatchSampler, Collator, PixelCache, training_loader
+from dualtower.data.items import ItemDataset
+from dualtower.types import Item
 
 
 def main(rows: int, in_transit: int) -> None:
     logging.basicConfig(level=logging.WARNING)
-    picture = png(3)
-    products = Products.from_rows([Product(str(i), str(i), ("a title",), picture) for i in range(rows)])
-    cache = PixelCache.if_there_is_room(products, SETTINGS, in_transit=in_transit)
-    plan = BatchPlan(products, batch_size=8)
-    batch = next(iter(training_loader(products, plan, Collator(None, SETTINGS, cache=cache), workers=1)))
+    photo = png(3)
+    items = ItemDataset.from_rows([Item(str(i), str(i), ("a title",), photo) for i in range(rows)])
+    cache = PixelCache.if_there_is_room(items, SETTINGS, in_transit=in_transit)
+    plan = BatchSampler(items, batch_size=8)
+    batch = next(iter(training_loader(items, plan, Collator(None, SETTINGS, cache=cache), workers=1)))
     print("none" if cache is None else "cache", len(batch.pixels))
 
 

@@ -15,11 +15,11 @@ from dualtower.training.allocator import keep_freed_memory
 
 torch.set_num_threads(1)
 net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU())
-pictures = torch.randn(256, 3, 40, 32)  # activations of 38 MB each
+photos = torch.randn(256, 3, 40, 32)  # activations of 38 MB each
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    net(pictures).pow(2).mean().backward()
+    net(photos).pow(2).mean().backward()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 without = [faults() for _ in range(3)][-1]

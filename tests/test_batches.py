@@ -15,12 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dualtower.data.batches import BatchPlan, Collator, PixelCache, training_loader
-from dualtower.data.images import ImageSettings
-from dualtower.data.products import Products
-from dualtower.data.text import train_tokenizer
+from dualtower.data.batches import BatchSampler, Collator, PixelCache, training_loader
+from dualtower.data.items import ItemDataset
+from dualtower.data.transforms.images import ImageSettings
+from dualtower.data.transforms.tokenizer import train_tokenizer
 from dualtower.errors import BrokenImage, ConfigError
-from dualtower.types import Product, product_code
+from dualtower.types import Item, product_code
 
 SETTINGS = ImageSettings(height=12, width=8)
 
@@ -33,88 +33,90 @@ def png(shade: int) -> bytes:
     return stream.getvalue()
 
 
-def catalogue(counts: list[int]) -> Products:
+def catalog(counts: list[int]) -> ItemDataset:
     """Product n has ``counts[n]`` rows."""
     rows = [
-        Product(f"{p}-{i}", f"product {p}", (f"title of {p}", f"also {p}"), png(p))
+        Item(f"{p}-{i}", f"product {p}", (f"title of {p}", f"also {p}"), png(p))
         for p, count in enumerate(counts)
         for i in range(count)
     ]
-    return Products.from_rows(rows)
+    return ItemDataset.from_rows(rows)
 
 
-def addresses(plan: BatchPlan, epoch: int, start: int = 0) -> list[list[tuple[int, int]]]:
+def addresses(plan: BatchSampler, epoch: int, start: int = 0) -> list[list[tuple[int, int]]]:
     plan.set_epoch(epoch, start)
     return list(plan)
 
 
-@pytest.mark.parametrize("sampling", ["rows", "distinct"])
+@pytest.mark.parametrize("sampling", ["rows", "no_duplicate_products"])
 def test_pure_function_of_seed_and_epoch(sampling: str) -> None:
-    products = catalogue([3] * 20)
-    make = lambda seed: BatchPlan(products, batch_size=8, sampling=sampling, seed=seed)  # noqa: E731
+    items = catalog([3] * 20)
+    make = lambda seed: BatchSampler(items, batch_size=8, sampling=sampling, seed=seed)  # noqa: E731
     assert addresses(make(1), 4) == addresses(make(1), 4)
     assert addresses(make(1), 4) != addresses(make(1), 5)
     assert addresses(make(1), 4) != addresses(make(2), 4)
     assert addresses(make(1), 4, start=3) == addresses(make(1), 4)[3:]
 
 
-@pytest.mark.parametrize("sampling", ["rows", "distinct"])
+@pytest.mark.parametrize("sampling", ["rows", "no_duplicate_products"])
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_ranks_share_one_joined_batch(sampling: str, world: int) -> None:
-    products = catalogue([1, 2, 3, 4] * 8)
+    items = catalog([1, 2, 3, 4] * 8)
     ranks = [
-        BatchPlan(products, batch_size=16 // world, sampling=sampling, rank=r, world_size=world) for r in range(world)
+        BatchSampler(items, batch_size=16 // world, sampling=sampling, rank=r, world_size=world) for r in range(world)
     ]
-    whole = addresses(BatchPlan(products, batch_size=16, sampling=sampling), 2)
+    whole = addresses(BatchSampler(items, batch_size=16, sampling=sampling), 2)
     parts = [addresses(plan, 2) for plan in ranks]
     assert {len(p) for p in parts} == {len(ranks[0])} == {len(whole)}
     assert [[*chain(*step)] for step in zip(*parts, strict=True)] == whole
 
 
 def test_rows_visits_each_row_at_most_once() -> None:
-    plan = BatchPlan(catalogue([2] * 25), batch_size=8)
+    plan = BatchSampler(catalog([2] * 25), batch_size=8)
     seen = Counter(row for batch in addresses(plan, 0) for row, _ in batch)
     assert len(plan) == 6 and len(seen) == 48 and set(seen.values()) == {1}
 
 
 @pytest.mark.parametrize("counts", [[1] * 40, [3] * 20, [30, 1, 1, 2, 2] + [1] * 20, [50] * 9])
 def test_distinct_never_repeats_a_product_in_a_batch(counts: list[int]) -> None:
-    products = catalogue(counts)
-    plan = BatchPlan(products, batch_size=8, sampling="distinct")
+    items = catalog(counts)
+    plan = BatchSampler(items, batch_size=8, sampling="no_duplicate_products")
     for epoch in range(3):
         batches = addresses(plan, epoch)
         assert len(batches) == len(plan)
         rows = [row for batch in batches for row, _ in batch]
         assert len(set(rows)) == len(rows)
         for batch in batches:
-            assert len({products.product_ids[row] for row, _ in batch}) == 8
+            assert len({items.product_ids[row] for row, _ in batch}) == 8
 
 
 def test_distinct_reaches_all_rows_over_epochs() -> None:
-    plan = BatchPlan(catalogue([30, 1, 1, 2, 2] + [1] * 20), batch_size=8, sampling="distinct")
+    plan = BatchSampler(catalog([30, 1, 1, 2, 2] + [1] * 20), batch_size=8, sampling="no_duplicate_products")
     seen = {row for epoch in range(60) for batch in addresses(plan, epoch) for row, _ in batch}
     assert seen == set(range(56))
 
 
 @pytest.mark.parametrize(
-    ("sampling", "have"), [("rows", "10 rows"), ("distinct", "2 products")], ids=["rows", "distinct"]
+    ("sampling", "have"),
+    [("rows", "10 rows"), ("no_duplicate_products", "2 products")],
+    ids=["rows", "no_duplicate_products"],
 )
 def test_too_small_a_split_is_named(sampling: str, have: str) -> None:
     with pytest.raises(ConfigError, match=have):
-        BatchPlan(catalogue([5, 5]), batch_size=16, sampling=sampling)
+        BatchSampler(catalog([5, 5]), batch_size=16, sampling=sampling)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_loader_gives_the_same_batches_with_and_without_workers_and_cache(workers: int) -> None:
-    products = catalogue([2] * 16)
-    tokenizer = train_tokenizer([t for texts in products.texts for t in texts], vocab_size=60)
+    items = catalog([2] * 16)
+    tokenizer = train_tokenizer([t for texts in items.texts for t in texts], vocab_size=60)
     plain = Collator(tokenizer, SETTINGS)
-    cached = Collator(tokenizer, SETTINGS, cache=PixelCache(products, SETTINGS))
-    plan = BatchPlan(products, batch_size=8)
+    cached = Collator(tokenizer, SETTINGS, cache=PixelCache(items, SETTINGS))
+    plan = BatchSampler(items, batch_size=8)
     plan.set_epoch(1)
-    expected = list(training_loader(products, plan, plain))
+    expected = list(training_loader(items, plan, plain))
     for _ in range(2):  # the second pass reads what the first one stored
-        got = list(training_loader(products, plan, cached, workers=workers))
+        got = list(training_loader(items, plan, cached, workers=workers))
         for a, b in zip(expected, got, strict=True):
             assert a.ids == b.ids
             assert torch.equal(a.pixels, b.pixels)
@@ -122,11 +124,11 @@ def test_loader_gives_the_same_batches_with_and_without_workers_and_cache(worker
 
 
 def test_captions_are_sampled_per_epoch() -> None:
-    products = catalogue([1] * 8)
-    tokenizer = train_tokenizer([t for texts in products.texts for t in texts], vocab_size=60)
-    plan = BatchPlan(products, batch_size=8)
-    loader = training_loader(products, plan, Collator(tokenizer, None))
-    heard: dict[str, set] = {row_id: set() for row_id in products.ids}
+    items = catalog([1] * 8)
+    tokenizer = train_tokenizer([t for texts in items.texts for t in texts], vocab_size=60)
+    plan = BatchSampler(items, batch_size=8)
+    loader = training_loader(items, plan, Collator(tokenizer, None))
+    heard: dict[str, set] = {row_id: set() for row_id in items.ids}
     for epoch in range(20):
         plan.set_epoch(epoch)
         for batch in loader:
@@ -143,18 +145,18 @@ def test_batch_is_padded_to_its_own_longest_text() -> None:
     assert Collator(tokenizer, None, max_length=4).tokens(["blue cotton shirt"])["input_ids"].shape[1] == 4
 
 
-def test_broken_picture_names_its_row() -> None:
+def test_broken_image_names_its_row() -> None:
     collate = Collator(None, SETTINGS)
     with pytest.raises(BrokenImage, match="row 7"):
-        collate([Product("7", "p", ("a",), b"no picture")])
-    with pytest.raises(BrokenImage, match=r"row 8.*no picture"):
-        collate([Product("8", "p", ("a",), None)])
+        collate([Item("7", "p", ("a",), b"no image")])
+    with pytest.raises(BrokenImage, match=r"row 8.*no image"):
+        collate([Item("8", "p", ("a",), None)])
 
 
 def test_codes_are_those_of_the_products() -> None:
-    batch = Collator(None, None)([Product("1", "x", ("a",)), Product("2", "y", ("b",))])
-    assert batch.products.tolist() == [product_code("x"), product_code("y")]
-    assert batch.products.dtype == torch.int64 and batch.products.numpy().dtype == np.int64
+    batch = Collator(None, None)([Item("1", "x", ("a",)), Item("2", "y", ("b",))])
+    assert batch.product_codes.tolist() == [product_code("x"), product_code("y")]
+    assert batch.product_codes.dtype == torch.int64 and batch.product_codes.numpy().dtype == np.int64
 
 
 @pytest.mark.parametrize(("rows", "in_transit"), [(25_000, 0), (20_000, 4_000_000), (10, 4_000_000)])
@@ -176,5 +178,5 @@ def test_full_shared_memory_costs_the_cache_and_not_the_run(rows: int, in_transi
     assert done.returncode == 0, done.stderr
     kept = rows == 10
     assert done.stdout.split() == ["cache" if kept else "none", "8"]
-    lines = [line for line in done.stderr.splitlines() if "no room to keep decoded pictures" in line]
+    lines = [line for line in done.stderr.splitlines() if "no room to keep decoded images" in line]
     assert len(lines) == (not kept) and len("".join(lines)) < 400, done.stderr

@@ -1,4 +1,4 @@
-"""Batch normalisation over all ranks: the same network as before, and the same training as one process."""
+"""Batch normalization over all ranks: the same network as before, and the same training as one process."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import json
 from pathlib import Path
 
 import distributed_training
+import factories
 import pytest
-import tiny
 import torch
 from processes import torchrun
 from torch import nn
 
 from dualtower import ImageTowerConfig
-from dualtower.towers import create_image_tower
-from dualtower.training.batchnorm import synchronise_batchnorm
+from dualtower.models.towers import create_image_tower
+from dualtower.training.batchnorm import synchronize_batchnorm
 
 BACKBONES = {
-    "gernet_s": tiny.IMAGE["gernet"].options,
-    "resnet10t": tiny.IMAGE["resnet"].options,
+    "gernet_s": factories.IMAGE["gernet"].options,
+    "resnet10t": factories.IMAGE["resnet"].options,
     "mobilenetv3_small_050": {},
     "efficientnet_lite0": {},
     "regnety_002": {},
@@ -31,7 +31,7 @@ BACKBONES = {
 def test_in_evaluation_mode_nothing_changes(name: str, device: str) -> None:
     """The layers of both devices compute on the CPU as long as they do not train."""
     torch.manual_seed(0)
-    tower = create_image_tower(ImageTowerConfig(name=name, options=BACKBONES[name]), tiny.SETTINGS)
+    tower = create_image_tower(ImageTowerConfig(name=name, options=BACKBONES[name]), factories.SETTINGS)
     layers = [m for m in tower.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for layer in layers:  # fresh statistics would hide a layer that forgets its own
         nn.init.uniform_(layer.running_mean, -1, 1)
@@ -41,7 +41,7 @@ def test_in_evaluation_mode_nothing_changes(name: str, device: str) -> None:
     names = list(tower.state_dict())
     with torch.no_grad():
         before = tower.eval()(pixels).pooled
-        synchronise_batchnorm(tower, torch.device(device))
+        synchronize_batchnorm(tower, torch.device(device))
         after = tower(pixels).pooled
     assert len(layers) >= 5 and before.std() > 0
     made = [type(m).__name__ for m in tower.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dualtower.errors import ConfigError
-from dualtower.evaluation import Relevance, breakdown, intervals, paired_test, retrieval_ranks, summarise
+from dualtower.evaluation import Relevance, breakdown, intervals, paired_test, retrieval_ranks, summarize
 
 
 def test_interval_of_a_share_is_the_normal_one():
@@ -35,10 +35,10 @@ def test_intervals_equal_a_loop_over_resamples():
     figures = intervals(values, groups=groups, bootstrap=300, seed=7)
     names, numbers = np.unique(groups, return_inverse=True)
     draws = np.random.default_rng(7).integers(0, len(names), (300, len(names)))
-    for name, centre in (("mrr", np.mean), ("median_rank", np.median)):
-        loop = [centre(np.concatenate([values[name][numbers == g] for g in draw])) for draw in draws]
+    for name, center in (("mrr", np.mean), ("median_rank", np.median)):
+        loop = [center(np.concatenate([values[name][numbers == g] for g in draw])) for draw in draws]
         low, high = np.percentile(loop, [2.5, 97.5])
-        assert figures[name].value == pytest.approx(centre(values[name]))
+        assert figures[name].value == pytest.approx(center(values[name]))
         assert (figures[name].low, figures[name].high) == pytest.approx((low, high))
 
 
@@ -134,10 +134,10 @@ def test_coverage_of_rare_successes():
     assert np.mean([f.low <= 0.01 <= f.high for f in found]) > 0.9
 
 
-def test_summarise_and_breakdown():
+def test_summarize_and_breakdown():
     scores = np.eye(6, dtype=np.float32)[[0, 1, 2, 0, 0, 0]]
     ranks = retrieval_ranks(scores, np.eye(6), Relevance.from_pairs(range(6), range(6), shape=(6, 6)))
-    figures = summarise(ranks, ks=(1,), groups=[1, 1, 2, 2, 3, 3], bootstrap=50)
+    figures = summarize(ranks, ks=(1,), groups=[1, 1, 2, 2, 3, 3], bootstrap=50)
     assert figures["recall@1"].value == pytest.approx(0.5)
     rows = breakdown({"hit@1": np.array([1, 1, 0, 1.0])}, ["red", "blue", "red", None], bootstrap=0)
     assert [(r.value, r.queries, r.metrics["hit@1"].value) for r in rows] == [

@@ -1,4 +1,4 @@
-"""The cache of a catalogue: only ever a quicker way to what the rows say, whatever has become of its files."""
+"""The cache of a catalog: only ever a quicker way to what the rows say, whatever has become of its files."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_catalogue import DIM, info
+from test_catalog import DIM, info
 
-from dualtower.retrieval import index_cache
-from dualtower.retrieval.catalogue import Catalogue
-from dualtower.retrieval.index_cache import load_index, read_index_info
-from dualtower.retrieval.local import LocalStore
-from dualtower.retrieval.nearest import IndexInfo
-from dualtower.retrieval.queries import Query
-from dualtower.retrieval.records import Item
+from dualtower.search.ann import index_cache
+from dualtower.search.ann.index import IndexInfo
+from dualtower.search.ann.index_cache import load_index, read_index_info
+from dualtower.search.local.catalog import Catalog
+from dualtower.search.local.store import LocalStore
+from dualtower.search.queries import Query
+from dualtower.search.records import EmbeddedItem
 
 
-def rows(first: int, last: int, seed: int = 0) -> list[Item]:
+def rows(first: int, last: int, seed: int = 0) -> list[EmbeddedItem]:
     """Row i has price i, and vectors of a seed."""
     draws = np.random.default_rng([seed, first]).normal(size=(last - first, 2, DIM)).astype(np.float16)
     return [
-        Item(f"{seed}-{i}", f"{seed}-{i}", "", {"colour": "Red", "price": float(i)}, {"image": a, "text": b})
+        EmbeddedItem(f"{seed}-{i}", f"{seed}-{i}", "", {"color": "Red", "price": float(i)}, {"image": a, "text": b})
         for i, (a, b) in enumerate(draws, first)
     ]
 
@@ -36,15 +36,15 @@ def found(store: LocalStore, where: str = "") -> list[tuple[str, float]]:
     return [(hit.id, round(hit.score, 5)) for hit in store.search(query).hits]
 
 
-def truth(items: list[Item], least: float = 0) -> list[tuple[str, float]]:
-    scored = [(-float(np.float32(item.vectors["text"]).sum()), item.id) for item in items]
-    chosen = [pair for pair, item in zip(scored, items, strict=True) if item.attributes["price"] >= least]
+def truth(catalog_items: list[EmbeddedItem], least: float = 0) -> list[tuple[str, float]]:
+    scored = [(-float(np.float32(item.vectors["text"]).sum()), item.id) for item in catalog_items]
+    chosen = [pair for pair, item in zip(scored, catalog_items, strict=True) if item.attributes["price"] >= least]
     return [(row_id, pytest.approx(-score, abs=1e-4)) for score, row_id in sorted(chosen)]
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> LocalStore:
-    Catalogue.create(tmp_path / "shop", info()).close()
+    Catalog.create(tmp_path / "shop", info()).close()
     made = LocalStore(tmp_path / "shop")
     made.upsert(rows(0, 300))
     return made
@@ -53,11 +53,11 @@ def store(tmp_path: Path) -> LocalStore:
 @pytest.mark.parametrize("while_open", [False, True])
 def test_a_cache_of_other_rows_does_not_count(tmp_path: Path, store: LocalStore, while_open: bool) -> None:
     """Rows and vectors are restored from a backup, and go on from there to the same numbers with other rows."""
-    folder, backup = store.catalogue.folder, tmp_path / "backup"
+    folder, backup = store.catalog.folder, tmp_path / "backup"
     store.close()
     shutil.copytree(folder, backup)
     store.upsert(rows(300, 350, seed=1))
-    store.rebuild(methods=dict.fromkeys(store.info.kinds, "hnsw"))
+    store.rebuild(methods=dict.fromkeys(store.info.vector_names, "hnsw"))
     assert found(store, "price >= 300") == truth(rows(300, 350, seed=1), 300)
     store.close()
     for path in (*folder.glob("rows.sqlite*"), *(folder / "vectors").iterdir()):
@@ -66,7 +66,7 @@ def test_a_cache_of_other_rows_does_not_count(tmp_path: Path, store: LocalStore,
         shutil.copy(path, folder / path.relative_to(backup))
     again = store if while_open else LocalStore(folder)
     again.upsert([*rows(300, 325, seed=2), *rows(325, 350, seed=3)])
-    assert again.catalogue.verify() == [] and again.is_stale()
+    assert again.catalog.verify() == [] and again.is_stale()
     now = [*rows(0, 300), *rows(300, 325, seed=2), *rows(325, 350, seed=3)]
     assert found(again, "price >= 300") == truth(now, 300) and found(again) == truth(now)
     again.rebuild()
@@ -97,8 +97,8 @@ def test_whatever_becomes_of_the_cache(
     store: LocalStore, damage: Callable[[Path, random.Random], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Searches say the truth, what cannot be used is logged, and a rebuild heals it."""
-    dice, folder = random.Random(damage.__name__), store.catalogue.folder
-    store.rebuild(methods=dict.fromkeys(store.info.kinds, "hnsw"))
+    dice, folder = random.Random(damage.__name__), store.catalog.folder
+    store.rebuild(methods=dict.fromkeys(store.info.vector_names, "hnsw"))
     whole = shutil.copytree(folder / "cache", folder.with_name("whole"))
     for name in [*(path.name for path in whole.iterdir()), *["view.npz"] * 9]:
         damage(folder / "cache" / name, dice)
@@ -124,13 +124,13 @@ def test_whatever_becomes_of_the_cache(
         "null",
         "7",
         '{"kind": "image", "method": "flat", "generation": 0, "covered": 5}',  # as an older version wrote it
-        '{"index": {"colour": "red"}, "checksum": "x"}',
+        '{"index": {"color": "red"}, "checksum": "x"}',
     ],
 )
 def test_manifests_of_any_kind_do_no_harm(store: LocalStore, manifest: str, caplog: pytest.LogCaptureFixture) -> None:
     store.rebuild()
-    (store.catalogue.folder / "cache" / "nearest-text.json").write_text(manifest)
-    again = LocalStore(store.catalogue.folder)
+    (store.catalog.folder / "cache" / "nearest-text.json").write_text(manifest)
+    again = LocalStore(store.catalog.folder)
     with caplog.at_level(logging.WARNING):
         assert found(again) == truth(rows(0, 300)) and again.is_stale()
     assert "nearest-text.json cannot be used" in caplog.text
@@ -140,21 +140,21 @@ def test_manifests_of_any_kind_do_no_harm(store: LocalStore, manifest: str, capl
 
 def test_a_changed_effort_is_found(store: LocalStore) -> None:
     """It would cost recall, silently."""
-    store.rebuild(methods=dict.fromkeys(store.info.kinds, "hnsw"))
-    path = store.catalogue.folder / "cache" / "nearest-text.json"
+    store.rebuild(methods=dict.fromkeys(store.info.vector_names, "hnsw"))
+    path = store.catalog.folder / "cache" / "nearest-text.json"
     manifest = json.loads(path.read_text())
     assert read_index_info(path.parent, "text") is not None
-    manifest["index"]["efforts"] = [1] * len(manifest["index"]["efforts"])
+    manifest["index"]["search_budgets"] = [1] * len(manifest["index"]["search_budgets"])
     path.write_text(json.dumps(manifest))
     assert read_index_info(path.parent, "text") is None
 
 
 def test_no_cache_at_all(store: LocalStore) -> None:
-    shutil.rmtree(store.catalogue.folder / "cache")
-    again = LocalStore(store.catalogue.folder)
+    shutil.rmtree(store.catalog.folder / "cache")
+    again = LocalStore(store.catalog.folder)
     assert found(again) == truth(rows(0, 300)) and again.is_stale()
     again.compact()
-    assert not again.is_stale(thorough=True) and len(list((store.catalogue.folder / "cache").iterdir())) == 5
+    assert not again.is_stale(thorough=True) and len(list((store.catalog.folder / "cache").iterdir())) == 5
 
 
 def test_an_index_that_is_replaced_while_it_is_read_is_no_damage(
@@ -162,7 +162,7 @@ def test_an_index_that_is_replaced_while_it_is_read_is_no_damage(
 ) -> None:
     """A rebuild removes the file of the index before, which a reader may just be about to open."""
     store.rebuild()
-    cache, went_through = store.catalogue.folder / "cache", store.catalogue.went_through
+    cache, went_through = store.catalog.folder / "cache", store.catalog.went_through
     check, rebuilt = index_cache._check_file, list[bool]()
 
     def slow(info: IndexInfo, folder: Path) -> None:

@@ -9,12 +9,12 @@ import json
 import subprocess
 from pathlib import Path
 
+import catalogs
 import pytest
-import shops
-from shops import own_cache  # noqa: F401
+from catalogs import own_cache  # noqa: F401
 
 from dualtower.data.cards import CardSource, HashSplit, load_card
-from dualtower.data.loading import load_products
+from dualtower.data.loading import load_items
 from dualtower.errors import CardError, UnknownKey
 from dualtower.evaluation import load_qrels
 
@@ -23,14 +23,14 @@ CARDS = sorted((REPOSITORY / "data_cards").glob("*.md"))
 
 CARD = """---
 name: shop
-title: The winter catalogue
+title: The winter catalog
 source: {path: ../shop, builder: csv, options: {sep: ";"}}
 columns:
   id: sku
-  product_id: normalised_text
+  product_id: normalized_text
   text: ["{brand} {title}", title]
   image: photo
-  attributes: [colour]
+  attributes: [color]
 splits:
   named: {train: train, test: "holdout-*.csv"}
   by_hash: {column: brand, validation: 0.1, test: 0.2}
@@ -64,7 +64,7 @@ def test_all_keys(tmp_path: Path) -> None:
     card = load_card(path)
     assert (card.name, card.title, card.license, card.languages) == (
         "shop",
-        "The winter catalogue",
+        "The winter catalog",
         "our own",
         ["en", "zh"],
     )
@@ -75,7 +75,7 @@ def test_all_keys(tmp_path: Path) -> None:
         "image": ["photo"],
         "id": ["sku"],
         "product_id": [],
-        "attributes": ["colour"],
+        "attributes": ["color"],
     }
     assert card.splits.named["test"] == "holdout-*.csv"
     assert card.splits.by_hash == HashSplit("brand", 0.1, 0.2)
@@ -99,8 +99,8 @@ def test_windows_line_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "right", "key"),
     [
-        ("licence: our own", "license: our own", "license"),
-        ("  atributes: [colour]", "  attributes: [colour]", "attributes"),
+        ("licens: our own", "license: our own", "license"),
+        ("  atributes: [color]", "  attributes: [color]", "attributes"),
         ("by_hsh: {column", "by_hash: {column", "by_hash"),
         ("{path: ../shop, bilder: csv", "{path: ../shop, builder: csv", "builder"),
     ],
@@ -130,7 +130,7 @@ def test_card_errors_name_the_file(tmp_path: Path, text: str, complaint: str) ->
     assert "shop.md" in str(caught.value)
 
 
-def test_unknown_card_lists_its_neighbours(tmp_path: Path) -> None:
+def test_unknown_card_lists_its_neighbors(tmp_path: Path) -> None:
     write(tmp_path)
     with pytest.raises(CardError, match=r"cards in .*: shop\. Did you mean 'shop'"):
         load_card(tmp_path / "shpo.md")
@@ -152,7 +152,7 @@ def test_our_cards(path: Path) -> None:
     assert card.name == path.stem
     assert card.title and card.license and card.languages and card.relevance and card.body
     assert card.note, "a card says how it was verified, or why not"
-    if not (card.source.hub or card.source.drawn):  # nobody may pass the rows on: the card says how to make them
+    if not (card.source.hub or card.source.synthetic):  # nobody may pass the rows on: the card says how to make them
         assert not card.verified and "not run" in card.note and "https://" in card.body
     assert all(baseline.source.startswith("https://") for baseline in card.baselines)
     assert all(0 < value <= 1 for baseline in card.baselines for value in baseline.metrics.values())
@@ -185,7 +185,7 @@ def script(card: str, begins: str) -> str:
 def test_what_the_card_of_muge_says_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("muge").mkdir()
-    photo = base64.b64encode(shops.jpeg("red", 900)).decode()
+    photo = base64.b64encode(catalogs.jpeg("red", 900)).decode()
     for split in ("train", "valid"):
         Path(f"{split}_imgs.tsv").write_text(f"11\t{photo}\n12\t{photo}\n13\t{photo}\n")
         queries = [
@@ -194,10 +194,10 @@ def test_what_the_card_of_muge_says_to_do(tmp_path: Path, monkeypatch: pytest.Mo
         ]
         Path(f"{split}_texts.jsonl").write_text("".join(json.dumps(query) + "\n" for query in queries))
     exec(script("muge", "import json"), {})
-    products = load_products(load_card("muge"), "validation", source="muge")
-    assert products.ids == ["11", "12", "13"]
-    assert products.texts == [("托特包",), ("托特包", "斜挎包"), ("-",)]
-    assert products[0].image == shops.jpeg("red", 900)
+    items = load_items(load_card("muge"), "validation", source="muge")
+    assert items.ids == ["11", "12", "13"]
+    assert items.texts == [("托特包",), ("托特包", "斜挎包"), ("-",)]
+    assert items[0].image == catalogs.jpeg("red", 900)
     assert load_qrels("valid_qrels.json").relevant == ({"11": 1, "12": 1}, {"12": 1})
 
 
@@ -206,19 +206,19 @@ def test_what_the_card_of_stanford_online_products_says_to_do(tmp_path: Path) ->
     for part, first in (("train", 0), ("test", 2)):
         lines = ["image_id class_id super_class_id path"]
         for i in (first, first + 1):
-            (tmp_path / "mug_final" / f"{i}_0.JPG").write_bytes(shops.jpeg("red", 12 + i))
+            (tmp_path / "mug_final" / f"{i}_0.JPG").write_bytes(catalogs.jpeg("red", 12 + i))
             lines.append(f"{i} {first} 9 mug_final/{i}_0.JPG")
         (tmp_path / f"Ebay_{part}.txt").write_text("\n".join(lines) + "\n")
     commands = script("stanford_online_products", "for part in train test; do").split("dualtower")[0]
     subprocess.run(["bash", "-c", commands], cwd=tmp_path, check=True)
-    products = load_products(load_card("stanford_online_products"), "test", source=tmp_path)
-    assert (products.ids, products.product_ids, products.texts) == (["2", "3"], ["2", "2"], [("mug",), ("mug",)])
+    items = load_items(load_card("stanford_online_products"), "test", source=tmp_path)
+    assert (items.ids, items.product_ids, items.texts) == (["2", "3"], ["2", "2"], [("mug",), ("mug",)])
 
 
 def test_what_the_card_of_abo_says_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("small/00").mkdir(parents=True)
-    Path("small/00/a.jpg").write_bytes(shops.jpeg("red"))
+    Path("small/00/a.jpg").write_bytes(catalogs.jpeg("red"))
     with gzip.open("images.csv.gz", "wt") as stream:
         stream.write("image_id,height,width,path\nI1,16,12,00/a.jpg\n")
     name = [{"language_tag": "de_DE", "value": "Becher"}, {"language_tag": "en_US", "value": "Mug"}]
@@ -230,8 +230,8 @@ def test_what_the_card_of_abo_says_to_do(tmp_path: Path, monkeypatch: pytest.Mon
     with gzip.open("listings_0.json.gz", "wt") as stream:
         stream.writelines(json.dumps(listing) + "\n" for listing in listings)
     exec(script("abo", "import csv, glob, gzip, json"), {})
-    products = load_products(load_card("abo"), "all", source=tmp_path)
-    assert (products.ids, products.texts, products.attributes["product_type"]) == (["B1"], [("Mug",)], ["CUP"])
+    items = load_items(load_card("abo"), "all", source=tmp_path)
+    assert (items.ids, items.texts, items.attributes["product_type"]) == (["B1"], [("Mug",)], ["CUP"])
 
 
 def test_cards_with_graded_queries() -> None:

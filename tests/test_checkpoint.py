@@ -36,7 +36,7 @@ def checkpoint(step: int) -> Checkpoint:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    path = save_checkpoint(checkpoint(7), tmp_path, keep=2)
+    path = save_checkpoint(checkpoint(7), tmp_path, max_checkpoints=2)
     loaded = load_checkpoint(path, CONFIG)
     assert loaded.position == checkpoint(7).position
     assert torch.equal(loaded.model["weight"], torch.arange(4.0))
@@ -46,7 +46,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_an_older_checkpoint_kept_the_place_in_the_data_with_its_position(tmp_path: Path) -> None:
-    path = save_checkpoint(replace(checkpoint(7), rng=checkpoint(7).rng * 2), tmp_path, keep=2)
+    path = save_checkpoint(replace(checkpoint(7), rng=checkpoint(7).rng * 2), tmp_path, max_checkpoints=2)
     parts = torch.load(path, weights_only=True)
     for name in ("loader", "objective", "objective_ema"):
         del parts[name]
@@ -60,7 +60,7 @@ def test_an_older_checkpoint_kept_the_place_in_the_data_with_its_position(tmp_pa
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (5, 10, 900, 1000):
-        save_checkpoint(checkpoint(step), tmp_path, keep=2)
+        save_checkpoint(checkpoint(step), tmp_path, max_checkpoints=2)
     (tmp_path / "best.pt").write_bytes(b"other")
     assert sorted(p.name for p in tmp_path.glob("step_*")) == ["step_00000900.pt", "step_00001000.pt"]
     assert latest_checkpoint(tmp_path) == tmp_path / "step_00001000.pt"
@@ -68,21 +68,21 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
 
 
 def test_truncated_file_is_named(tmp_path: Path) -> None:
-    path = save_checkpoint(checkpoint(7), tmp_path, keep=2)
+    path = save_checkpoint(checkpoint(7), tmp_path, max_checkpoints=2)
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(CheckpointError, match=r"step_00000007\.pt is not a complete checkpoint.*delete it"):
         load_checkpoint(path, CONFIG)
 
 
 def test_another_config_is_refused_by_name(tmp_path: Path) -> None:
-    path = save_checkpoint(checkpoint(7), tmp_path, keep=2)
+    path = save_checkpoint(checkpoint(7), tmp_path, max_checkpoints=2)
     other = replace(CONFIG, train=replace(CONFIG.train, lr=0.5))
     with pytest.raises(CheckpointError, match=r"train\.lr: 0\.001 != 0\.5"):
         load_checkpoint(path, other)
 
 
 def test_what_changes_no_number_may_change(tmp_path: Path) -> None:
-    path = save_checkpoint(checkpoint(7), tmp_path, keep=2)
+    path = save_checkpoint(checkpoint(7), tmp_path, max_checkpoints=2)
     moved = replace(
         CONFIG,
         out=Path("elsewhere"),
@@ -94,7 +94,7 @@ def test_what_changes_no_number_may_change(tmp_path: Path) -> None:
 
 
 def test_the_budget_may_change(tmp_path: Path) -> None:
-    path = save_checkpoint(checkpoint(7), tmp_path, keep=2)
+    path = save_checkpoint(checkpoint(7), tmp_path, max_checkpoints=2)
     more = replace(CONFIG, train=replace(CONFIG.train, steps=None, epochs=12.0, patience=3))
     assert load_checkpoint(path, more).position.step == 7
 
@@ -105,25 +105,25 @@ def test_the_budget_may_change(tmp_path: Path) -> None:
         ({"processes": "1"}, "launch 2 again"),
         ({"tokenizer": "101 tokens"}, "--base .*model --out ANOTHER"),
         ({"split train": "11 rows"}, "--base .*model --out ANOTHER"),
-        ({"pictures of train": "b"}, "restore what has changed"),
+        ({"images of train": "b"}, "restore what has changed"),
     ],
 )
 def test_other_inputs_are_refused_by_name(changed: dict[str, str], advice: str, tmp_path: Path) -> None:
-    inputs = {"processes": "2", "tokenizer": "100 tokens", "split train": "10 rows", "pictures of train": "a"}
-    path = save_checkpoint(replace(checkpoint(7), inputs=inputs), tmp_path, keep=2)
+    inputs = {"processes": "2", "tokenizer": "100 tokens", "split train": "10 rows", "images of train": "a"}
+    path = save_checkpoint(replace(checkpoint(7), inputs=inputs), tmp_path, max_checkpoints=2)
     assert load_checkpoint(path, CONFIG, inputs).position.step == 7
     ((name, now),) = changed.items()
     with pytest.raises(CheckpointError, match=f"{name}: {inputs[name]} then, {now} now.*{advice}"):
         load_checkpoint(path, CONFIG, inputs | changed)
 
 
-def test_a_run_that_skips_broken_pictures_goes_on_with_changed_ones(tmp_path: Path) -> None:
-    inputs = {"split train": "10 rows", "pictures of train": "a"}
-    path = save_checkpoint(replace(checkpoint(7), inputs=inputs), tmp_path, keep=2)
+def test_a_run_that_skips_broken_images_goes_on_with_changed_ones(tmp_path: Path) -> None:
+    inputs = {"split train": "10 rows", "images of train": "a"}
+    path = save_checkpoint(replace(checkpoint(7), inputs=inputs), tmp_path, max_checkpoints=2)
     skipping = replace(CONFIG, data=replace(CONFIG.data, on_error="skip"))
-    assert load_checkpoint(path, skipping, inputs | {"pictures of train": "b"}).position.step == 7
+    assert load_checkpoint(path, skipping, inputs | {"images of train": "b"}).position.step == 7
     with pytest.raises(CheckpointError, match="split train"):
-        load_checkpoint(path, skipping, {"split train": "11 rows", "pictures of train": "b"})
+        load_checkpoint(path, skipping, {"split train": "11 rows", "images of train": "b"})
 
 
 def test_pickled_code_is_not_executed(tmp_path: Path) -> None:
@@ -150,9 +150,9 @@ def small_disk(tmp_path: Path):
 
 
 def test_full_disk_loses_nothing_already_written(small_disk: Path) -> None:
-    first = save_checkpoint(checkpoint(1), small_disk, keep=1)
+    first = save_checkpoint(checkpoint(1), small_disk, max_checkpoints=1)
     too_large = replace(checkpoint(2), model={"weight": torch.zeros(100_000)})
     with pytest.raises(CheckpointError, match=r"cannot write .*step_00000002\.pt.*make room"):
-        save_checkpoint(too_large, small_disk, keep=1)
+        save_checkpoint(too_large, small_disk, max_checkpoints=1)
     assert [p.name for p in small_disk.iterdir()] == [first.name]
     assert load_checkpoint(first, CONFIG).position.step == 1

@@ -7,15 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import factories
 import pytest
-import tiny
 
 from dualtower import DualTower, ModelConfig, RerankerConfig
 from dualtower.cli import main
-from dualtower.data.drawn import draw_catalogue
-from dualtower.data.images import ImageSettings
-from dualtower.data.text import train_tokenizer
-from dualtower.towers import ImageTowerConfig, TextTowerConfig
+from dualtower.data.synthetic.catalog import synthesize_catalog
+from dualtower.data.transforms.images import ImageSettings
+from dualtower.data.transforms.tokenizer import train_tokenizer
+from dualtower.models.towers import ImageTowerConfig, TextTowerConfig
 
 CARDS = Path(__file__).parent.parent / "data_cards"
 
@@ -28,7 +28,7 @@ columns:
   product_id: product_id
   text: title
   image: image
-  attributes: [object, colour]
+  attributes: [object, color]
 splits: {{by_hash: {{column: product_id, validation: 0.1, test: 0.2}}}}
 ---
 Shapes on disk.
@@ -50,7 +50,7 @@ def command(*words: object) -> int:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny untrained model folder."""
-    titles = [t for texts in draw_catalogue(split="test").texts for t in texts]
+    titles = [t for texts in synthesize_catalog(split="test").texts for t in texts]
     tokenizer = train_tokenizer(titles, vocab_size=300)
     config = ModelConfig(
         text=TextTowerConfig(name="textcnn", width=16),
@@ -64,14 +64,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_the_system_refuses_is_one_line(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    words = ("evaluate", model, "--data.card", CARDS / "drawn.md", "--bootstrap", 10, "--json", tmp_path)
+    words = ("evaluate", model, "--data.card", CARDS / "synthetic.md", "--bootstrap", 10, "--json", tmp_path)
     assert command(*words) == 1
     said = capsys.readouterr().out.strip().splitlines()[-1]
     assert said.startswith("IsADirectoryError: ") and said.endswith(str(tmp_path))
 
 
 def test_a_missing_reranker_is_said_before_the_evaluation(model: Path, capsys: pytest.CaptureFixture) -> None:
-    assert command("evaluate", model, "--data.card", CARDS / "drawn.md", "--rerank", 5) == 1
+    assert command("evaluate", model, "--data.card", CARDS / "synthetic.md", "--rerank", 5) == 1
     printed = capsys.readouterr().out
     assert "no re-ranker" in printed and "recall@10" not in printed
 
@@ -81,9 +81,9 @@ def test_markdown_without_front_matter_is_no_card(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "README.md").write_text("# A shop\n")
-    assert command("evaluate", model, "--data.card", "drawm.md") == 1
+    assert command("evaluate", model, "--data.card", "synthetik.md") == 1
     printed = capsys.readouterr().out
-    assert "Did you mean 'drawn'" in printed and "README" not in printed
+    assert "Did you mean 'synthetic'" in printed and "README" not in printed
 
 
 def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
@@ -94,7 +94,7 @@ def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
 
 def test_evaluate_prints_a_table_and_writes_json(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "figures.json"
-    words = ("evaluate", model, "--data.card", CARDS / "drawn.md", "--json", out, "--breakdown", "colour")
+    words = ("evaluate", model, "--data.card", CARDS / "synthetic.md", "--json", out, "--breakdown", "color")
     assert command(*words, "--bootstrap", 50, "--report", tmp_path / "report") == 0
     printed = capsys.readouterr().out
     assert "recall@10" in printed and "chance" in printed
@@ -103,31 +103,40 @@ def test_evaluate_prints_a_table_and_writes_json(model: Path, tmp_path: Path, ca
         figure = figures[direction]["recall@10"]
         assert figure["low"] <= figure["value"] <= figure["high"]
     assert figures["protocol"]["split"] == "test"
-    by_colour = figures["breakdowns"]["colour"]["text_to_image"]
+    by_color = figures["breakdowns"]["color"]["text_to_image"]
     queries = figures["protocol"]["directions"]["text_to_image"]["queries"]
-    assert sum(row["queries"] for row in by_colour) == queries and by_colour[0]["recall@10"]["low"] is not None
-    assert "text → image by colour" in printed and f"| {by_colour[0]['value']}" in printed
+    assert sum(row["queries"] for row in by_color) == queries and by_color[0]["recall@10"]["low"] is not None
+    assert "text → image by color" in printed and f"| {by_color[0]['value']}" in printed
     assert json.loads((tmp_path / "report" / "metrics.json").read_text())["breakdowns"] == figures["breakdowns"]
     assert (tmp_path / "report" / "report.md").exists()
 
 
 def test_similar_products_are_measured(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    words = ["evaluate", model, "--data.card", CARDS / "drawn.md", "--task", "product-to-product", "--bootstrap", "10"]
-    assert command(*words, "--relevance", "object,colour", "--json", tmp_path / "similar.json") == 0
+    words = [
+        "evaluate",
+        model,
+        "--data.card",
+        CARDS / "synthetic.md",
+        "--task",
+        "product-to-product",
+        "--bootstrap",
+        "10",
+    ]
+    assert command(*words, "--relevance", "object,color", "--json", tmp_path / "similar.json") == 0
     assert "average" in capsys.readouterr().out
     figures = json.loads((tmp_path / "similar.json").read_text())
-    assert figures["protocol"]["relevance"] == "same object and colour"
+    assert figures["protocol"]["relevance"] == "same object and color"
     assert 0 < figures["product_to_product"]["title"]["ndcg@10"]["value"] <= 1
     assert command(*words, "--rerank", "5") == 1
     assert "takes no --rerank" in capsys.readouterr().out
-    assert command(*words, "--breakdown", "colour", "--report", tmp_path / "report") == 1
+    assert command(*words, "--breakdown", "color", "--report", tmp_path / "report") == 1
     assert "takes no --breakdown, no --report" in capsys.readouterr().out
 
 
 def test_reranked_figures_stand_beside_the_others(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     heads = DualTower.from_pretrained(model).with_heads(reranker=RerankerConfig(layers=1, width=16, heads=2))
     heads.save_pretrained(tmp_path / "model")
-    words = ["--data.card", CARDS / "drawn.md", "--split", "validation", "--bootstrap", "10", "--rerank", "3"]
+    words = ["--data.card", CARDS / "synthetic.md", "--split", "validation", "--bootstrap", "10", "--rerank", "3"]
     assert command("evaluate", tmp_path / "model", *words, "--json", tmp_path / "figures.json") == 0
     assert "best 3 re-ranked" in capsys.readouterr().out
     figures = json.loads((tmp_path / "figures.json").read_text())
@@ -137,35 +146,35 @@ def test_reranked_figures_stand_beside_the_others(model: Path, tmp_path: Path, c
 
 
 def test_explanation_is_drawn(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    tiny.picture().save(tmp_path / "mug.png")
+    factories.photo().save(tmp_path / "mug.png")
     words = ["explain", model, "--text", "red mug", "--image", tmp_path / "mug.png"]
     assert command(*words, "--out", tmp_path / "why.png") == 0
     assert "red" in capsys.readouterr().out and (tmp_path / "why.png").stat().st_size > 1000
     assert command("explain", model, "--text", "red mug", "--image", tmp_path / "no.png") == 1
-    assert "no picture at" in capsys.readouterr().out
+    assert "no image at" in capsys.readouterr().out
 
 
 def test_draw_then_check_then_evaluate_a_folder_of_ones_own(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    assert command("data", "draw", tmp_path / "shapes", "--split", "test") == 0
+    assert command("data", "synthesize", tmp_path / "shapes", "--split", "test") == 0
     card = tmp_path / "card.md"
     card.write_text(OWN_CARD.format(folder=tmp_path / "shapes"))
     assert command("data", "check", card, "--json", tmp_path / "findings.json") == 0
     assert "rows" in capsys.readouterr().out
     assert json.loads((tmp_path / "findings.json").read_text())
     assert command("evaluate", model, "--data.card", card, "--bootstrap", 20) == 0
-    assert command("data", "draw", tmp_path / "shapes") == 1
+    assert command("data", "synthesize", tmp_path / "shapes") == 1
     assert "exists already" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("evaluate", "nowhere", "--data.card", CARDS / "drawn.md"), "nowhere"),
+        (("evaluate", "nowhere", "--data.card", CARDS / "synthetic.md"), "nowhere"),
         (("evaluate", "MODEL", "--data.card", "no_card.md"), "no_card.md"),
-        (("evaluate", "MODEL", "--data.card", CARDS / "drawn.md", "--split", "tset"), "Did you mean 'test'"),
-        (("evaluate", "MODEL", "--data.card", CARDS / "drawn.md", "--qrels", "no.json"), "no.json"),
+        (("evaluate", "MODEL", "--data.card", CARDS / "synthetic.md", "--split", "tset"), "Did you mean 'test'"),
+        (("evaluate", "MODEL", "--data.card", CARDS / "synthetic.md", "--qrels", "no.json"), "no.json"),
         (("data", "check", CARDS / "fashion_products.md", "--data.source", "no_folder/"), "no_folder"),
     ],
 )
@@ -178,7 +187,7 @@ def test_wrong_words_are_named(
     assert status == 1 and message in printed.out + printed.err
 
 
-@pytest.mark.parametrize("words", [(), ("data",), ("evaluate",), ("data", "check"), ("data", "draw")])
+@pytest.mark.parametrize("words", [(), ("data",), ("evaluate",), ("data", "check"), ("data", "synthesize")])
 def test_every_level_has_help(words: tuple, capsys: pytest.CaptureFixture) -> None:
     assert command(*words, "--help") == 0
     assert "usage: dualtower" in capsys.readouterr().out

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_cli import command
-from test_evaluation import ColourEncoder, catalogue, qrels
+from test_evaluation import ColorEncoder, catalog, qrels
 
 from dualtower.errors import ConfigError
 from dualtower.evaluation import (
@@ -23,7 +23,7 @@ from dualtower.evaluation import (
 
 
 def measured(noise: float = 0.0, **changes) -> Evaluation:
-    return evaluate(ColourEncoder(noise), catalogue(views=changes.pop("views", 3)), bootstrap=0, **changes)
+    return evaluate(ColorEncoder(noise), catalog(views=changes.pop("views", 3)), bootstrap=0, **changes)
 
 
 def test_the_file_holds_what_every_query_achieved(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_the_file_holds_what_every_query_achieved(tmp_path: Path) -> None:
         saved = found.directions[name]
         assert saved.keys == [direction.queries.keys[i] for i in direction.ranks.judged]
         assert saved.texts == (direction.queries.texts and [direction.queries.texts[i] for i in direction.ranks.judged])
-        assert np.array_equal(saved.products, direction.groups)
+        assert np.array_equal(saved.product_ids, direction.groups)
         assert list(saved.metrics) == list(direction.per_query)
         for metric, values in direction.per_query.items():
             assert np.array_equal(saved.metrics[metric], values)
@@ -65,7 +65,7 @@ def test_the_command_takes_runs_models_and_files(tmp_path: Path, capsys: pytest.
     mrr = figures["text_to_image"]["mrr"]
     assert set(mrr) == {"first", "second", "value", "low", "high", "p"}
     assert mrr["value"] == pytest.approx(mrr["second"] - mrr["first"])
-    assert figures["protocol"]["first"]["model_fingerprint"] == "colours-200"
+    assert figures["protocol"]["first"]["model_fingerprint"] == "colors-200"
     assert command("compare", tmp_path / "bad" / "queries.parquet", tmp_path / "good", "--resamples", 50) == 0
 
 
@@ -88,7 +88,7 @@ def test_other_queries_or_galleries_are_refused(
 
 
 def test_the_same_queries_with_other_answers_are_refused() -> None:
-    first, second = (measured(queries=qrels(red_mug={picture: 1})) for picture in ("red-0", "red-1"))
+    first, second = (measured(queries=qrels(red_mug={photo: 1})) for photo in ("red-0", "red-1"))
     with pytest.raises(ConfigError, match=r"text_to_image: other items are relevant"):
         compare(first, second)
     with pytest.raises(ConfigError, match=r"text_to_image: the queries differ.*'red mug' and 'red cup'"):

@@ -5,22 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import factories
 import pytest
-import tiny
 import torch
-from test_loop import trainer
+from test_trainer import trainer
 from torch._dynamo.utils import counters
 
 from dualtower import DualTower
-from dualtower.training.loop import Trainer
+from dualtower.training.trainer import Trainer
 
 LENGTHS = (5, 6, 4, 7, 3, 8)
 
 
 def without_dropout(text: str) -> DualTower:
-    plain = tiny.config(text, "gernet")
+    plain = factories.config(text, "gernet")
     torch.manual_seed(0)
-    return DualTower.create(replace(plain, text=replace(plain.text, dropout=0.0)), tiny.tokenizer())
+    return DualTower.create(replace(plain, text=replace(plain.text, dropout=0.0)), factories.tokenizer())
 
 
 def graphs_after_steps(made: Trainer) -> list[int]:
@@ -46,7 +46,7 @@ def test_texts_of_many_lengths_compile_once(text: str, tmp_path: Path, caplog: p
     options = {"steps": len(LENGTHS), "augmentation": "none", "optimizer": "sgd"}
     compiled = trainer(tmp_path / "compiled", without_dropout(text), compile=True, **options)
     plain = trainer(tmp_path / "plain", without_dropout(text), **options)
-    with compiled.journal, plain.journal:
+    with compiled.metric_logger, plain.metric_logger:
         told = graphs_after_steps(compiled)
         assert told[0] >= 1, "nothing was compiled"
         assert told[-1] == told[0], f"compiled anew: {told} programs after each step"

@@ -9,19 +9,19 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
+import factories
 import numpy as np
 import pytest
-import tiny
 import torch
 
 from dualtower.cli import Command, main
 from dualtower.data.cards import load_card
-from dualtower.data.loading import load_products
+from dualtower.data.loading import load_items
 from dualtower.device import describe_device, find_device, present_devices
 from dualtower.errors import ConfigError
 from dualtower.evaluation import Relevance, both_ways, counting, counting_on_device, evaluate, retrieval_ranks
-from dualtower.precision import TowerPrecision, inference_precision
-from dualtower.retrieval.local import LocalStore
+from dualtower.models.precision import TowerPrecision, inference_precision
+from dualtower.search.local.store import LocalStore
 
 CARDS = Path(__file__).parent.parent / "data_cards"
 TWO_GPUS = {"cuda": 2, "cpu": 1}
@@ -75,13 +75,13 @@ def test_this_machine() -> None:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.spread_model().save_pretrained(tmp_path_factory.mktemp("model") / "m")
+    return factories.spread_model().save_pretrained(tmp_path_factory.mktemp("model") / "m")
 
 
 @pytest.fixture(scope="module")
-def catalogue(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def catalog(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("shop") / "c"
-    index = ("index", model, "--data.card", CARDS / "drawn.md", "--split", "validation", "--out", out)
+    index = ("index", model, "--data.card", CARDS / "synthetic.md", "--split", "validation", "--out", out)
     main([str(word) for word in (*index, "--device", "cpu", "--precision", "bf16")])
     return out
 
@@ -91,18 +91,18 @@ def command(*words: Any) -> None:
 
 
 def test_commands_say_where_they_compute(
-    model: Path, catalogue: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    model: Path, catalog: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    tiny.picture().save(tmp_path / "mug.png")
-    card = ("--data.card", CARDS / "drawn.md")
+    factories.photo().save(tmp_path / "mug.png")
+    card = ("--data.card", CARDS / "synthetic.md")
     explain = ("explain", model, "--text", "mug", "--image", tmp_path / "mug.png", "--out", tmp_path / "why.png")
     rows = tmp_path / "rows.csv"
     rows.write_text("")
     for words in (
         ("evaluate", model, *card, "--bootstrap", 0, "--json", tmp_path / "m.json"),
         explain,
-        ("search", catalogue, "--text", "red mug", "--json"),
-        ("classify", catalogue, "--labels", "mug", "dress"),
+        ("search", catalog, "--text", "red mug", "--json"),
+        ("classify", catalog, "--labels", "mug", "dress"),
     ):
         capfd.readouterr()
         command(*words, "--device", "cpu")
@@ -119,20 +119,20 @@ def test_commands_say_where_they_compute(
 
 @pytest.mark.parametrize("name", ["evaluate", "explain", "index", "search", "upsert", "classify", "serve", "tune"])
 def test_a_missing_device_is_one_line(
-    name: str, model: Path, catalogue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, model: Path, catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tiny.picture().save(tmp_path / "mug.png")
+    factories.photo().save(tmp_path / "mug.png")
     (tmp_path / "words.txt").write_text("mug\n")
-    card = ("--data.card", CARDS / "drawn.md")
+    card = ("--data.card", CARDS / "synthetic.md")
     words = {
         "evaluate": (model, *card),
         "explain": (model, "--text", "mug", "--image", tmp_path / "mug.png"),
         "index": (model, *card, "--out", tmp_path / "new"),
-        "search": (catalogue, "--text", "mug"),
-        "upsert": (catalogue, tmp_path),
-        "classify": (catalogue, "--labels", "a", "b"),
-        "serve": (catalogue, "--port", 0),
-        "tune": (catalogue, "--queries", tmp_path / "words.txt"),
+        "search": (catalog, "--text", "mug"),
+        "upsert": (catalog, tmp_path),
+        "classify": (catalog, "--labels", "a", "b"),
+        "serve": (catalog, "--port", 0),
+        "tune": (catalog, "--queries", tmp_path / "words.txt"),
     }[name]
     with pytest.raises(SystemExit) as end:
         command(name, *words, "--device", "cuda:99")
@@ -147,18 +147,18 @@ def test_every_command_with_a_model_can_be_told_where() -> None:
     assert [c for c in with_model if not any(field.name == "device" for field in fields(c))] == []
 
 
-def test_a_catalogue_notes_its_precision_and_goes_on_in_it(
-    model: Path, catalogue: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_a_catalog_notes_its_precision_and_goes_on_in_it(
+    model: Path, catalog: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert LocalStore(catalogue).info.precision == TowerPrecision("bf16", "bf16")
-    again = ("index", model, "--data.card", CARDS / "drawn.md", "--out", catalogue)
+    assert LocalStore(catalog).info.precision == TowerPrecision("bf16", "bf16")
+    again = ("index", model, "--data.card", CARDS / "synthetic.md", "--out", catalog)
     command(*again, "--split", "test", "--device", "cpu")
     assert "on cpu: text bf16, image bf16" in capfd.readouterr().err
     with pytest.raises(SystemExit) as end:
         command(*again, "--precision", "fp32")
     assert "embedded in another precision" in str(end.value.code)
     measured = tmp_path / "measured"
-    command("index", model, "--data.card", CARDS / "drawn.md", "--split", "validation", "--out", measured)
+    command("index", model, "--data.card", CARDS / "synthetic.md", "--split", "validation", "--out", measured)
     noted = LocalStore(measured).info.precision
     assert noted is not None and f"text {noted.text}, image {noted.image}" in capfd.readouterr().err
 
@@ -166,10 +166,10 @@ def test_a_catalogue_notes_its_precision_and_goes_on_in_it(
 def test_bf16_vectors_find_what_float32_ones_do(model: Path) -> None:
     from dualtower import DualTower
 
-    products = load_products(load_card(CARDS / "drawn.md"), "test")
+    items = load_items(load_card(CARDS / "synthetic.md"), "test")
     exact = DualTower.from_pretrained(model).placed("cpu")
     rounded = exact.for_inference(TowerPrecision("bf16", "bf16", channels_last=False))
-    a, b = (evaluate(m, products, bootstrap=0).report for m in (exact, rounded))
+    a, b = (evaluate(m, items, bootstrap=0).report for m in (exact, rounded))
     assert a.protocol["model_fingerprint"] == b.protocol["model_fingerprint"]
     assert b.protocol["computed"]["image"] == "bf16" and exact.precision == TowerPrecision("fp32", "fp32")
     for direction, figures in a.metrics.items():
@@ -192,23 +192,23 @@ def device_path(monkeypatch: pytest.MonkeyPatch) -> torch.device:
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
-@pytest.mark.parametrize("products", [5, 60])
+@pytest.mark.parametrize("items", [5, 60])
 @pytest.mark.parametrize("block", [None, (40, 1000)])
 def test_ranks_are_the_same_on_every_device(
-    similarity: Any, products: int, block: Any, device_path: torch.device, monkeypatch: pytest.MonkeyPatch
+    similarity: Any, items: int, block: Any, device_path: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(counting_on_device, "_AT_ONCE", 30_000)  # several rounds of each kind
     queries, gallery = vectors(90, 1), vectors(1100, 2)
     gallery[:90] = queries
     rng = np.random.default_rng(3)
-    relevance = Relevance.from_products(rng.integers(0, products, 90), rng.integers(0, products, 1100))
+    relevance = Relevance.from_products(rng.integers(0, items, 90), rng.integers(0, items, 1100))
     for cores, device in zip(
         both_ways(queries, gallery, relevance, similarity=similarity),
         both_ways(queries, gallery, relevance, similarity=similarity, block=block, device=device_path),
         strict=True,
     ):
         assert np.array_equal(cores.above, device.above) and np.array_equal(cores.tied, device.tied)
-    codes = rng.integers(0, products, 200)
+    codes = rng.integers(0, items, 200)
     own = (gallery[:200], gallery[:200], Relevance.from_products(codes, codes))
     cores, device = (
         retrieval_ranks(*own, exclude=np.arange(200), similarity=similarity, block=shape, device=where)
@@ -218,9 +218,9 @@ def test_ranks_are_the_same_on_every_device(
     assert cores.tied.any()
 
 
-def test_serve_says_where(catalogue: Path) -> None:
+def test_serve_says_where(catalog: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "dualtower", "serve", str(catalogue), "--port", "0", "--device", "cpu"],
+        [sys.executable, "-m", "dualtower", "serve", str(catalog), "--port", "0", "--device", "cpu"],
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from processes import torchrun
 
-from dualtower.distributed import agree, agree_on_step, gather, rank, world_size
+from dualtower.distributed import agree_on_step, all_gather_with_grad, all_reduce_max, rank, world_size
 
 SCRIPT = Path(__file__).with_name("distributed_gradients.py")
 
@@ -33,6 +33,6 @@ def test_gradients_equal_one_process_on_the_joined_batch(processes):
 def test_without_a_process_group_everything_is_the_identity():
     embeddings, codes = torch.randn(3, 2, requires_grad=True), torch.tensor([5, 6, 7])
     assert (world_size(), rank()) == (1, 0)
-    assert gather(embeddings, codes) == (embeddings, codes)
+    assert all_gather_with_grad(embeddings, codes) == (embeddings, codes)
     assert agree_on_step(True, 2.0, [3], "cpu") == (True, 2.0)
-    assert agree(1.0, 2.0, "cpu") == (1.0, 2.0)
+    assert all_reduce_max(1.0, 2.0, "cpu") == (1.0, 2.0)

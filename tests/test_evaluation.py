@@ -10,59 +10,59 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dualtower.data.products import Products
+from dualtower.data.items import ItemDataset
 from dualtower.errors import ConfigError, DataError, QrelsError, RowError, UnknownName
 from dualtower.evaluation import Qrels, compare, evaluate, write_report
-from dualtower.types import Product
+from dualtower.types import Item
 
-COLOURS = {"red": (200, 30, 30), "绿色": (30, 180, 60), "blue": (40, 60, 210), "grey": (120, 120, 120)}
+COLORS = {"red": (200, 30, 30), "绿色": (30, 180, 60), "blue": (40, 60, 210), "grey": (120, 120, 120)}
 
 
-class ColourEncoder:
-    """Embeds a text by the colour it names and a picture by its mean colour; `noise` makes it worse."""
+class ColorEncoder:
+    """Embeds a text by the color it names and an image by its mean color; `noise` makes it worse."""
 
     def __init__(self, noise: float = 0.0, similarity: str = "cosine") -> None:
         self.noise = noise
         self.config = SimpleNamespace(similarity=similarity)
-        self.fingerprint = f"colours-{noise}"
+        self.fingerprint = f"colors-{noise}"
 
     def encode_text(self, texts, *, batch_size=256, progress=False):
-        return self._finish([COLOURS[text.split()[0]] for text in texts])
+        return self._finish([COLORS[text.split()[0]] for text in texts])
 
     def encode_image(self, images, *, batch_size=256, progress=False):
         opened = [Image.open(io.BytesIO(image)).convert("RGB") for image in images]
         return self._finish([np.asarray(image).mean((0, 1)) for image in opened])
 
-    def _finish(self, colours):
-        vectors = np.array(colours, np.float32).reshape(-1, 3) - 100
+    def _finish(self, colors):
+        vectors = np.array(colors, np.float32).reshape(-1, 3) - 100
         vectors = vectors + self.noise * np.random.default_rng(0).normal(size=vectors.shape)
         return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def picture(colour, shade: int) -> bytes:
-    image = Image.new("RGB", (12, 20), tuple(c + shade for c in colour))
+def photo(color, shade: int) -> bytes:
+    image = Image.new("RGB", (12, 20), tuple(c + shade for c in color))
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-def catalogue(views: int = 3, **changes) -> Products:
+def catalog(views: int = 3, **changes) -> ItemDataset:
     rows = [
-        Product(
+        Item(
             id=f"{name}-{view}",
             product_id=name,
             texts=(f"{name} mug",),
-            image=changes.get("image", picture(colour, 7 * view)),
-            attributes={"colour": name, "view": view},
+            image=changes.get("image", photo(color, 7 * view)),
+            attributes={"color": name, "view": view},
         )
-        for name, colour in COLOURS.items()
+        for name, color in COLORS.items()
         for view in range(views)
     ]
-    return Products.from_rows(rows, card="mugs", split="test")
+    return ItemDataset.from_rows(rows, card="mugs", split="test")
 
 
 def test_directions_queries_and_galleries():
-    result = evaluate(ColourEncoder(), catalogue(), ks=(1, 3), bootstrap=50)
+    result = evaluate(ColorEncoder(), catalog(), ks=(1, 3), bootstrap=50)
     assert list(result.directions) == ["text_to_image", "image_to_text", "image_to_image"]
     sizes = {name: (d["queries"], d["gallery"]) for name, d in result.report.protocol["directions"].items()}
     assert sizes == {"text_to_image": (4, 12), "image_to_text": (12, 4), "image_to_image": (12, 12)}
@@ -74,18 +74,18 @@ def test_directions_queries_and_galleries():
     assert metrics["image_to_image"]["recall@3"].value == 1  # its own row does not stand in the way
     assert metrics["image_to_image"]["recall@1"].value == 0.5
     texts = result.directions["text_to_image"].queries
-    assert texts.texts == [f"{name} mug" for name in COLOURS]
+    assert texts.texts == [f"{name} mug" for name in COLORS]
     assert result.directions["image_to_text"].groups.shape == (12,)
 
 
-def test_single_pictures_have_no_image_to_image():
-    result = evaluate(ColourEncoder(), catalogue(views=1), ks=(1,), bootstrap=0)
+def test_single_images_have_no_image_to_image():
+    result = evaluate(ColorEncoder(), catalog(views=1), ks=(1,), bootstrap=0)
     assert list(result.directions) == ["text_to_image", "image_to_text"]
     assert result.report.metrics["text_to_image"]["recall@1"].low is None
 
 
 def test_the_json_reads_as_promised(tmp_path):
-    report = evaluate(ColourEncoder(30), catalogue()).report
+    report = evaluate(ColorEncoder(30), catalog()).report
     written = json.loads(report.save(tmp_path).read_text())
     assert written == json.loads(json.dumps(report.to_dict()))
     assert list(written) == ["text_to_image", "image_to_text", "image_to_image", "protocol"]
@@ -98,8 +98,8 @@ def test_the_json_reads_as_promised(tmp_path):
             assert figure["low"] <= figure["value"] <= figure["high"]
     protocol = written["protocol"]
     assert protocol["card"] == "mugs"
-    assert protocol["model_fingerprint"] == "colours-30"
-    assert protocol["data_fingerprint"] == catalogue().fingerprint
+    assert protocol["model_fingerprint"] == "colors-30"
+    assert protocol["data_fingerprint"] == catalog().fingerprint
     assert protocol["ties"] == "expected"
     assert protocol["intervals"] == {
         "level": 0.95, "method": "bootstrap by product", "where_all_resamples_agree": "Clopper-Pearson",
@@ -110,7 +110,7 @@ def test_the_json_reads_as_promised(tmp_path):
 
 
 def test_the_table_shows_figures_intervals_and_chance():
-    table = evaluate(ColourEncoder(), catalogue()).report.table().splitlines()
+    table = evaluate(ColorEncoder(), catalog()).report.table().splitlines()
     assert [cell.strip() for cell in table[0].strip("|").split("|")] == [
         "metric", "text → image", "chance", "image → text", "chance", "image → image", "chance",
     ]  # fmt: skip
@@ -124,9 +124,9 @@ def qrels(**relevant) -> Qrels:
     return Qrels(tuple(map(str, range(len(texts)))), texts, tuple(relevant.values()), name="mugs.json")
 
 
-def test_relevance_file_searches_the_whole_catalogue_and_back():
+def test_relevance_file_searches_the_whole_catalog_and_back():
     queries = qrels(red_mug={"red-0": 2, "red-1": 1}, blue_cup={"blue-0": 1}, grey_thing={"red-2": 1})
-    result = evaluate(ColourEncoder(), catalogue(), queries=queries, ks=(1, 3), bootstrap=20, breakdown=("colour",))
+    result = evaluate(ColorEncoder(), catalog(), queries=queries, ks=(1, 3), bootstrap=20, breakdown=("color",))
     assert list(result.directions) == ["text_to_image", "image_to_text"]
     forward, backward = result.directions.values()
     assert (len(forward.ranks.judged), len(backward.ranks.judged)) == (3, 4)
@@ -134,42 +134,42 @@ def test_relevance_file_searches_the_whole_catalogue_and_back():
     assert backward.gallery.texts == ["red mug", "blue cup", "grey thing"]
     assert backward.per_query["recall@1"].tolist() == [1, 1, 0, 1]
     assert result.report.protocol["relevance"] == "qrels mugs.json"
-    values = {row.value: row.queries for row in result.breakdowns["colour"]["text_to_image"]}
-    assert values == {"red": 2, "blue": 1}  # a query counts where its most relevant picture does
+    values = {row.value: row.queries for row in result.breakdowns["color"]["text_to_image"]}
+    assert values == {"red": 2, "blue": 1}  # a query counts where its most relevant image does
     with pytest.raises(QrelsError, match="not among the 12 ids"):
-        evaluate(ColourEncoder(), catalogue(), queries=qrels(red_mug={"red-9": 1, "red-0": 1}))
+        evaluate(ColorEncoder(), catalog(), queries=qrels(red_mug={"red-9": 1, "red-0": 1}))
     kept = qrels(red_mug={"red-9": 1, "red-0": 1}, blue_mug={"blue-9": 1})
-    dropped = evaluate(ColourEncoder(), catalogue(), queries=kept, missing="drop", bootstrap=0)
+    dropped = evaluate(ColorEncoder(), catalog(), queries=kept, missing="drop", bootstrap=0)
     assert dropped.report.protocol["directions"]["text_to_image"]["queries_without_relevant"] == 1
 
 
 def test_compare_pairs_queries():
-    good, bad = (evaluate(ColourEncoder(noise), catalogue(), bootstrap=0) for noise in (0, 200))
+    good, bad = (evaluate(ColorEncoder(noise), catalog(), bootstrap=0) for noise in (0, 200))
     found = compare(bad, good, resamples=500)
     assert found["text_to_image"]["mrr"].value > 0
     assert compare(good, good, resamples=100)["image_to_text"]["hit@1"].p_value == 1
     with pytest.raises(ConfigError, match="the galleries differ"):
-        compare(good, evaluate(ColourEncoder(), catalogue(views=2), bootstrap=0))
+        compare(good, evaluate(ColorEncoder(), catalog(views=2), bootstrap=0))
 
 
 def test_unknown_attribute_and_nothing_to_measure():
-    with pytest.raises(UnknownName, match=r"no attribute 'color'.*Did you mean 'colour'"):
-        evaluate(ColourEncoder(), catalogue(), breakdown=("color",))
-    with pytest.raises(DataError, match="no pictures to search"):
-        evaluate(ColourEncoder(), catalogue(image=None))
+    with pytest.raises(UnknownName, match=r"no attribute 'colr'.*Did you mean 'color'"):
+        evaluate(ColorEncoder(), catalog(), breakdown=("colr",))
+    with pytest.raises(DataError, match="no images to search"):
+        evaluate(ColorEncoder(), catalog(image=None))
 
 
 def test_report_page(tmp_path):
-    result = evaluate(ColourEncoder(60), catalogue(), bootstrap=50, breakdown=("colour",))
+    result = evaluate(ColorEncoder(60), catalog(), bootstrap=50, breakdown=("color",))
     history = [
         {"step": 1, "epoch": 0.1, "seconds": 1.0, "loss": 5.0, "lr": 1e-3, "scale": 14.0, "samples_per_s": 90},
         {"step": 9, "epoch": 0.9, "seconds": 9.0, "loss": 3.0, "lr": 5e-4, "scale": 15.0, "samples_per_s": 95},
         {"step": 9, "epoch": 0.9, "seconds": 9.0, "validation": {"score": 0.4, "text_to_image/recall@10": 0.5}},
     ]
-    page = write_report(tmp_path, result, history=history, skipped=[RowError("a.csv", 7, "no | picture")], examples=2)
+    page = write_report(tmp_path, result, history=history, skipped=[RowError("a.csv", 7, "no | image")], examples=2)
     text = page.read_text()
     assert result.report.table() in text
-    for expected in ("绿色 mug", "## Protocol", "## By colour", "a.csv, row 7: no | picture", "curves.png"):
+    for expected in ("绿色 mug", "## Protocol", "## By color", "a.csv, row 7: no | image", "curves.png"):
         assert expected in text
     linked = {part.split(")")[0] for part in text.split("](")[1:]}
     assert linked == {f"report/{path.name}" for path in (tmp_path / "report").iterdir()}
@@ -185,6 +185,6 @@ def test_report_page(tmp_path):
 def test_report_page_of_a_relevance_file_with_hostile_text(tmp_path):
     nasty = "red | <b>*mug*</b>\n# [x](y)"
     queries = Qrels(("a", "b"), (nasty, "blue " + "x" * 500), ({"red-0": 1}, {"blue-0": 1}))
-    text = write_report(tmp_path, evaluate(ColourEncoder(), catalogue(), queries=queries, bootstrap=0)).read_text()
+    text = write_report(tmp_path, evaluate(ColorEncoder(), catalog(), queries=queries, bootstrap=0)).read_text()
     assert "red \\| &lt;b>\\*mug\\*&lt;/b> \\# \\[x\\](y)" in text
     assert "x" * 130 not in text

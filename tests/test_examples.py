@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from matplotlib import legend
 from PIL import Image
-from test_evaluation import ColourEncoder, catalogue, picture
+from test_evaluation import ColorEncoder, catalog, photo
 from test_several_images import Angles, three_rows
 
-from dualtower.data.products import Products
+from dualtower.data.items import ItemDataset
 from dualtower.evaluation import evaluate, write_report
 from dualtower.evaluation.examples import find_examples, sample_scores
-from dualtower.evaluation.strips import Framed, draw_curves, draw_histogram, draw_strip
-from dualtower.types import Product
+from dualtower.evaluation.reports.figures import Framed, draw_curves, draw_histogram, draw_strip
+from dualtower.types import Item
 
 
 def test_right_answers_stand_beside_wrong_hits_with_rank_and_score() -> None:
@@ -37,23 +37,23 @@ def test_right_answers_stand_beside_wrong_hits_with_rank_and_score() -> None:
     assert best.missed == [] and best.hits[0].relevant
 
 
-def repeated() -> Products:
+def repeated() -> ItemDataset:
     """Thirty rows of a wrongly titled product among ten right ones."""
-    wrong = [Product(f"w{i}", "wrong", (f"red mug {i}",), picture((40, 60, 210), i)) for i in range(30)]
-    right = [Product(f"r{i}", f"right {i}", (f"red cup {i}",), picture((200, 30, 30), i)) for i in range(10)]
-    return Products.from_rows([*wrong, *right])
+    wrong = [Item(f"w{i}", "wrong", (f"red mug {i}",), photo((40, 60, 210), i)) for i in range(30)]
+    right = [Item(f"r{i}", f"right {i}", (f"red cup {i}",), photo((200, 30, 30), i)) for i in range(10)]
+    return ItemDataset.from_rows([*wrong, *right])
 
 
 def test_no_product_stands_twice_in_a_list() -> None:
-    result = evaluate(ColourEncoder(), repeated(), ks=(1,), bootstrap=0)
+    result = evaluate(ColorEncoder(), repeated(), ks=(1,), bootstrap=0)
     for direction in result.directions.values():
         for kind, examples in find_examples(direction, examples=5, hits=3, seed=1).items():
-            products = [direction.groups[np.searchsorted(direction.ranks.judged, e.query)] for e in examples]
-            assert len(set(products)) == len(products), kind
+            items = [direction.groups[np.searchsorted(direction.ranks.judged, e.query)] for e in examples]
+            assert len(set(items)) == len(items), kind
 
 
 def test_sampled_scores_are_those_of_the_pairs() -> None:
-    result = evaluate(ColourEncoder(60), catalogue(views=5), ks=(1,), bootstrap=0)
+    result = evaluate(ColorEncoder(60), catalog(views=5), ks=(1,), bootstrap=0)
     for direction in result.directions.values():
         relevant, others = sample_scores(direction, most=4000, seed=3)
         assert len(relevant) == len(direction.ranks.scores)
@@ -71,7 +71,7 @@ def test_the_report_shows_them(tmp_path: Path) -> None:
     text = write_report(
         tmp_path, evaluate(Angles(), three_rows(), ks=(1,), bootstrap=0), examples=2, hits=2
     ).read_text()
-    assert "3: 0.766" not in text  # of a picture it is drawn into the strip
+    assert "3: 0.766" not in text  # of an image it is drawn into the strip
     line = next(line for line in text.splitlines() if "b too" in line and "**" in line)
     assert re.search(r"\*\*1: 0\.\d{3} b ✓\*\*<br>2: 0\.\d{3} a (front|back)", line)  # b(20): b, then a front or a back
     assert "**4: 0.766 b too ✓**" in line
@@ -91,7 +91,7 @@ def test_a_busy_machine_draws_without_a_warning(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_strips_and_histograms_are_drawn() -> None:
-    red = picture((200, 30, 30), 0)
+    red = photo((200, 30, 30), 0)
     hits, missed = [Framed(red, False, "1: 0.9")] * 3, [Framed(red, True, "17: 0.2")]
     strip = draw_strip([hits, missed], query=red)
     wider = draw_strip([hits, missed, missed], query=red)

@@ -6,12 +6,12 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
+import factories
 import pytest
-import tiny
 import torch
 from processes import torchrun
 
-from dualtower.data.attributes import AttributesConfig, attribute_values, fit_attributes
+from dualtower.data.transforms.attributes import AttributesConfig, attribute_values, fit_attributes
 from dualtower.training.prefetch import on_device
 from dualtower.types import Batch
 
@@ -38,13 +38,13 @@ def test_unequal_batches_are_an_error_on_all_ranks(told: list[dict]) -> None:
 
 
 def whole_batch() -> Batch:
-    rows = [{"colour": "red", "price": 1.0}, {"colour": "blue", "price": 2.0}]
-    read = fit_attributes(AttributesConfig(("colour", "price")), {n: [r[n] for r in rows] for n in rows[0]}, ("price",))
+    rows = [{"color": "red", "price": 1.0}, {"color": "blue", "price": 2.0}]
+    read = fit_attributes(AttributesConfig(("color", "price")), {n: [r[n] for r in rows] for n in rows[0]}, ("price",))
     return Batch(
         ("a", "b"),
         torch.arange(2),
         pixels=torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
-        tokens=tiny.model().collator().tokens(["red mug", "blue mug"]),
+        tokens=factories.model().collator().tokens(["red mug", "blue mug"]),
         attributes=attribute_values(read, rows),
         labels=torch.zeros(2, 1, dtype=torch.int64),
         present=torch.ones(2, 2, dtype=torch.bool),

@@ -7,37 +7,40 @@ import json
 import math
 from pathlib import Path
 
+import factories
 import numpy as np
 import pytest
-import tiny
 
 from dualtower.cli import main
 from dualtower.data.cards import Columns, DataCard, QueryColumns
-from dualtower.data.products import Products
+from dualtower.data.items import ItemDataset
 from dualtower.errors import ConfigError, DataError, QrelsError, UnknownName
 from dualtower.evaluation import Evaluation, card_queries, evaluate, load_qrels, save_query_table, save_run
 from dualtower.evaluation.qrels import Qrels
-from dualtower.types import Product
+from dualtower.types import Item
 
 
-def catalogue(count: int = 60) -> Products:
+def catalog(count: int = 60) -> ItemDataset:
     rows = [
-        Product(
-            f"r{i}", f"p{i // 2}", (f"{tiny.TITLES[i // 2 % len(tiny.TITLES)]} {i // 2}",), tiny.png(tiny.picture(i))
+        Item(
+            f"r{i}",
+            f"p{i // 2}",
+            (f"{factories.TITLES[i // 2 % len(factories.TITLES)]} {i // 2}",),
+            factories.png(factories.photo(i)),
         )
         for i in range(count)
     ]
-    return Products.from_rows(rows)
+    return ItemDataset.from_rows(rows)
 
 
 def graded(count: int = 12) -> Qrels:
     relevant = tuple({f"r{i}": 1.0, f"r{i + 20}": 0.5, f"r{i + 30}": 2.0} for i in range(count))
-    return Qrels(tuple(f"q{i}" for i in range(count)), tuple(tiny.TITLES[:count]), relevant)
+    return Qrels(tuple(f"q{i}" for i in range(count)), tuple(factories.TITLES[:count]), relevant)
 
 
 @pytest.fixture(scope="module")
 def result() -> Evaluation:
-    return evaluate(tiny.spread_model(), catalogue(), queries=graded(), bootstrap=0)
+    return evaluate(factories.spread_model(), catalog(), queries=graded(), bootstrap=0)
 
 
 def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
@@ -68,7 +71,7 @@ def test_a_run_holds_the_reports_metrics(tmp_path: Path, result: Evaluation) -> 
 
 
 def test_a_run_is_cut_and_leaves_out_the_query_itself(tmp_path: Path) -> None:
-    by_product = evaluate(tiny.spread_model(), catalogue(20), bootstrap=0)
+    by_product = evaluate(factories.spread_model(), catalog(20), bootstrap=0)
     save_run(tmp_path / "run.txt", by_product, direction="image_to_image", depth=7, tag="my-run")
     run = read_run(tmp_path / "run.txt")
     assert len(run) == 20 and all(len(hits) == 7 for hits in run.values())
@@ -80,9 +83,9 @@ def test_a_run_is_cut_and_leaves_out_the_query_itself(tmp_path: Path) -> None:
 
 
 def test_an_id_with_a_space_is_no_run(tmp_path: Path) -> None:
-    spaced = Products.from_rows([Product("a b", "p", ("red mug",), tiny.png(tiny.picture()))])
+    spaced = ItemDataset.from_rows([Item("a b", "p", ("red mug",), factories.png(factories.photo()))])
     with pytest.raises(DataError, match="id 'a b' of a query has a space"):
-        save_run(tmp_path / "run.txt", evaluate(tiny.spread_model(), spaced, bootstrap=0))
+        save_run(tmp_path / "run.txt", evaluate(factories.spread_model(), spaced, bootstrap=0))
     assert not list(tmp_path.iterdir())
 
 
@@ -101,7 +104,7 @@ def test_the_table_of_queries_holds_the_reports_metrics(tmp_path: Path, result: 
             mean = np.median(values) if metric == "median_rank" else np.mean(values)
             assert figure.value == pytest.approx(mean, abs=1e-9)
     first = rows[0]
-    assert (first["query"], first["text"], int(first["relevant"])) == ("q0", tiny.TITLES[0], 3)
+    assert (first["query"], first["text"], int(first["relevant"])) == ("q0", factories.TITLES[0], 3)
     with pytest.raises(ConfigError, match=r"ends in .csv or .jsonl"):
         save_query_table(tmp_path / "queries.xml", result)
 
@@ -109,9 +112,9 @@ def test_the_table_of_queries_holds_the_reports_metrics(tmp_path: Path, result: 
 BEIR = "query-id\tcorpus-id\tscore\nq1\tr1\t2\nq1\tr2\t0\nq2\tr3\t1\n"
 
 
-def beir(folder: Path, judgements: str = BEIR, name: str = "qrels/test.tsv") -> Path:
+def beir(folder: Path, judgments: str = BEIR, name: str = "qrels/test.tsv") -> Path:
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text(judgements)
+    (folder / name).write_text(judgments)
     lines = [
         {"_id": "q1", "text": "red mug", "metadata": {}},
         {"_id": "q2", "text": "tote bag"},
@@ -133,7 +136,7 @@ def test_a_beir_folder(tmp_path: Path) -> None:
     assert load_qrels(folder / "qrels" / "dev.tsv").texts == ("-",)
 
 
-def test_judgements_as_json_lines_and_as_csv(tmp_path: Path) -> None:
+def test_judgments_as_json_lines_and_as_csv(tmp_path: Path) -> None:
     lines = [{"query-id": "q1", "corpus-id": "r1", "score": 2}, {"query-id": "q2", "corpus-id": "r3", "score": 1.0}]
     folder = beir(tmp_path / "mteb", "".join(json.dumps(line) + "\n" for line in lines), "qrels/test.jsonl")
     assert load_qrels(folder).relevant == ({"r1": 2.0}, {"r3": 1.0})
@@ -142,7 +145,7 @@ def test_judgements_as_json_lines_and_as_csv(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("judgements", "message"),
+    ("judgments", "message"),
     [
         ("query-id\tcorpus-id\tscore\nq1\tr1\tgood\n", "grade 'good' is not a number"),
         ("query-id\tcorpus-id\tscore\nq1\tr1\n", "2 fields in .* whose header names 3"),
@@ -155,12 +158,12 @@ def test_judgements_as_json_lines_and_as_csv(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_malformed_judgements(tmp_path: Path, judgements: str, message: str) -> None:
+def test_malformed_judgments(tmp_path: Path, judgments: str, message: str) -> None:
     with pytest.raises(QrelsError, match=message):
-        load_qrels(beir(tmp_path / "beir", judgements))
+        load_qrels(beir(tmp_path / "beir", judgments))
 
 
-def test_a_folder_without_judgements(tmp_path: Path) -> None:
+def test_a_folder_without_judgments(tmp_path: Path) -> None:
     with pytest.raises(QrelsError, match=r"holds no qrels/test\.tsv"):
         load_qrels(tmp_path)
     for split in ("dev", "train"):
@@ -181,11 +184,15 @@ ANSWERS = [
 COLUMNS = QueryColumns("query", id="query_id", grade="label", grades={"Exact": 1, "Substitute": 0.1, "Irrelevant": 0})
 
 
-def answers() -> Products:
-    return Products.from_rows(
+def answers() -> ItemDataset:
+    return ItemDataset.from_rows(
         [
-            Product(
-                i, p, (f"title {p}",), tiny.png(tiny.picture(k)), attributes={"query_id": q, "query": t, "label": g}
+            Item(
+                i,
+                p,
+                (f"title {p}",),
+                factories.png(factories.photo(k)),
+                attributes={"query_id": q, "query": t, "label": g},
             )
             for k, (i, p, q, t, g) in enumerate(ANSWERS)
         ]
@@ -197,7 +204,7 @@ def test_graded_queries_of_the_rows() -> None:
     assert gallery.ids == ["r0", "r1", "r3", "r5"] and gallery.product_ids == ["p0", "p1", "p2", "p3"]
     assert (qrels.ids, qrels.texts) == (("7", "8"), ("red mug", "gift"))
     assert qrels.relevant == ({"r0": 1.0}, {"r0": 0.1, "r3": 1.0})
-    measured = evaluate(tiny.spread_model(), gallery, queries=qrels, bootstrap=0)
+    measured = evaluate(factories.spread_model(), gallery, queries=qrels, bootstrap=0)
     assert measured.report.protocol["directions"]["text_to_image"]["gallery"] == 4
     without = card_queries(answers(), QueryColumns("query"))[1]
     assert without.relevant == ({"r0": 1.0, "r1": 1.0}, {"r0": 1.0, "r3": 1.0})
@@ -207,14 +214,14 @@ def test_query_columns_that_do_not_fit() -> None:
     with pytest.raises(QrelsError, match="row r0: column 'label' has grade 'Exact'"):
         card_queries(answers(), QueryColumns("query", grade="label"))
     with pytest.raises(QrelsError, match="row r2: query '1' has another text than before, 'gift'"):
-        rows = [Product(r.id, r.product_id, r.texts, r.image, {**r.attributes, "one": "1"}) for r in answers()]
-        card_queries(Products.from_rows(rows), QueryColumns("query", id="one"))
+        rows = [Item(r.id, r.product_id, r.texts, r.image, {**r.attributes, "one": "1"}) for r in answers()]
+        card_queries(ItemDataset.from_rows(rows), QueryColumns("query", id="one"))
     with pytest.raises(ConfigError, match=r"queries names 'query', which is not among columns\.attributes"):
         DataCard("shop", Columns("title"), queries=QueryColumns("query"))
 
 
 def test_the_command_writes_runs_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny.spread_model().save_pretrained(tmp_path / "model")
+    factories.spread_model().save_pretrained(tmp_path / "model")
     (tmp_path / "shop").mkdir()
     with (tmp_path / "shop" / "test.jsonl").open("w") as stream:
         for product in answers():

@@ -7,18 +7,18 @@ import math
 from pathlib import Path
 from typing import Any
 
+import factories
 import pytest
-import tiny
 import torch
 from accelerate import Accelerator
 from processes import torchrun
-from test_loop import products, run_config, trainer
+from test_trainer import items, run_config, trainer
 
 from dualtower import DualTower
 from dualtower.errors import NonFiniteLoss
 from dualtower.training.building import build_trainer
-from dualtower.training.journal import read_history
-from dualtower.training.loop import Trainer
+from dualtower.training.metric_logger import read_history
+from dualtower.training.trainer import Trainer
 
 
 def poison_gradient(made: Trainer, value: float, *, at_step: int) -> None:
@@ -90,9 +90,9 @@ class TestGradScaler:
     def made(self, out: Path, **train: Any) -> Trainer:
         accelerator = Accelerator(cpu=True)
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
-        model = tiny.model()
+        model = factories.model()
         config = run_config(out, model, **train)
-        return build_trainer(config, model, products(), accelerator=accelerator)
+        return build_trainer(config, model, items(), accelerator=accelerator)
 
     @pytest.mark.parametrize("clip_norm", [1.0, None])
     def test_an_overflow_skips_the_step(self, clip_norm: float | None, tmp_path: Path) -> None:

@@ -6,25 +6,25 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import factories
 import numpy as np
 import pytest
-import tiny
 import torch
 
 from dualtower import AttributesConfig, DualTower, FusionConfig, RerankerConfig
-from dualtower.data.attributes import attribute_values, class_labels, fit_attributes, fit_classes
+from dualtower.data.transforms.attributes import attribute_values, class_labels, fit_attributes, fit_classes
 from dualtower.errors import ConfigError, DataError, ModelFolderError, UnknownName
-from dualtower.fusion.attention import CrossAttention
-from dualtower.reranking import features_to_rerank, score_pairs
-from dualtower.towers.attributes import AttributeTower
+from dualtower.inference.pair_scoring import features_to_rerank, score_pairs
+from dualtower.models.heads.attention import CrossAttention
+from dualtower.models.towers.attributes import AttributeTower
 from dualtower.types import Batch, Embeddings, Features
 
 RERANKER = RerankerConfig(layers=2, width=16, heads=2)
-TRAIN = {"colour": ["red", "navy", "red", None], "price": [10.0, 20.0, None, 30.0], "thing": ["mug", "mug", "bag", ""]}
+TRAIN = {"color": ["red", "navy", "red", None], "price": [10.0, 20.0, None, 30.0], "thing": ["mug", "mug", "bag", ""]}
 
 
 def reranking(text: str = "bert", image: str = "resnet", *, trained: bool = True) -> DualTower:
-    model = tiny.model(text, image, reranker=RERANKER)
+    model = factories.model(text, image, reranker=RERANKER)
     if trained:  # as fresh scores count nothing
         torch.nn.init.normal_(model.reranker.score[-1].weight)
         model.reranker.weight.fill_(1.0)
@@ -32,16 +32,16 @@ def reranking(text: str = "bert", image: str = "resnet", *, trained: bool = True
 
 
 def fusing(kind: str = "concat", *, attributes: bool = False, trained: bool = True, **more) -> DualTower:
-    read = fit_attributes(AttributesConfig(("colour", "price"), width=8), TRAIN, ["price"]) if attributes else None
-    config = FusionConfig(kind=kind, width=16, layers=1, heads=2, attributes=read, **more)
-    model = tiny.model("bert", "resnet", fusion=config)
+    read = fit_attributes(AttributesConfig(("color", "price"), width=8), TRAIN, ["price"]) if attributes else None
+    config = FusionConfig(method=kind, width=16, layers=1, heads=2, attributes=read, **more)
+    model = factories.model("bert", "resnet", fusion=config)
     if trained:
         torch.nn.init.normal_(model.fusion.out.weight)
     return model
 
 
 def batch(model: DualTower, texts: list[str]) -> Batch:
-    pixels = torch.stack([torch.from_numpy(np.array(tiny.picture(i))).permute(2, 0, 1) for i in range(len(texts))])
+    pixels = torch.stack([torch.from_numpy(np.array(factories.photo(i))).permute(2, 0, 1) for i in range(len(texts))])
     tokens = model.collator().tokens(texts)
     return Batch(tuple(texts), torch.arange(len(texts)), pixels=pixels, tokens=tokens)
 
@@ -53,7 +53,7 @@ def batch(model: DualTower, texts: list[str]) -> Batch:
 @pytest.mark.parametrize("image", ["resnet", "vit", "swin"])
 def test_every_pair_of_towers_carries_a_reranker(text: str, image: str) -> None:
     model = reranking(text, image)
-    seen = model(batch(model, tiny.TITLES[:3]))
+    seen = model(batch(model, factories.TITLES[:3]))
     scores = model.reranker(
         model.reranker.text_states(seen.text_features), model.reranker.image_states(seen.image_features)
     )
@@ -62,10 +62,10 @@ def test_every_pair_of_towers_carries_a_reranker(text: str, image: str) -> None:
 
 def test_padding_changes_no_score() -> None:
     model = reranking()
-    pictures = [tiny.picture(0)] * 2
-    short, long = "Nike red mug", " ".join(tiny.TITLES[:4])
-    alone = score_pairs(model, [short], pictures, np.array([[0, 0]]))
-    beside = score_pairs(model, [short, long], pictures, np.array([[0, 0], [1, 1]]))
+    photos = [factories.photo(0)] * 2
+    short, long = "Nike red mug", " ".join(factories.TITLES[:4])
+    alone = score_pairs(model, [short], photos, np.array([[0, 0]]))
+    beside = score_pairs(model, [short, long], photos, np.array([[0, 0], [1, 1]]))
     assert alone[0] == pytest.approx(beside[0], abs=1e-6)
 
 
@@ -89,53 +89,53 @@ def test_attention_weights_are_those_of_the_forward_pass() -> None:
 def test_a_fresh_reranker_changes_nothing() -> None:
     model = reranking(trained=False)
     pairs = np.array([[0, 1], [1, 0]])
-    assert (score_pairs(model, tiny.TITLES[:2], [tiny.picture(0), tiny.picture(1)], pairs) == 0).all()
+    assert (score_pairs(model, factories.TITLES[:2], [factories.photo(0), factories.photo(1)], pairs) == 0).all()
 
 
 @pytest.mark.parametrize("block", [(1, 1), (2, 3), (100, 100)])
 def test_scores_do_not_depend_on_the_blocks(block: tuple[int, int]) -> None:
-    model, pictures = reranking(), [tiny.picture(i) for i in range(6)]
+    model, photos = reranking(), [factories.photo(i) for i in range(6)]
     pairs = np.array([[t, i] for t in range(5) for i in range(6) if (t + i) % 2])
     np.random.default_rng(0).shuffle(pairs)
-    scores = score_pairs(model, tiny.TITLES[:5], pictures, pairs, block=block, at_once=3)
-    one_by_one = [score_pairs(model, [tiny.TITLES[t]], [pictures[i]], np.array([[0, 0]]))[0] for t, i in pairs]
+    scores = score_pairs(model, factories.TITLES[:5], photos, pairs, block=block, at_once=3)
+    one_by_one = [score_pairs(model, [factories.TITLES[t]], [photos[i]], np.array([[0, 0]]))[0] for t, i in pairs]
     np.testing.assert_allclose(scores, one_by_one, atol=1e-5)
 
 
 @pytest.mark.parametrize("text", ["bert", "bow", "lstm", "textcnn"])
 def test_a_reranker_can_look_with_towers_of_its_own(text: str, tmp_path: Path) -> None:
-    own = replace(RERANKER, text=tiny.TEXT[text], image=tiny.IMAGE["vit"])
-    model = tiny.model("bert", "resnet", reranker=own)
+    own = replace(RERANKER, text=factories.TEXT[text], image=factories.IMAGE["vit"])
+    model = factories.model("bert", "resnet", reranker=own)
     torch.nn.init.normal_(model.reranker.score[-1].weight)
     model.reranker.weight.fill_(1.0)
-    pairs, pictures = np.array([[0, 1], [1, 0]]), [tiny.picture(0), tiny.picture(1)]
-    scores = score_pairs(model, tiny.TITLES[:2], pictures, pairs)
+    pairs, photos = np.array([[0, 1], [1, 0]]), [factories.photo(0), factories.photo(1)]
+    scores = score_pairs(model, factories.TITLES[:2], photos, pairs)
     model.save_pretrained(tmp_path / "model")
     again = DualTower.from_pretrained(tmp_path / "model")
-    np.testing.assert_array_equal(score_pairs(again, tiny.TITLES[:2], pictures, pairs), scores)
+    np.testing.assert_array_equal(score_pairs(again, factories.TITLES[:2], photos, pairs), scores)
     with torch.no_grad():  # what the model's towers see plays no part
         for tower in (again.text_tower, again.image_tower):
             for parameter in tower.parameters():
                 parameter.zero_()
-    np.testing.assert_array_equal(score_pairs(again, tiny.TITLES[:2], pictures, pairs), scores)
-    assert features_to_rerank(again, batch(again, tiny.TITLES[:1]))[1].grid == (3, 2)
+    np.testing.assert_array_equal(score_pairs(again, factories.TITLES[:2], photos, pairs), scores)
+    assert features_to_rerank(again, batch(again, factories.TITLES[:1]))[1].grid == (3, 2)
 
 
 def test_own_towers_begin_fresh() -> None:
     with pytest.raises(ConfigError, match=r"reranker\.image\.pretrained is True, but its own towers begin fresh"):
-        RerankerConfig(image=replace(tiny.IMAGE["vit"], pretrained=True))
+        RerankerConfig(image=replace(factories.IMAGE["vit"], pretrained=True))
 
 
 def test_a_model_without_reranker_says_so() -> None:
     with pytest.raises(ConfigError, match=r"no re-ranker.*train_reranker\.py --base"):
-        score_pairs(tiny.model(), ["mug"], [tiny.picture()], np.array([[0, 0]]))
+        score_pairs(factories.model(), ["mug"], [factories.photo()], np.array([[0, 0]]))
 
 
 def test_a_reranker_refuses_other_towers(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     model = reranking()
-    model.seal()
+    model.record_tower_fingerprint()
     model.save_pretrained(tmp_path / "model")
     again = DualTower.from_pretrained(tmp_path / "model")
     assert again.config.reranker.towers == model.towers_fingerprint == again.towers_fingerprint
@@ -147,7 +147,7 @@ def test_a_reranker_refuses_other_towers(tmp_path: Path) -> None:
 
 
 def test_heads_leave_the_towers_as_they_were() -> None:
-    plain = tiny.model()
+    plain = factories.model()
     model = plain.with_heads(reranker=RERANKER)
     assert model.towers_fingerprint == plain.fingerprint == plain.towers_fingerprint != model.fingerprint
     assert model.with_heads().fingerprint == plain.fingerprint
@@ -159,38 +159,38 @@ def test_heads_leave_the_towers_as_they_were() -> None:
 
 @pytest.mark.parametrize("kind", ["concat", "cross"])
 def test_a_fresh_fusion_is_the_average_of_both_towers(kind: str) -> None:
-    model, texts, pictures = fusing(kind, trained=False), tiny.TITLES[:3], [tiny.picture(i) for i in range(3)]
-    text, image = model.encode_text(texts), model.encode_image(pictures)
+    model, texts, photos = fusing(kind, trained=False), factories.TITLES[:3], [factories.photo(i) for i in range(3)]
+    text, image = model.encode_text(texts), model.encode_image(photos)
     mean = (text + image) / np.linalg.norm(text + image, axis=1, keepdims=True)
-    np.testing.assert_allclose(model.encode_product(text=texts, image=pictures), mean, atol=1e-5)
+    np.testing.assert_allclose(model.encode_product(text=texts, image=photos), mean, atol=1e-5)
     np.testing.assert_allclose(model.encode_product(text=texts), text, atol=1e-5)
-    np.testing.assert_allclose(model.encode_product(image=pictures), image, atol=1e-5)
+    np.testing.assert_allclose(model.encode_product(image=photos), image, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["concat", "cross"])
 def test_what_is_missing_is_never_read(kind: str) -> None:
-    model, pictures = fusing(kind), [tiny.picture(i) for i in range(3)]
-    mixed = model.encode_product(text=["mug", None, "dress"], image=[pictures[0], pictures[1], None])
-    np.testing.assert_allclose(mixed[1:2], model.encode_product(image=[pictures[1]]), atol=1e-5)
+    model, photos = fusing(kind), [factories.photo(i) for i in range(3)]
+    mixed = model.encode_product(text=["mug", None, "dress"], image=[photos[0], photos[1], None])
+    np.testing.assert_allclose(mixed[1:2], model.encode_product(image=[photos[1]]), atol=1e-5)
     np.testing.assert_allclose(mixed[2:], model.encode_product(text=["dress"]), atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(mixed, axis=1), 1, atol=1e-5)
 
 
 def test_bad_products_are_named() -> None:
     model = fusing()
-    with pytest.raises(DataError, match="product 1 has neither title nor picture"):
+    with pytest.raises(DataError, match="product 1 has neither title nor image"):
         model.encode_product(text=["mug", "  "], image=[None, None])
     with pytest.raises(DataError, match="of one length"):
-        model.encode_product(text=["mug", "bag"], image=[tiny.picture()])
+        model.encode_product(text=["mug", "bag"], image=[factories.photo()])
     with pytest.raises(ConfigError, match="no fusion"):
-        tiny.model().encode_product(text=["mug"])
+        factories.model().encode_product(text=["mug"])
     with pytest.raises(UnknownName, match=r"no fusion 'crss'; known: concat, cross\. Did you mean 'cross'"):
-        FusionConfig(kind="crss")
-    with pytest.raises(ConfigError, match="colour would be both read and predicted"):
-        FusionConfig(attributes=AttributesConfig(("colour",)), tasks={"colour": ["a", "b"]})
+        FusionConfig(method="crss")
+    with pytest.raises(ConfigError, match="color would be both read and predicted"):
+        FusionConfig(attributes=AttributesConfig(("color",)), tasks={"color": ["a", "b"]})
 
 
-def test_training_hides_a_title_or_a_picture_but_never_both() -> None:
+def test_training_hides_a_title_or_a_image_but_never_both() -> None:
     model = fusing(modality_dropout=0.5).train()
     torch.manual_seed(0)
     side = torch.randn(4000, 12)
@@ -207,7 +207,7 @@ def test_a_fused_model_survives_its_folder(tmp_path: Path) -> None:
     model = fusing("cross", attributes=True, tasks={"thing": ["bag", "mug"]})
     model.save_pretrained(tmp_path / "model")
     again = DualTower.from_pretrained(tmp_path / "model")
-    given = {"text": ["mug"], "image": [tiny.picture()], "attributes": [{"colour": "red", "price": 12}]}
+    given = {"text": ["mug"], "image": [factories.photo()], "attributes": [{"color": "red", "price": 12}]}
     np.testing.assert_array_equal(again.encode_product(**given), model.encode_product(**given))
     assert again.fingerprint == model.fingerprint
 
@@ -216,26 +216,26 @@ def test_a_fused_model_survives_its_folder(tmp_path: Path) -> None:
 
 
 def test_attributes_know_the_training_split() -> None:
-    config = fit_attributes(AttributesConfig(("colour", "price")), TRAIN, ["price"])
-    assert config.categories == {"colour": ["navy", "red"]}
+    config = fit_attributes(AttributesConfig(("color", "price")), TRAIN, ["price"])
+    assert config.categories == {"color": ["navy", "red"]}
     assert config.numbers["price"] == pytest.approx([20, np.sqrt(200 / 3)])
-    values = attribute_values(config, [{"colour": "red", "price": 20}, {"colour": "green"}, {}])
+    values = attribute_values(config, [{"color": "red", "price": 20}, {"color": "green"}, {}])
     assert values.codes.tolist() == [[2], [0], [0]]  # never seen, and missing, are one kind: unknown
     assert values.numbers[0].item() == 0 and values.numbers[1:].isnan().all()
 
 
 def test_an_attribute_never_seen_counts_as_unknown() -> None:
     model = fusing(attributes=True)
-    pictures = [tiny.picture()] * 3
-    rows = [{"colour": "green"}, {}, {"colour": "red"}]
-    vectors = model.encode_product(image=pictures, attributes=rows)
+    photos = [factories.photo()] * 3
+    rows = [{"color": "green"}, {}, {"color": "red"}]
+    vectors = model.encode_product(image=photos, attributes=rows)
     np.testing.assert_array_equal(vectors[0], vectors[1])
     assert np.abs(vectors[0] - vectors[2]).max() > 1e-4
 
 
 def test_bad_attributes_are_named() -> None:
-    with pytest.raises(UnknownName, match=r"no attribute 'color'.*Did you mean 'colour'"):
-        fit_attributes(AttributesConfig(("color",)), TRAIN)
+    with pytest.raises(UnknownName, match=r"no attribute 'colr'.*Did you mean 'color'"):
+        fit_attributes(AttributesConfig(("colr",)), TRAIN)
     with pytest.raises(DataError, match="'size' is empty in all 2 training rows"):
         fit_attributes(AttributesConfig(("size",)), {"size": [None, ""]})
     with pytest.raises(DataError, match="'price' holds 'cheap', which is no finite number"):
@@ -265,9 +265,9 @@ def test_a_quantity_is_predicted_in_buckets() -> None:
 
 
 def test_hidden_attributes_are_drawn_while_training() -> None:
-    config = fit_attributes(AttributesConfig(("colour", "price"), width=4, dropout=0.5), TRAIN, ["price"])
+    config = fit_attributes(AttributesConfig(("color", "price"), width=4, dropout=0.5), TRAIN, ["price"])
     tower = AttributeTower(config)
-    values = attribute_values(config, [{"colour": "red", "price": 10}] * 500)
+    values = attribute_values(config, [{"color": "red", "price": 10}] * 500)
     torch.manual_seed(0)
     kinds = [len(torch.unique(tower(values)[:, i].round(decimals=5), dim=0)) for i in range(2)]
     assert kinds == [2, 2]
@@ -278,17 +278,17 @@ def test_hidden_attributes_are_drawn_while_training() -> None:
 
 
 def test_composed_queries_are_weighted_sums() -> None:
-    model, picture = tiny.model(), tiny.picture()
+    model, photo = factories.model(), factories.photo()
     text, away = model.encode_text(["red dress", "floral"])
-    (image,) = model.encode_image([picture])
+    (image,) = model.encode_image([photo])
     wanted = text + 0.6 * image - 0.5 * away
-    composed = model.compose([("red dress", 1.0), (picture, 0.6), ("floral", -0.5)])
+    composed = model.compose([("red dress", 1.0), (photo, 0.6), ("floral", -0.5)])
     np.testing.assert_allclose(composed, wanted / np.linalg.norm(wanted), atol=1e-5)
     np.testing.assert_allclose(model.compose([("red dress", 3)]), text, atol=1e-5)
 
 
 def test_bad_compositions_are_refused() -> None:
-    model = tiny.model()
+    model = factories.model()
     with pytest.raises(DataError, match="cancel out"):
         model.compose([("mug", 1.0), ("mug", -1.0)])
     with pytest.raises(DataError, match="compose takes"):
@@ -312,4 +312,4 @@ def test_reranker_sizes_are_checked() -> None:
     with pytest.raises(ConfigError, match=r"reranker\.layers is 0"):
         replace(RERANKER, layers=0)
     with pytest.raises(ConfigError, match="width 16 cannot be divided among 3"):
-        tiny.model(reranker=replace(RERANKER, heads=3))
+        factories.model(reranker=replace(RERANKER, heads=3))

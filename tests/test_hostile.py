@@ -20,22 +20,22 @@ from http.client import HTTPResponse
 from pathlib import Path
 from urllib.parse import quote
 
+import factories
 import httpx
 import numpy as np
 import pytest
-import tiny
 from fastapi import HTTPException
 from PIL import ExifTags, Image
 from test_serving import TOKEN, WRITER, Server, make_shop, until
 
-from dualtower.data.images import ImageSettings, open_image, to_size
-from dualtower.retrieval.finder import open_finder
+from dualtower.data.transforms.images import ImageSettings, open_image, to_size
+from dualtower.search.engine import open_engine
 from dualtower.serving.app import create_app
 from dualtower.serving.batching import Background, Batcher, QueueFull
-from dualtower.serving.guards import REFUSALS_PER_SECOND, REFUSED_AT_ONCE, Pace
+from dualtower.serving.guards import REFUSALS_PER_SECOND, REFUSED_AT_ONCE, RateLimiter
 from dualtower.serving.reading import JsonGauge
 
-SECONDS = {"HEAD_SECONDS": 1.5, "BODY_SECONDS": 1.5, "MOST_CONNECTIONS": 24}
+SECONDS = {"HEAD_SECONDS": 1.5, "BODY_SECONDS": 1.5, "MAX_CONNECTIONS": 24}
 WRITE = b"PUT /items HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 JSON = {"content-type": "application/json"}
 SEARCH = b"POST /search HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
@@ -146,7 +146,7 @@ def test_the_gauge_sees_what_json_says_however_it_is_cut() -> None:
         ({"content": b"[" * 14_000, "headers": JSON}, 422, "more than 8 deep"),
         ({"content": '{"text": "mug"}'.encode("utf-16"), "headers": JSON}, 422, "JSON"),
         ({"content": b'{"limit": ' + b"9" * 10_000 + b"}", "headers": JSON}, 422, ""),
-        ({"json": {"text": "mug", "unwanted": ["x"] * 5000}}, 413, "more than 200 values"),
+        ({"json": {"text": "mug", "negative_texts": ["x"] * 5000}}, 413, "more than 200 values"),
     ],
 )
 def test_hostile_questions_are_told_what_is_wrong(client: httpx.Client, sent: dict, status: int, words: str) -> None:
@@ -171,7 +171,7 @@ def test_similar_takes_no_forged_cursor(client: httpx.Client) -> None:
         assert client.get("/items/r1/similar", params={"cursor": cursor}).status_code == 422
 
 
-# ---- pictures
+# ---- images
 
 
 def bomb(side: int = 5000, mode: str = "RGB") -> bytes:
@@ -196,10 +196,10 @@ def test_image_bombs_neither_hold_up_questions_nor_fill_the_memory(server: Serve
         thread.start()
     with server.client() as honest:
         until(lambda: len(answers) > 4)
-        picture = tiny.png(tiny.picture(7))
+        photo = factories.png(factories.photo(7))
         for _ in range(20):
             assert honest.post("/search", json={"text": "red mug"}).status_code == 200
-            found = honest.post("/search", files={"image": ("photo.png", picture)}).json()["hits"]
+            found = honest.post("/search", files={"image": ("photo.png", photo)}).json()["hits"]
             assert found[0]["id"] == "r7"
     stop.set()
     for thread in threads:
@@ -218,7 +218,7 @@ def memory(server: Server, name: str) -> float:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "P", "LA", "WEBP", "I;16", "1", "CMYK"])
 @pytest.mark.parametrize("turned", [1, 6])
-def test_a_picture_that_is_made_smaller_while_it_is_decoded_looks_the_same(kind: str, turned: int) -> None:
+def test_a_image_that_is_made_smaller_while_it_is_decoded_looks_the_same(kind: str, turned: int) -> None:
     smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8))
     large = smooth.resize((1400, 1800), Image.Resampling.BICUBIC)
     exif = Image.Exif()
@@ -245,7 +245,7 @@ def test_a_picture_that_is_made_smaller_while_it_is_decoded_looks_the_same(kind:
 
 
 def test_explanations_do_not_stand_in_the_way_of_writers(shop: Path) -> None:
-    service = create_app(lambda: open_finder(shop))
+    service = create_app(lambda: open_engine(shop))
     held = threading.Event()
 
     async def scenario() -> None:
@@ -266,7 +266,7 @@ def test_explanations_do_not_stand_in_the_way_of_writers(shop: Path) -> None:
 def test_a_flood_of_explanations_is_answered_or_put_off(server: Server) -> None:
     async def flood() -> list[int]:
         async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=httpx.Limits(max_connections=60)) as own:
-            asked = [own.get("/items/r3/why", params={"text": "red dress"}) for _ in range(60)]
+            asked = [own.get("/items/r3/explain", params={"text": "red dress"}) for _ in range(60)]
             item = {"id": "beside", "title": "Fila striped dress"}
             write = own.put("/items", json=[item], headers=WRITER)
             *answers, written = await asyncio.gather(*asked, write)
@@ -304,7 +304,7 @@ def test_nonsense_is_refused_at_a_pace(shop: Path) -> None:
 
 def test_a_pace_lets_some_pass_at_once_and_keeps_nobody_for_long() -> None:
     async def waits(count: int, **settings: float) -> float:
-        pace, begin = Pace(100, **settings), time.perf_counter()
+        pace, begin = RateLimiter(100, **settings), time.perf_counter()
         await asyncio.gather(*(pace.wait() for _ in range(count)))
         return time.perf_counter() - begin
 
@@ -315,7 +315,7 @@ def test_a_pace_lets_some_pass_at_once_and_keeps_nobody_for_long() -> None:
 
 def test_background_works_wait_in_their_own_line() -> None:
     async def scenario() -> None:
-        quick = Background(waiting=2, stands_back=False)
+        quick = Background(waiting=2, low_priority=False)
         asked = [asyncio.ensure_future(quick.run(lambda: time.sleep(0.1))) for _ in range(2)]
         await asyncio.sleep(0.01)
         with pytest.raises(QueueFull):
@@ -381,7 +381,7 @@ def test_slow_heads_and_bodies_are_given_up(shop: Path) -> None:
 
 
 def test_many_idle_connections_keep_out_only_each_other(shop: Path) -> None:
-    with serving(shop, MOST_CONNECTIONS=24) as running, running.client() as honest, ExitStack() as stack:
+    with serving(shop, MAX_CONNECTIONS=24) as running, running.client() as honest, ExitStack() as stack:
         for number in range(200):
             stack.enter_context(connected(running, SEARCH if number % 2 else b""))
             if number % 20 == 0:
@@ -398,7 +398,7 @@ def test_who_comes_in_crowds_waits_outside_or_is_sent_away(shop: Path) -> None:
             assert connection.recv(1) == b""
         return time.perf_counter() - begin
 
-    settings = {"MOST_CONNECTIONS": 4, "MOST_OUTSIDE": 10, "ADMISSION": 0.3, "HEAD_SECONDS": 60}
+    settings = {"MAX_CONNECTIONS": 4, "MAX_OUTSIDE": 10, "ADMISSION": 0.3, "HEAD_SECONDS": 60}
     with serving(shop, **settings) as running, ExitStack() as stack:
         begin = time.perf_counter()
         crowd = [stack.enter_context(connected(running, b"")) for _ in range(20)]
@@ -470,9 +470,9 @@ def test_answers_that_nobody_reads_are_given_up(shop: Path) -> None:
 
 @pytest.mark.slow
 def test_a_large_body_that_comes_steadily_is_read(shop: Path) -> None:
-    with serving(shop, BODY_SECONDS=0.5, LEAST_BYTES=50_000) as running:
-        picture = base64.b64encode(tiny.png(tiny.picture(7))).decode()
-        body = json.dumps({"image": picture, "limit": 1}).encode() + b" " * 3_000_000
+    with serving(shop, BODY_SECONDS=0.5, MIN_BYTES=50_000) as running:
+        photo = base64.b64encode(factories.png(factories.photo(7))).decode()
+        body = json.dumps({"image": photo, "limit": 1}).encode() + b" " * 3_000_000
         with connected(running, SEARCH + f"content-length: {len(body)}\r\n\r\n".encode()) as connection:
             for start in range(0, len(body), 100_000):
                 connection.sendall(body[start : start + 100_000])
@@ -499,18 +499,20 @@ def test_clients_that_leave_are_nobody_s_error(server: Server, client: httpx.Cli
 # ---- items
 
 
-@pytest.mark.parametrize("row_id", ["a/image", "b/why", "c/d/similar", "image", "50% off?", "x\ny", "ü/é #1", "e%2Ff"])
+@pytest.mark.parametrize(
+    "row_id", ["a/image", "b/explain", "c/d/similar", "image", "50% off?", "x\ny", "ü/é #1", "e%2Ff"]
+)
 def test_rows_of_any_id_can_be_read(client: httpx.Client, row_id: str) -> None:
-    picture = tiny.png(tiny.picture(sum(map(ord, row_id))))
-    item = {"id": row_id, "title": "Fila dress", "image": base64.b64encode(picture).decode()}
+    photo = factories.png(factories.photo(sum(map(ord, row_id))))
+    item = {"id": row_id, "title": "Fila dress", "image": base64.b64encode(photo).decode()}
     assert client.put("/items", json=[item], headers=WRITER).json() == {"written": 1}
     at = f"/items/{quote(row_id, safe='')}"
     assert client.get(at).json()["id"] == row_id
-    assert client.get(f"{at}/image").content == picture
+    assert client.get(f"{at}/image").content == photo
     assert client.get(f"{at}/similar").json()["hits"]
-    assert client.get(f"{at}/why", params={"text": "dress"}).json()["words"]
-    changed = client.patch(at, json={"attributes": {"colour": "red"}}, headers=WRITER)
-    assert changed.json()["row"]["attributes"]["colour"] == "red"
+    assert client.get(f"{at}/explain", params={"text": "dress"}).json()["words"]
+    changed = client.patch(at, json={"attributes": {"color": "red"}}, headers=WRITER)
+    assert changed.json()["row"]["attributes"]["color"] == "red"
     assert client.delete(at, headers=WRITER).json() == {"removed": 1}
     assert client.get(at).status_code == 404
 
@@ -534,17 +536,17 @@ def test_head_says_what_get_would(client: httpx.Client) -> None:
     assert client.head("/search").status_code == 405
 
 
-def test_no_picture_says_where_it_was_taken(client: httpx.Client, shop: Path) -> None:
+def test_no_image_says_where_it_was_taken(client: httpx.Client, shop: Path) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     exif[ExifTags.Base.Artist] = "Maria"
     exif.get_ifd(ExifTags.IFD.GPSInfo)[1] = "N"
-    tiny.picture(77, (40, 30)).save(stream := io.BytesIO(), "JPEG", exif=exif)
+    factories.photo(77, (40, 30)).save(stream := io.BytesIO(), "JPEG", exif=exif)
     assert b"Maria" in stream.getvalue()
     item = {"id": "photo", "title": "Fila dress", "image": base64.b64encode(stream.getvalue()).decode()}
     assert client.put("/items", json=[item], headers=WRITER).status_code == 200
     served = client.get("/items/photo/image").content
-    stored = open_finder(shop).store.picture("photo")
+    stored = open_engine(shop).store.image("photo")
     for content in (served, stored):
         assert content is not None and b"Maria" not in content
         with Image.open(io.BytesIO(content)) as opened:
@@ -554,24 +556,24 @@ def test_no_picture_says_where_it_was_taken(client: httpx.Client, shop: Path) ->
 
 
 def test_an_integer_is_no_fraction(client: httpx.Client) -> None:
-    item = {"id": "year", "title": "Fila dress", "attributes": {"colour": 2005, "price": 12}}
+    item = {"id": "year", "title": "Fila dress", "attributes": {"color": 2005, "price": 12}}
     assert client.put("/items", json=[item], headers=WRITER).status_code == 200
-    assert client.get("/items/year").json()["row"]["attributes"] == {"colour": "2005", "price": 12}
-    found = client.post("/search", json={"text": "dress", "where": "colour = '2005'", "against": "text"}).json()["hits"]
+    assert client.get("/items/year").json()["row"]["attributes"] == {"color": "2005", "price": 12}
+    found = client.post("/search", json={"text": "dress", "where": "color = '2005'", "target": "text"}).json()["hits"]
     assert [hit["id"] for hit in found] == ["year"]
 
 
-def test_a_large_picture_in_json_is_read_like_a_small_one(client: httpx.Client) -> None:
-    picture = base64.b64encode(tiny.png(tiny.picture(7, (900, 700)))).decode()
-    assert len(picture) > 1 << 20
-    small = client.post("/search", files={"image": ("a.png", base64.b64decode(picture))}).json()["hits"]
-    assert client.post("/search", json={"image": picture}).json()["hits"] == small
-    for wrong in ("%" + picture[1:], picture[:-1], picture + "é"):
+def test_a_large_image_in_json_is_read_like_a_small_one(client: httpx.Client) -> None:
+    photo = base64.b64encode(factories.png(factories.photo(7, (900, 700)))).decode()
+    assert len(photo) > 1 << 20
+    small = client.post("/search", files={"image": ("a.png", base64.b64decode(photo))}).json()["hits"]
+    assert client.post("/search", json={"image": photo}).json()["hits"] == small
+    for wrong in ("%" + photo[1:], photo[:-1], photo + "é"):
         answer = client.post("/search", json={"image": wrong})
         assert answer.status_code == 422, answer.text
-    assert client.post("/search", json=[picture]).status_code == 422
-    assert client.post("/search", json={"image": picture, "txet": "a"}).status_code == 422
-    assert client.post("/search", content=b"[" + picture.encode(), headers=JSON).status_code == 422
+    assert client.post("/search", json=[photo]).status_code == 422
+    assert client.post("/search", json={"image": photo, "txet": "a"}).status_code == 422
+    assert client.post("/search", content=b"[" + photo.encode(), headers=JSON).status_code == 422
 
 
 def test_a_body_that_nobody_reads_does_not_go_on_for_ever(server: Server) -> None:

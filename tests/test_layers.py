@@ -32,10 +32,14 @@ def test_rooms_import_only_from_floors_below() -> None:
     ("file", "line", "said"),
     [
         ("evaluation/metrics.py", "from dualtower.training import config", "metrics -> dualtower.training.config"),
-        ("losses/infonce.py", "from dualtower.model import DualTower", "infonce -> dualtower.model"),
+        (
+            "losses/infonce.py",
+            "from dualtower.models.dual_tower import DualTower",
+            "infonce -> dualtower.models.dual_tower",
+        ),
         ("data/cards.py", "    from dualtower.losses import LossConfig", "cards -> dualtower.losses"),  # not above, but
-        ("evaluation/measure.py", "import dualtower", "measure -> dualtower"),
-        ("evaluation/measure.py", "from dualtower import DualTower", "measure -> dualtower"),
+        ("evaluation/evaluator.py", "import dualtower", "evaluator -> dualtower"),
+        ("evaluation/evaluator.py", "from dualtower import DualTower", "evaluator -> dualtower"),
         ("attic.py", "", "attic"),
     ],
 )

@@ -55,11 +55,12 @@ each_similarity = pytest.mark.parametrize("similarity", SIMILARITIES)
 each_positives = pytest.mark.parametrize("positives", POSITIVES)
 
 
-def batch(products: Tensor = PRODUCTS, *, dim: int = 5, seed: int = 0, dtype=torch.float64) -> dict[str, Tensor]:
-    """A joined batch with learned scale and bias; normalised rows."""
+def batch(product_codes: Tensor = PRODUCTS, *, dim: int = 5, seed: int = 0, dtype=torch.float64) -> dict[str, Tensor]:
+    """A joined batch with learned scale and bias; normalized rows."""
     random = torch.Generator().manual_seed(seed)
     image, text = (
-        F.normalize(torch.randn(len(products), dim, generator=random, dtype=torch.float64), dim=1) for _ in range(2)
+        F.normalize(torch.randn(len(product_codes), dim, generator=random, dtype=torch.float64), dim=1)
+        for _ in range(2)
     )
     values = {
         "image": image,
@@ -67,7 +68,7 @@ def batch(products: Tensor = PRODUCTS, *, dim: int = 5, seed: int = 0, dtype=tor
         "scale": torch.tensor(3.7, dtype=torch.float64),
         "bias": torch.tensor(-1.3, dtype=torch.float64),
     }
-    return {k: v.to(dtype).requires_grad_() for k, v in values.items()} | {"products": products}
+    return {k: v.to(dtype).requires_grad_() for k, v in values.items()} | {"product_codes": product_codes}
 
 
 def gradients(loss: Tensor, values: dict[str, Tensor]) -> list[Tensor]:
@@ -79,11 +80,16 @@ def gradients(loss: Tensor, values: dict[str, Tensor]) -> list[Tensor]:
 
 def pairs(values: dict[str, Tensor], similarity: str, positives: str):
     """s[i][j] and, for each row, its positives and its negatives."""
-    image, text, products = values["image"], values["text"], values["products"].tolist()
-    n = len(products)
+    image, text, product_codes = values["image"], values["text"], values["product_codes"].tolist()
+    n = len(product_codes)
     s = [[-(a - b).norm() if similarity == "euclidean" else a.dot(b) for b in text] for a in image]
-    same = [[i == j or (positives == "product" and products[i] == products[j]) for j in range(n)] for i in range(n)]
-    near = [[i == j or (positives != "pair" and products[i] == products[j]) for j in range(n)] for i in range(n)]
+    same = [
+        [i == j or (positives == "product" and product_codes[i] == product_codes[j]) for j in range(n)]
+        for i in range(n)
+    ]
+    near = [
+        [i == j or (positives != "pair" and product_codes[i] == product_codes[j]) for j in range(n)] for i in range(n)
+    ]
     p = [[j for j in range(n) if same[i][j]] for i in range(n)]
     q = [[j for j in range(n) if not near[i][j]] for i in range(n)]
     return s, [list(column) for column in zip(*s, strict=True)], p, q
@@ -187,7 +193,7 @@ def test_gradcheck(loss, similarity):
     inputs = [values[k] for k in ("image", "text", "scale", "bias")]
 
     def function(image, text, scale, bias):
-        return loss(image, text, scale=scale, bias=bias, products=PRODUCTS, similarity=similarity)
+        return loss(image, text, scale=scale, bias=bias, product_codes=PRODUCTS, similarity=similarity)
 
     assert torch.autograd.gradcheck(function, inputs)
 
@@ -197,8 +203,8 @@ def test_gradcheck(loss, similarity):
 @each_positives
 def test_tiled_equals_plain(loss, similarity, positives):
     for rows, tile in ((1, 4), (16, 16), (37, 8), (13, 1), (21, 64)):
-        products = torch.randint(0, rows // 2 + 1, (rows,), generator=torch.Generator().manual_seed(rows))
-        values = batch(products, dim=7, seed=rows)
+        product_codes = torch.randint(0, rows // 2 + 1, (rows,), generator=torch.Generator().manual_seed(rows))
+        values = batch(product_codes, dim=7, seed=rows)
         plain = loss(**values, similarity=similarity, positives=positives, tile=0)
         tiled = loss(**values, similarity=similarity, positives=positives, tile=tile)
         torch.testing.assert_close(tiled, plain, rtol=1e-12, atol=1e-14)
@@ -293,7 +299,7 @@ def test_order_of_rows_does_not_matter(loss, similarity):
     values = batch()
     order = torch.randperm(len(PRODUCTS), generator=torch.Generator().manual_seed(1))
     shuffled = values | {k: values[k].detach()[order].requires_grad_() for k in ("image", "text")}
-    shuffled["products"] = PRODUCTS[order]
+    shuffled["product_codes"] = PRODUCTS[order]
     first, second = loss(**values, similarity=similarity), loss(**shuffled, similarity=similarity)
     torch.testing.assert_close(first, second, rtol=1e-12, atol=0)
     for a, b in zip(gradients(first, values)[:2], gradients(second, shuffled)[:2], strict=True):
@@ -387,7 +393,7 @@ def test_unknown_names_and_values_are_refused():
     with pytest.raises(UnknownName, match="semi-hard"):
         triplet(**values, mining="hard")  # type: ignore[arg-type]
     with pytest.raises(UnknownName, match="product"):
-        info_nce(**values, positives="products")  # type: ignore[arg-type]
+        info_nce(**values, positives="product_codes")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="tile"):
         info_nce(**values, tile=-1)
     with pytest.raises(ConfigError, match="label_smoothing"):
@@ -401,11 +407,11 @@ def test_unknown_names_and_values_are_refused():
 @each_loss
 def test_shapes_that_do_not_fit_are_refused(loss):
     values = batch()
-    for wrong in ({"image": values["image"][:-1]}, {"products": PRODUCTS[:1]}):
+    for wrong in ({"image": values["image"][:-1]}, {"product_codes": PRODUCTS[:1]}):
         with pytest.raises(ConfigError, match="joined batch"):
             loss(**(values | wrong))
     with pytest.raises(ConfigError, match="N > 0"):
-        loss(**(values | {k: values[k][:0] for k in ("image", "text", "products")}))
+        loss(**(values | {k: values[k][:0] for k in ("image", "text", "product_codes")}))
 
 
 def test_build_loss_passes_the_options_on():

@@ -53,8 +53,10 @@ def random_case(seed: int, gallery: int = 8) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("seed", range(12))
 def test_expectation_and_bounds_over_all_orders_of_tied_items(seed):
     scores, grades = random_case(seed)
-    items = np.flatnonzero(grades)
-    relevance = Relevance.from_pairs(np.zeros(len(items), int), items, grades[items], shape=(1, len(grades)))
+    catalog_items = np.flatnonzero(grades)
+    relevance = Relevance.from_pairs(
+        np.zeros(len(catalog_items), int), catalog_items, grades[catalog_items], shape=(1, len(grades))
+    )
     ranks = ranks_of(scores[None], relevance)
     orders = over_all_orders(scores, grades)
     rules = {rule: per_query(ranks, ks=KS, ties=rule) for rule in ("expected", "optimistic", "pessimistic")}
@@ -70,8 +72,8 @@ def test_expectation_and_bounds_over_all_orders_of_tied_items(seed):
 def test_mrr_at_10_of_ties_that_straddle_place_10(above, relevant):
     """Below place 10 nothing counts: the mean over random orders of a group of eight ties that begins anywhere."""
     scores = np.concatenate([np.full(above, 2.0), np.ones(8), np.zeros(3)])
-    items = above + np.arange(relevant)
-    ranks = ranks_of(scores[None], Relevance.from_pairs([0] * relevant, items, shape=(1, len(scores))))
+    catalog_items = above + np.arange(relevant)
+    ranks = ranks_of(scores[None], Relevance.from_pairs([0] * relevant, catalog_items, shape=(1, len(scores))))
     chosen = itertools.combinations(range(above + 1, above + 9), relevant)  # places of the relevant ones
     expected = np.mean([1 / min(places) if min(places) <= 10 else 0 for places in chosen])
     assert per_query(ranks)["mrr@10"][0] == pytest.approx(expected, abs=1e-12)
@@ -129,15 +131,15 @@ def test_chance_level_equals_the_mean_over_random_orders():
     drawn = [metrics_of_order(random.permutation(grades).tolist(), (1, 5, 10)) for _ in range(4000)]
     chance = chance_levels(ranks_of(np.ones((1, 40)), relevance))
     for name, value in chance.items():
-        centre = np.median if name == "median_rank" else np.mean
-        assert value == pytest.approx(centre([d[name] for d in drawn]), rel=0.06), name
+        center = np.median if name == "median_rank" else np.mean
+        assert value == pytest.approx(center([d[name] for d in drawn]), rel=0.06), name
 
 
 def test_chance_median_rank_of_queries_with_one_and_with_many_relevant_items():
     random = np.random.default_rng(3)
     counts = random.integers(1, 9, 400)
-    items = [random.choice(90, count, replace=False) for count in counts]
-    relevance = Relevance.from_pairs(np.repeat(range(400), counts), np.concatenate(items), shape=(400, 90))
+    catalog_items = [random.choice(90, count, replace=False) for count in counts]
+    relevance = Relevance.from_pairs(np.repeat(range(400), counts), np.concatenate(catalog_items), shape=(400, 90))
     drawn = [np.median([random.permutation(90)[:count].min() + 1 for count in counts]) for _ in range(60)]
     chance = chance_levels(ranks_of(random.normal(size=(400, 90)), relevance))
     assert chance["median_rank"] == pytest.approx(np.mean(drawn), abs=0.75)  # ranks are whole numbers

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_catalogue import DIM, info
+from test_catalog import DIM, info
 from test_search import FILTERS, changed_attributes, pages, plain_search, some_item, some_query
 
-from dualtower.errors import CatalogueError, ConfigError, CursorError, DataError, UnknownRow
-from dualtower.retrieval.filters import matches, parse_filter
-from dualtower.retrieval.milvus import MilvusStore
-from dualtower.retrieval.queries import Query
-from dualtower.retrieval.records import Item
-from dualtower.retrieval.store import Store, create_store, open_store, store_exists
+from dualtower.errors import CatalogError, ConfigError, CursorError, DataError, UnknownRow
+from dualtower.search.filters import matches, parse_filter
+from dualtower.search.milvus.store import MilvusStore
+from dualtower.search.queries import Query
+from dualtower.search.records import EmbeddedItem
+from dualtower.search.store import Store, create_store, open_store, store_exists
 
 pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
@@ -74,25 +74,25 @@ def test_random_operations_agree(tmp_path: Path, store: Store) -> None:
 
 def test_filters_mean_the_same(store: Store) -> None:
     dice = random.Random(3)
-    items = {str(i): some_item(dice, str(i)) for i in range(60)}
-    store.upsert(list(items.values()))
-    kinds: Any = {"colour": "text", "price": "number"}
-    for where in [*FILTERS[1:], "price != 20", "not price != 20", "price < 0", "price <= 20", "not colour in ('Red')",
-                  "colour = 'it\\'s \"quoted\"'", "not (price > 5 and not colour != 'Blue')"]:  # fmt: skip
+    catalog_items = {str(i): some_item(dice, str(i)) for i in range(60)}
+    store.upsert(list(catalog_items.values()))
+    kinds: Any = {"color": "text", "price": "number"}
+    for where in [*FILTERS[1:], "price != 20", "not price != 20", "price < 0", "price <= 20", "not color in ('Red')",
+                  "color = 'it\\'s \"quoted\"'", "not (price > 5 and not color != 'Blue')"]:  # fmt: skip
         part = parse_filter(where, kinds)
-        wanted = {row_id for row_id, item in items.items() if matches(part, item.attributes)}
-        query = Query(np.ones(DIM, np.float32), "text", where, limit=100, grouped=False)
+        wanted = {row_id for row_id, item in catalog_items.items() if matches(part, item.attributes)}
+        query = Query(np.ones(DIM, np.float32), "text", where, limit=100, group_by_product=False)
         assert {hit.id for hit in store.search(query).hits} == wanted, where
 
 
 def test_it_is_opened_again_and_bad_use_is_named(uri: str, store: Store) -> None:
     dice = random.Random(1)
-    item = replace(some_item(dice, "1"), picture=b"\x89PNG\r\n\x1a\n picture")
+    item = replace(some_item(dice, "1"), image=b"\x89PNG\r\n\x1a\n image")
     store.upsert([item])
     assert store_exists(uri) and not store_exists(uri.replace("/shop", "/other").replace("/other.db", "/shop.db"))
     again = open_store(uri)
-    assert again.info == store.info and again.picture("1") == item.picture
-    with pytest.raises(CatalogueError, match="exists already"):
+    assert again.info == store.info and again.image("1") == item.image
+    with pytest.raises(CatalogError, match="exists already"):
         create_store(uri, info())
     with pytest.raises(ConfigError, match="names no collection"):
         open_store("milvus:nothing")
@@ -102,17 +102,17 @@ def test_it_is_opened_again_and_bad_use_is_named(uri: str, store: Store) -> None
     with pytest.raises(CursorError, match="broken"):
         store.search(replace(query, cursor="xyz"))
     with pytest.raises(ConfigError, match="no 'product' vectors"):
-        store.search(replace(query, kind="product"))
+        store.search(replace(query, vector_name="product"))
 
 
 def test_attributes_change_and_all_else_stays(store: Store) -> None:
-    item = Item("1", "p", "title", {"colour": "Red", "price": 5.0}, {"text": np.ones(DIM)}, b"\x89PNG", "digest")
+    item = EmbeddedItem("1", "p", "title", {"color": "Red", "price": 5.0}, {"text": np.ones(DIM)}, b"\x89PNG", "digest")
     store.upsert([item])
     assert store.update_attributes({"1": {"price": None}}) == 1
     (row,) = store.get(["1"])
-    assert row.attributes == {"colour": "Red", "price": None} and (row.title, row.kinds) == ("title", ("text",))
+    assert row.attributes == {"color": "Red", "price": None} and (row.title, row.vector_names) == ("title", ("text",))
     vector = store.vector("1", "text")
-    assert store.picture("1") == b"\x89PNG" and vector is not None and (vector == 1).all()
+    assert store.image("1") == b"\x89PNG" and vector is not None and (vector == 1).all()
     query = Query(np.ones(DIM, np.float32), "text")
     assert not store.search(replace(query, where="price > 0")).hits
     with pytest.raises(UnknownRow, match="no row 'x'"):
@@ -128,7 +128,9 @@ def test_recall_is_measured_against_all_vectors(store: MilvusStore, monkeypatch:
 
     vectors = np.random.default_rng(0).standard_normal((300, DIM)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    store.upsert([Item(str(i), str(i), "", {}, {"image": vector, "text": -vector}) for i, vector in enumerate(vectors)])
+    store.upsert(
+        [EmbeddedItem(str(i), str(i), "", {}, {"image": vector, "text": -vector}) for i, vector in enumerate(vectors)]
+    )
     measured = milvus_recall.measure(store, queries=20, k=10)
     assert len(measured) == 4
     assert all(one["recall"] == one["lowest"] == 1 and one["rows"] == 300 for one in measured)

@@ -1,4 +1,4 @@
-"""A Milvus server: addresses, tokens, TLS, databases; processes that die; questions that fail alone."""
+"""A Milvus server: addresses, tokens, TLS, databases; processes that die; requests that fail alone."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_catalogue import DIM, info
+from test_catalog import DIM, info
 from test_search import some_item
 
-from dualtower.errors import CatalogueError, ConfigError, CursorError, DataError, FilterError
-from dualtower.retrieval import milvus as store_room
-from dualtower.retrieval import milvus_search as search_room
-from dualtower.retrieval.filters import matches, parse_filter
-from dualtower.retrieval.milvus_address import Address, parse_address, shown_address
-from dualtower.retrieval.milvus_filters import literal
-from dualtower.retrieval.queries import Page, Query
-from dualtower.retrieval.records import Item
-from dualtower.retrieval.store import Store, create_store, open_store, store_exists
+from dualtower.errors import CatalogError, ConfigError, CursorError, DataError, FilterError
+from dualtower.search.filters import matches, parse_filter
+from dualtower.search.milvus import search as search_room
+from dualtower.search.milvus import store as store_room
+from dualtower.search.milvus.address import Address, parse_address, shown_address
+from dualtower.search.milvus.filters import literal
+from dualtower.search.queries import Page, Query
+from dualtower.search.records import EmbeddedItem
+from dualtower.search.store import Store, create_store, open_store, store_exists
 
 pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
@@ -70,33 +70,35 @@ def test_addresses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_a_question_fails_alone(store: Store) -> None:
     dice = random.Random(0)
-    items = {str(i): some_item(dice, str(i)) for i in range(40)}
+    catalog_items = {str(i): some_item(dice, str(i)) for i in range(40)}
     odd = {"esc": "\x1b[0m", "nul": "a\x00b", "line": "a\u2028b\r\n", "quote": 'it\'s "so" \\'}
-    items |= {k: replace(items["1"], id=k, attributes={"colour": text, "price": None}) for k, text in odd.items()}
-    store.upsert(list(items.values()))
+    catalog_items |= {
+        k: replace(catalog_items["1"], id=k, attributes={"color": text, "price": None}) for k, text in odd.items()
+    }
+    store.upsert(list(catalog_items.values()))
     asked: dict[str, type[Exception] | None] = {
         "": None,
         "price < 1e999": FilterError,
         "price in (1, -1e400)": FilterError,
-        "colour = '\ud800'": FilterError,
+        "color = '\ud800'": FilterError,
         "not " * 300 + "price > 5": None,
         "not " * 301 + "price > 5": None,
         "not (" * 30 + "price > 5" + ")" * 30: None,
-        "colour = 'Rad'": None,
-        "color = 'Red'": FilterError,
-        **{f"colour = '{text}'": None for text in ("\x1b[0m", "a\x00b", "a\u2028b\r\n", 'it\\\'s "so" \\\\')},
-        **{f"colour in ('Red', '{text}')": None for text in ("\x1b[0m", "a\x00b", "\x7f")},
+        "color = 'Rad'": None,
+        "colr = 'Red'": FilterError,
+        **{f"color = '{text}'": None for text in ("\x1b[0m", "a\x00b", "a\u2028b\r\n", 'it\\\'s "so" \\\\')},
+        **{f"color in ('Red', '{text}')": None for text in ("\x1b[0m", "a\x00b", "\x7f")},
     }
-    query = Query(np.ones(DIM, np.float32), "text", limit=100, grouped=False)
+    query = Query(np.ones(DIM, np.float32), "text", limit=100, group_by_product=False)
     found = store.search_many([*(replace(query, where=where) for where in asked), replace(query, cursor="xyz")])
     assert isinstance(found.pop(), CursorError)
-    kinds: Any = {"colour": "text", "price": "number"}
+    kinds: Any = {"color": "text", "price": "number"}
     for (where, error), page in zip(asked.items(), found, strict=True):
         if error is not None:
             assert isinstance(page, error), (where, page)
             continue
         part = parse_filter(where, kinds) if where else None
-        wanted = {i for i, item in items.items() if part is None or matches(part, item.attributes)}
+        wanted = {i for i, item in catalog_items.items() if part is None or matches(part, item.attributes)}
         assert isinstance(page, Page) and {hit.id for hit in page.hits} == wanted, (where[:40], page)
 
 
@@ -104,36 +106,36 @@ def test_ids_are_texts_whatever_they_hold(store: Store) -> None:
     """The client puts ids between quotes as they are: an id with a quote would end the list and begin a condition."""
     ids = ["plain", "it's", 'a"b', "a\\", "x'] or id != ['y", 'x"] or id != ["y', "a\x00b", "é\n"]
     vectors = {"text": np.ones(DIM)}
-    store.upsert([Item(row_id, "p", row_id, {}, vectors, b"picture of " + row_id.encode()) for row_id in ids[:4]])
-    assert store.get(ids[4:]) == [] and store.delete([*ids[4:], "\ud800"]) == 0 and store.picture("\ud800") is None
+    store.upsert([EmbeddedItem(row_id, "p", row_id, {}, vectors, b"image of " + row_id.encode()) for row_id in ids[:4]])
+    assert store.get(ids[4:]) == [] and store.delete([*ids[4:], "\ud800"]) == 0 and store.image("\ud800") is None
     assert [row.id for row in store.get(ids)] == ids[:4]
-    store.upsert([Item(row_id, "p", row_id, {}, vectors, b"picture of " + row_id.encode()) for row_id in ids[4:]])
+    store.upsert([EmbeddedItem(row_id, "p", row_id, {}, vectors, b"image of " + row_id.encode()) for row_id in ids[4:]])
     for row_id in ids:
-        assert store.picture(row_id) == b"picture of " + row_id.encode()
-        assert store.delete([row_id]) == 1 and store.picture(row_id) is None
+        assert store.image(row_id) == b"image of " + row_id.encode()
+        assert store.delete([row_id]) == 1 and store.image(row_id) is None
     assert len(store) == 0
     with pytest.raises(DataError, match="half a character"):
-        store.upsert([Item("a", "p", "\ud800", {}, vectors)])
+        store.upsert([EmbeddedItem("a", "p", "\ud800", {}, vectors)])
     with pytest.raises(DataError, match="title has more than"):
-        store.upsert([Item("a", "p", "é" * 40_000, {}, vectors)])
+        store.upsert([EmbeddedItem("a", "p", "é" * 40_000, {}, vectors)])
     with pytest.raises(FilterError):
         literal("\udfff")
 
 
-def test_pictures_lie_apart_and_whole(server: str, store: Store) -> None:
+def test_images_lie_apart_and_whole(server: str, store: Store) -> None:
     dice = random.Random(1)
-    pictures = {str(i): dice.randbytes(size) for i, size in enumerate([1, 44_999, 45_000, 45_001, 300_000])}
-    items = [Item(i, i, "", {}, {"text": np.ones(DIM)}, content) for i, content in pictures.items()]
-    store.upsert(items)
-    assert {i: store.picture(i) for i in pictures} == pictures
+    photos = {str(i): dice.randbytes(size) for i, size in enumerate([1, 44_999, 45_000, 45_001, 300_000])}
+    catalog_items = [EmbeddedItem(i, i, "", {}, {"text": np.ones(DIM)}, content) for i, content in photos.items()]
+    store.upsert(catalog_items)
+    assert {i: store.image(i) for i in photos} == photos
     assert isinstance(store, store_room.MilvusStore)
     client, name = store._client, store._name
-    assert not {f["name"] for f in client.describe_collection(name)["fields"]} & {"picture", "content"}
-    store.upsert([replace(items[4], picture=b"small"), replace(items[3], picture=None)])
-    assert store.picture("4") == b"small" and store.picture("3") is None
+    assert not {f["name"] for f in client.describe_collection(name)["fields"]} & {"parts", "content"}
+    store.upsert([replace(catalog_items[4], image=b"small"), replace(catalog_items[3], image=None)])
+    assert store.image("4") == b"small" and store.image("3") is None
     store.delete(["4", "2"])
-    assert store.picture("2") is None
-    assert sorted(row["id"] for row in client.query(f"{name}_pictures", filter="", output_fields=["id"], limit=99)) == [
+    assert store.image("2") is None
+    assert sorted(row["id"] for row in client.query(f"{name}_images", filter="", output_fields=["id"], limit=99)) == [
         "0:0",
         "0:1",
     ]
@@ -142,15 +144,15 @@ def test_pictures_lie_apart_and_whole(server: str, store: Store) -> None:
 def test_alike_questions_go_together(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(store, store_room.MilvusStore)
     dice = random.Random(2)
-    items = {str(i): some_item(dice, str(i)) for i in range(60)}
-    store.upsert(list(items.values()))
+    catalog_items = {str(i): some_item(dice, str(i)) for i in range(60)}
+    store.upsert(list(catalog_items.values()))
     calls: list[dict[str, Any]] = []
     search = store._client.search
     monkeypatch.setattr(store._client, "search", lambda *a, **k: calls.append(k) or search(*a, **k))
     queries = [
-        Query(np.eye(DIM, dtype=np.float32)[i % DIM], "text", where, limit=5, grouped=False)
+        Query(np.eye(DIM, dtype=np.float32)[i % DIM], "text", where, limit=5, group_by_product=False)
         for i in range(16)
-        for where in ("", "colour = 'Red'")
+        for where in ("", "color = 'Red'")
     ]
     together = store.search_many(queries)
     assert sorted(len(call["data"]) for call in calls if call["limit"] == 14) == [16, 16] and len(calls) < 10
@@ -162,15 +164,15 @@ def test_alike_questions_go_together(store: Store, monkeypatch: pytest.MonkeyPat
     store._written = -1e9
     store.search(queries[0])
     assert {call["consistency_level"] for call in calls} == {"Bounded"}
-    monkeypatch.setattr(search_room, "MOST_BYTES", 5 * 14 * (4 * DIM + 200))
+    monkeypatch.setattr(search_room, "MAX_BYTES", 5 * 14 * (4 * DIM + 200))
     calls.clear()
     assert len(store.search_many(queries)) == 32 and max(len(call["data"]) for call in calls) == 5
 
 
 def test_the_end_of_paging_is_said(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search_room, "MOST_AT_ONCE", 25)
+    monkeypatch.setattr(search_room, "MAX_AT_ONCE", 25)
     vectors = np.random.default_rng(0).normal(size=(60, DIM))
-    store.upsert([Item(str(i), str(i), "", {}, {"text": vector}) for i, vector in enumerate(vectors)])
+    store.upsert([EmbeddedItem(str(i), str(i), "", {}, {"text": vector}) for i, vector in enumerate(vectors)])
     query, seen = Query(np.ones(DIM, np.float32), "text", limit=10), set()
     page = store.search(query)
     for _ in range(2):
@@ -185,10 +187,10 @@ def test_the_end_of_paging_is_said(store: Store, monkeypatch: pytest.MonkeyPatch
 
 def test_counts_say_whether_they_are_of_all_rows(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = {"text": np.ones(DIM)}
-    store.upsert([Item(str(i), str(i), "", {"colour": "Red", "price": float(i)}, vectors) for i in range(40)])
+    store.upsert([EmbeddedItem(str(i), str(i), "", {"color": "Red", "price": float(i)}, vectors) for i in range(40)])
     for most, count in ((39, 39), (40, 40), (100, 40)):
         monkeypatch.setattr(store_room, "COUNTED", most)
-        found = store.counts()["colour"]
+        found = store.counts()["color"]
         assert (found.values, found.approximate) == ((("Red", count),), most < 40)
 
 
@@ -196,8 +198,8 @@ _DIES = """
     import os, signal, sys
     sys.path.insert(0, {tests!r})
     from pymilvus import MilvusClient
-    from test_catalogue import info
-    from dualtower.retrieval.store import create_store
+    from test_catalog import info
+    from dualtower.search.store import create_store
 
     left = {calls}
     def dying(name, call):
@@ -228,9 +230,9 @@ def test_killed_between_any_two_calls_it_opens_or_is_made(server: str) -> None:
         assert done.returncode == -9, done.stderr
         died += 1
         store = open_store(uri) if store_exists(uri) else create_store(uri, info())
-        store.upsert([Item("1", "p", "t", {"colour": "Red"}, {"text": np.ones(DIM)}, b"picture")])
+        store.upsert([EmbeddedItem("1", "p", "t", {"color": "Red"}, {"text": np.ones(DIM)}, b"image")])
         assert [hit.id for hit in store.search(Query(np.ones(DIM, np.float32), "text")).hits] == ["1"]
-        assert store.picture("1") == b"picture" and open_store(uri).info == info()
+        assert store.image("1") == b"image" and open_store(uri).info == info()
         store.close()
     assert died >= 8
 
@@ -250,13 +252,13 @@ _USES = """
     import sys
     sys.path.insert(0, {tests!r})
     import numpy as np
-    from test_catalogue import info
+    from test_catalog import info
     from dualtower.errors import DualTowerError
-    from dualtower.retrieval.records import Item
-    from dualtower.retrieval.store import create_store, open_store
+    from dualtower.search.records import EmbeddedItem
+    from dualtower.search.store import create_store, open_store
 
     try:
-        create_store(sys.argv[1], info()).upsert([Item("1", "p", "t", {{}}, {{"text": np.ones(8)}})])
+        create_store(sys.argv[1], info()).upsert([EmbeddedItem("1", "p", "t", {{}}, {{"text": np.ones(8)}})])
         print(len(open_store(sys.argv[1])))
     except DualTowerError as error:
         print(error)
@@ -295,11 +297,11 @@ def test_databases_are_apart(server: str) -> None:
     pymilvus.MilvusClient(server.replace("milvus", "http"), timeout=60).create_database("winter")
     create_store(f"{server}/winter/shop", info()).close()
     assert store_exists(f"{server}/winter/shop") and not store_exists(f"{server}/shop")
-    with pytest.raises(CatalogueError, match="no collection 'shop'"):
+    with pytest.raises(CatalogError, match="no collection 'shop'"):
         open_store(f"{server}/shop")
 
 
 def test_a_server_that_is_not_there_is_named() -> None:
-    with pytest.raises(CatalogueError, match=r"cannot connect to Milvus at milvus://127\.0\.0\.1:1/shop") as caught:
+    with pytest.raises(CatalogError, match=r"cannot connect to Milvus at milvus://127\.0\.0\.1:1/shop") as caught:
         open_store("milvus://me:s3cret@127.0.0.1:1/shop")
     assert "s3cret" not in str(caught.value)

@@ -6,22 +6,24 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import factories
 import numpy as np
 import pytest
-import tiny
 import torch
 from accelerate import Accelerator
 from processes import torchrun
-from test_loop import products, run_config
+from test_trainer import items, run_config
 from torch.nn import functional as F
 
 from dualtower import DualTower, FusionConfig, LossConfig, MatchingConfig, RerankerConfig, TaskConfig
 from dualtower.config import to_dict
-from dualtower.data.augment import Draw
+from dualtower.data.transforms.augmentation import BatchRNG
 from dualtower.errors import ConfigError
 from dualtower.losses import build_loss
-from dualtower.training.building import build_trainer
-from dualtower.training.objectives import Matching, ProductFused, _joined, build_objective
+from dualtower.objectives.contrastive import joined_loss
+from dualtower.objectives.matching import Matching
+from dualtower.objectives.product import ProductFused
+from dualtower.training.building import build_objective, build_trainer
 from dualtower.types import Batch
 
 SCRIPT = Path(__file__).with_name("distributed_objectives.py")
@@ -36,17 +38,17 @@ def test_gradients_equal_one_process_on_the_joined_batch(processes: int) -> None
 
 
 def batch(model: DualTower, codes: list[int]) -> Batch:
-    texts = tiny.TITLES[: len(codes)]
+    texts = factories.TITLES[: len(codes)]
     pixels = torch.stack([torch.from_numpy(tiny_pixels(i)) for i in range(len(codes))])
     return Batch(tuple(texts), torch.tensor(codes), pixels=pixels, tokens=model.collator().tokens(texts))
 
 
 def tiny_pixels(seed: int) -> np.ndarray:
-    return np.asarray(tiny.picture(seed)).transpose(2, 0, 1).copy()
+    return np.asarray(factories.photo(seed)).transpose(2, 0, 1).copy()
 
 
 def matching(negatives: int = 3, temperature: float = 1.0) -> Matching:
-    model = tiny.model(reranker=RERANKER)
+    model = factories.model(reranker=RERANKER)
     torch.nn.init.normal_(model.reranker.score[-1].weight)
     return Matching(model, MatchingConfig(negatives, temperature), contrast=build_loss(LossConfig()), contrastive=None)
 
@@ -58,7 +60,7 @@ def test_negatives_are_never_of_the_same_product(temperature: float) -> None:
     same, own = codes.unsqueeze(1) == codes, torch.arange(8)
     for seed in range(20):
         logits = 10 * same.float() + torch.randn(8, 8)  # the towers rate the own product highest
-        drawn = objective._negatives(logits, same, own, Draw(seed, size=8))
+        drawn = objective._negatives(logits, same, own, BatchRNG(seed, size=8))
         assert drawn.shape == (8, 4)
         assert not same[own.unsqueeze(1), drawn].any()
         assert all(len(set(row.tolist())) == 4 for row in drawn)
@@ -68,7 +70,7 @@ def test_hard_negatives_are_drawn_like_the_softmax_of_the_scores() -> None:
     objective = matching(1)
     logits = torch.tensor([[0.0, 2.0, 1.0, 0.0]]).expand(4, 4)
     same = torch.eye(4, dtype=torch.bool)
-    draws = [objective._negatives(logits, same, torch.arange(1), Draw(s, size=4)).item() for s in range(3000)]
+    draws = [objective._negatives(logits, same, torch.arange(1), BatchRNG(s, size=4)).item() for s in range(3000)]
     shares = torch.bincount(torch.tensor(draws), minlength=4) / 3000
     torch.testing.assert_close(shares[1:], logits[0, 1:].softmax(0), atol=0.03, rtol=0)
 
@@ -76,7 +78,7 @@ def test_hard_negatives_are_drawn_like_the_softmax_of_the_scores() -> None:
 def test_the_loss_is_matching_and_contrast() -> None:
     objective = matching(2, temperature=0)
     rows = batch(objective.model, [1, 2, 3, 4])
-    outputs = objective(rows, Draw(0, size=4))
+    outputs = objective(rows, BatchRNG(0, size=4))
     seen, reranker = objective.model(rows), objective.model.reranker
     text, image = reranker.text_states(seen.text_features), reranker.image_states(seen.image_features)
     towers = seen.scale * seen.text @ seen.image.T
@@ -95,8 +97,8 @@ def test_the_loss_is_matching_and_contrast() -> None:
 def test_a_batch_without_negatives_adds_nothing(codes: list[int]) -> None:
     objective = matching()
     rows = batch(objective.model, codes)
-    outputs = objective(rows, Draw(0, size=len(codes)))
-    loss = objective.loss(outputs, rows) - _joined(objective._contrast, outputs.own, rows)
+    outputs = objective(rows, BatchRNG(0, size=len(codes)))
+    loss = objective.loss(outputs, rows) - joined_loss(objective._contrast, outputs.own, rows)
     loss.backward()
     gradients = [p.grad for p in objective.parameters() if p.grad is not None]
     assert loss.item() == 0 and all(torch.isfinite(g).all() and (g == 0).all() for g in gradients)
@@ -104,10 +106,15 @@ def test_a_batch_without_negatives_adds_nothing(codes: list[int]) -> None:
 
 def test_objectives_ask_for_their_head(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="matching trains a re-ranker"):
-        Matching(tiny.model(), MatchingConfig(), contrast=build_loss(LossConfig()), contrastive=None)
+        Matching(factories.model(), MatchingConfig(), contrast=build_loss(LossConfig()), contrastive=None)
     with pytest.raises(ConfigError, match="trains a fusion"):
         ProductFused(
-            tiny.model(), TaskConfig(), classes={}, log_shares={}, pair_loss=build_loss(LossConfig()), contrastive=None
+            factories.model(),
+            TaskConfig(),
+            classes={},
+            log_shares={},
+            pair_loss=build_loss(LossConfig()),
+            contrastive=None,
         )
     with pytest.raises(ConfigError, match=r"objective 'matching' with model\.reranker = None"):
         replace(run_config(tmp_path), objective="matching")
@@ -122,7 +129,7 @@ def test_names_may_be_given_with_commas() -> None:
 
 
 def test_labels_join_their_attributes() -> None:
-    model = tiny.model(fusion=FusionConfig(width=8))
+    model = factories.model(fusion=FusionConfig(width=8))
     config = TaskConfig(labels=("a", "b"))
     classes = {"head": ["x", "y"], "a": ["0", "1"], "b": ["0", "1", "2"]}
     objective = ProductFused(
@@ -133,7 +140,7 @@ def test_labels_join_their_attributes() -> None:
 
 
 def test_the_weights_of_a_task_weigh_its_losses() -> None:
-    model = tiny.model(fusion=FusionConfig(width=8))
+    model = factories.model(fusion=FusionConfig(width=8))
     rows = batch(model, [0, 0, 1, 1, 2, 2, 3, 3])
 
     def loss(**weights: float) -> torch.Tensor:
@@ -141,7 +148,7 @@ def test_the_weights_of_a_task_weigh_its_losses() -> None:
         made = ProductFused(
             model, settings, classes={}, log_shares={}, pair_loss=build_loss(LossConfig()), contrastive=None
         ).eval()
-        return made.loss(made(rows, Draw(0, size=8)), rows)
+        return made.loss(made(rows, BatchRNG(0, size=8)), rows)
 
     own, alike = loss(identity=1.0, supervised=0.0), loss(identity=0.0, supervised=1.0)
     assert own > 0.1 and alike > 0.1 and abs(own - alike) > 1e-3
@@ -150,7 +157,7 @@ def test_the_weights_of_a_task_weigh_its_losses() -> None:
 
 def test_a_batch_without_a_known_class_still_has_a_gradient_for_every_head() -> None:
     """The ranks of a training wait for a gradient of every parameter; the head of a rare attribute must give one."""
-    model = tiny.model(fusion=FusionConfig(width=8, tasks={"rare": ["x", "y"]}))
+    model = factories.model(fusion=FusionConfig(width=8, tasks={"rare": ["x", "y"]}))
     objective = ProductFused(
         model,
         TaskConfig(heads=("rare",)),
@@ -162,7 +169,7 @@ def test_a_batch_without_a_known_class_still_has_a_gradient_for_every_head() -> 
     for known in ([-1] * 8, [0, 1, -1, 1, -1, -1, 0, 0]):
         rows = replace(batch(model, list(range(8))), labels=torch.tensor(known).unsqueeze(1))
         objective.zero_grad()
-        outputs = objective(rows, Draw(0, size=8))
+        outputs = objective(rows, BatchRNG(0, size=8))
         loss = objective.loss(outputs, rows)
         loss.backward()
         gradients = [parameter.grad for name, parameter in model.fusion.named_parameters() if "task" in name]
@@ -175,19 +182,19 @@ def test_a_batch_without_a_known_class_still_has_a_gradient_for_every_head() -> 
 
 
 def test_locked_towers_leave_nothing_but_the_head_to_train(tmp_path: Path) -> None:
-    model = tiny.model(reranker=RERANKER, head_norm="batch")
+    model = factories.model(reranker=RERANKER, head_norm="batch")
     config = run_config(tmp_path, steps=3, lock_text=1, lock_image=1)
     config = replace(config, objective="matching", model=model.config)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    build_trainer(config, model, products(), accelerator=Accelerator(cpu=True)).fit()
+    build_trainer(config, model, items(), accelerator=Accelerator(cpu=True)).fit()
     moved = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {"reranker"}
 
 
 def test_build_objective_keeps_trained_towers_in_shape(tmp_path: Path) -> None:
-    model = tiny.model(reranker=RERANKER)
+    model = factories.model(reranker=RERANKER)
     config = replace(run_config(tmp_path), objective="matching", model=model.config)
-    free = build_objective(config, model, products())
-    locked = build_objective(replace(config, train=replace(config.train, lock_text=1, lock_image=1)), model, products())
+    free = build_objective(config, model, items())
+    locked = build_objective(replace(config, train=replace(config.train, lock_text=1, lock_image=1)), model, items())
     assert free._contrastive is not None and locked._contrastive is None
     assert "text_tower" in locked.idle and "text_tower" not in free.idle

@@ -14,20 +14,20 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hub_stand_in import HubStandIn
-from tiny import TITLES, config, model, picture
+from factories import TITLES, config, model, photo
+from fake_hub import HubStandIn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualtower import DualTower, TextTowerConfig
 from dualtower.config import from_dict, to_dict
-from dualtower.data.text import load_tokenizer
+from dualtower.data.transforms.tokenizer import load_tokenizer
 from dualtower.errors import ConfigError
-from dualtower.explain import explain
-from dualtower.folder import fingerprint_of
+from dualtower.hub.model_folder import fingerprint_of
+from dualtower.inference.explain import explain
 from dualtower.launcher import parse_overrides
-from dualtower.towers.features import pool_tokens
-from dualtower.towers.text import DenseConfig
+from dualtower.models.towers.base import pool_tokens
+from dualtower.models.towers.config import DenseConfig
 from dualtower.training.run import run
 
 REPOSITORY = Path(__file__).parent.parent
@@ -268,7 +268,7 @@ def test_the_side_of_the_padding_does_not_matter(tmp_path: Path, rule: Any) -> N
 
 
 def test_a_text_without_an_end_is_taken_at_its_last_token() -> None:
-    from dualtower.towers.features import end_places
+    from dualtower.models.towers.base import end_places
 
     ids = torch.tensor([[5, 9, 9, 9], [5, 6, 7, 9], [9, 9, 5, 6], [5, 6, 7, 9]])
     mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 1, 1], [1, 1, 1, 1]], dtype=torch.bool)
@@ -381,10 +381,10 @@ def test_siglip_may_be_pooled_in_another_way(tmp_path: Path) -> None:
 
 def test_words_of_texts_of_a_fixed_length_are_explained(tmp_path: Path) -> None:
     tower = built(siglip(tmp_path / "siglip"))
-    shown = explain(tower, "red mug", picture())
+    shown = explain(tower, "red mug", photo())
     assert [word for word, _ in shown.words] == ["red", "mug"]
     whole, one = (tower.encode_text([text]) for text in ("red mug", "mug"))
-    image = tower.encode_image([picture()])
+    image = tower.encode_image([photo()])
     fall = float(tower.similarity(image, whole) - tower.similarity(image, one))
     assert shown.words[0][1] == pytest.approx(fall, abs=1e-5)
 
@@ -528,7 +528,7 @@ def test_a_default_prompt_is_said_to_be_left_out(tmp_path: Path, caplog: pytest.
 
 
 def test_models_of_before_keep_their_config_and_their_fingerprint(tmp_path: Path) -> None:
-    """The re-ranker's seal and every catalogue hold fingerprints: new settings must not change those of old models."""
+    """The re-ranker's seal and every catalog hold fingerprints: new settings must not change those of old models."""
     assert fingerprint_of(to_dict(TextTowerConfig()), {}) == "f3e82ecba8ea0be0"
     for name in ("bert", "bow"):
         tower = model(name)
@@ -575,7 +575,7 @@ def finetuning(folder: Path, encoder: Path | None, *args: str) -> Any:
     from finetune_pretrained import smoke
 
     given = [] if encoder is None else ["--model.text.pretrained", str(encoder)]
-    options = ["--data.card", str(REPOSITORY / "data_cards" / "drawn.md"), "--out", str(folder / "run")]
+    options = ["--data.card", str(REPOSITORY / "data_cards" / "synthetic.md"), "--out", str(folder / "run")]
     length = ["--model.text.max-length", str(POSITIONS), "--data.workers", "0", "--train.steps", "2"]
     return parse_overrides(smoke(), [*given, *options, *length, *args])
 
@@ -611,9 +611,9 @@ CREATE = """
 import sys
 from dataclasses import replace
 from dualtower import DualTower, TextTowerConfig
-from dualtower.data.text import load_tokenizer
+from dualtower.data.transforms.tokenizer import load_tokenizer
 sys.path.insert(0, sys.argv[1])
-from tiny import config
+from factories import config
 for name in ("user/sentences", "user/plain"):
     text = TextTowerConfig(pretrained=name, max_length=20)
     text = DualTower.create(replace(config(), text=text), load_tokenizer(name)).config.text

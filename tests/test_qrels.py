@@ -110,4 +110,4 @@ def test_real_query_set(shared_fashion):
     ids = [str(i) for file in files for i in parquet.read_table(file, columns=["id"])["id"].to_pylist()]
     relevance = Relevance.from_qrels(qrels, ids)
     assert relevance.gallery_size == 44_072
-    assert relevance.items.min() >= 44_072 - 2_867  # all relevant pictures lie in the test split
+    assert relevance.items.min() >= 44_072 - 2_867  # all relevant images lie in the test split

@@ -126,8 +126,8 @@ def test_own_row_is_excluded():
     own = self_positions(ids[5:] + ["unknown"] * 5, ids)
     assert own.tolist() == [*range(5, 40), *[-1] * 5]
     queries = np.concatenate([vectors[5:], vectors[:5]])
-    products = np.arange(40) // 4
-    relevance = Relevance.from_products(np.concatenate([products[5:], products[:5]]), products)
+    items = np.arange(40) // 4
+    relevance = Relevance.from_products(np.concatenate([items[5:], items[:5]]), items)
     ranks = retrieval_ranks(queries, vectors, relevance, exclude=own, similarity="dot")
     expected = brute_force(pair_scores(queries, vectors, "dot"), relevance, own)
     assert np.array_equal(as_rows(ranks), expected)

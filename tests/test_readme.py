@@ -6,8 +6,8 @@ import re
 import shlex
 from pathlib import Path
 
+import factories
 import pytest
-import tiny
 
 from dualtower.cli import main
 from dualtower.data.cards import load_card
@@ -29,9 +29,9 @@ def commands(program: str) -> list[list[str]]:
 
 def test_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(tmp_path)
-    tiny.model().save_pretrained(tmp_path / "runs" / "clip_style" / "model")
+    factories.model().save_pretrained(tmp_path / "runs" / "clip_style" / "model")
     for name in ("shirt.jpg", "mug.jpg"):
-        tiny.picture().save(tmp_path / name)
+        factories.photo().save(tmp_path / name)
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), {})
     assert re.search(r"\[\[.*\]\]", capsys.readouterr().out)

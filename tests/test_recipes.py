@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dualtower import DualTower, RunConfig, load_card, load_products
+from dualtower import DualTower, RunConfig, load_card, load_items
 from dualtower.launcher import parse_overrides
 
 REPOSITORY = Path(__file__).parent.parent
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.py"))
-SMOKE = ["--smoke", "--train.threads", "1"]  # with two, two such tests at a time on two cores take twice as long
+SMOKE = ["--smoke", "--train.cpu-threads", "1"]  # with two, two such tests at a time on two cores take twice as long
 pytestmark = pytest.mark.slow
 
 
@@ -84,7 +84,16 @@ def test_smoke_from_a_model_of_ones_own(recipe: Path, trained: Path, project: Pa
 def test_options_that_no_recipe_sets_do_what_they_say(project: Path) -> None:
     typed = {"head-dropout": "0.2", "image.drop-path": "0.3"}
     options = [word for name, value in typed.items() for word in (f"--model.{name}", value)]
-    options += ["--train.balance", "object", "--train.beta2", "0.9", "--train.final-lr", "0.5", "--train.steps", "6"]
+    options += [
+        "--train.class-balanced-by",
+        "object",
+        "--train.beta2",
+        "0.9",
+        "--train.final-lr",
+        "0.5",
+        "--train.steps",
+        "6",
+    ]
     options += ["--data.train-split", "test", "--data.validation-split", "train"]
     done = run([sys.executable, str(REPOSITORY / "recipes" / "train_clip_style.py"), *SMOKE, *options], project)
     assert done.returncode == 0, done.stderr
@@ -97,14 +106,14 @@ def test_options_that_no_recipe_sets_do_what_they_say(project: Path) -> None:
     assert "DropPath" in parts and any(
         isinstance(part, torch.nn.Dropout) and part.p == 0.2 for part in model.image_head.modules()
     )
-    trained = load_products(load_card(REPOSITORY / "data_cards" / "drawn.md"), "test")
+    trained = load_items(load_card(REPOSITORY / "data_cards" / "synthetic.md"), "test")
     told = json.loads((out / "config.json").read_text())
-    assert told["data"]["train_split"] == "test" and f"drawn: {len(trained)} rows" in done.stderr
+    assert told["data"]["train_split"] == "test" and f"synthetic: {len(trained)} rows" in done.stderr
 
 
 def test_a_base_replaces_the_recipe_s_towers_but_not_what_is_typed() -> None:
     from dualtower.launcher import parse_overrides
-    from dualtower.model_config import ModelConfig
+    from dualtower.models.config import ModelConfig
 
     sys.path.insert(0, str(REPOSITORY / "recipes"))
     from train_clip_style import config

@@ -1,4 +1,4 @@
-"""Damage is found, never hidden, and repaired as far as the rest of the catalogue tells what was there."""
+"""Damage is found, never hidden, and repaired as far as the rest of the catalog tells what was there."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ import textwrap
 import time
 from pathlib import Path
 
+import factories
 import numpy as np
 import pytest
-import tiny
-from test_catalogue import info, item, stored_vectors
-from test_serving import products
+from test_catalog import info, item, stored_vectors
+from test_serving import items
 
 from dualtower.cli import main
-from dualtower.errors import CatalogueError
+from dualtower.errors import CatalogError
 from dualtower.files import write_text_atomically
-from dualtower.model import DualTower
-from dualtower.retrieval.catalogue import Catalogue
-from dualtower.retrieval.database import Database
-from dualtower.retrieval.indexing import index_products, open_or_create
-from dualtower.retrieval.local import LocalStore
-from dualtower.retrieval.queries import Query
-from dualtower.retrieval.repair import repair
-from dualtower.retrieval.scratch import scratch_folder
+from dualtower.models.dual_tower import DualTower
+from dualtower.search.ingest.embed import index_products, open_or_create
+from dualtower.search.local.catalog import Catalog
+from dualtower.search.local.connection_pool import Database
+from dualtower.search.local.repair import repair
+from dualtower.search.local.scratch import scratch_folder
+from dualtower.search.local.store import LocalStore
+from dualtower.search.queries import Query
 
-KINDS = {"colour": "text", "price": "number"}
+KINDS = {"color": "text", "price": "number"}
 ROWS = 20
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> DualTower:
     folder = tmp_path_factory.mktemp("model") / "model"
-    tiny.spread_model().save_pretrained(folder)
+    factories.spread_model().save_pretrained(folder)
     return DualTower.from_pretrained(folder)
 
 
 @pytest.fixture
 def shop(tmp_path: Path, model: DualTower) -> Path:
     store = open_or_create(tmp_path / "shop", model, name="none", attributes=KINDS)
-    index_products(store, model, products(ROWS))
+    index_products(store, model, items(ROWS))
     store.close()
     return tmp_path / "shop"
 
@@ -60,14 +60,14 @@ def alter(shop: Path, statement: str) -> None:
 
 
 def test_a_file_that_has_lost_vectors_is_not_written_to(shop: Path) -> None:
-    catalogue = Catalogue(shop)
-    path = catalogue.vectors("image").path
+    catalog = Catalog(shop)
+    path = catalog.vectors("image").path
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CatalogueError, match=r"holds 10 of 20 vectors.*dualtower repair .*shop"):
-        catalogue.upsert([item("new", 1, vectors={"text": np.ones(12)})])
-    assert path.read_bytes() == whole[: len(whole) // 2] and len(catalogue) == ROWS
-    with pytest.raises(CatalogueError, match="holds 10 of 20 vectors"):
+    with pytest.raises(CatalogError, match=r"holds 10 of 20 vectors.*dualtower repair .*shop"):
+        catalog.upsert([item("new", 1, vectors={"text": np.ones(12)})])
+    assert path.read_bytes() == whole[: len(whole) // 2] and len(catalog) == ROWS
+    with pytest.raises(CatalogError, match="holds 10 of 20 vectors"):
         LocalStore(shop).search(Query(np.ones(12, np.float32)))
 
 
@@ -79,9 +79,9 @@ def test_a_file_that_has_lost_vectors_is_not_written_to(shop: Path) -> None:
         ("UPDATE rows SET product_id = 'p0' WHERE id = 'r3'", "row 'r3': its title"),
         ("UPDATE rows SET title = CAST(x'ff00fe' AS TEXT) WHERE id = 'r3'", "row 'r3': its title"),
         ("UPDATE rows SET attributes = '{' WHERE id = 'r3'", "row 'r3': its title"),
-        ("UPDATE rows SET died = 1 WHERE id = 'r3'", "row 'r3': its title"),
-        ("UPDATE pictures SET bytes = substr(bytes, 1, 50) WHERE number = 3", "row 'r3': its picture"),
-        ("DELETE FROM pictures WHERE number = 3", "row 'r3': its picture"),
+        ("UPDATE rows SET removed_at = 1 WHERE id = 'r3'", "row 'r3': its title"),
+        ("UPDATE images SET bytes = substr(bytes, 1, 50) WHERE number = 3", "row 'r3': its thumbnail"),
+        ("DELETE FROM images WHERE number = 3", "row 'r3': its thumbnail"),
         ("UPDATE state SET sequence = 0", "do not fit"),
         ("UPDATE state SET token = 7", "not the last one"),
         ("DELETE FROM rows WHERE number = 3", "19 versions of rows"),
@@ -89,7 +89,7 @@ def test_a_file_that_has_lost_vectors_is_not_written_to(shop: Path) -> None:
 )
 def test_alterations_are_found(shop: Path, statement: str, found: str) -> None:
     alter(shop, statement)
-    problem, *more = Catalogue(shop).verify()
+    problem, *more = Catalog(shop).verify()
     assert found in problem and (not more or "state" in statement)
 
 
@@ -97,66 +97,66 @@ def test_alterations_are_found(shop: Path, statement: str, found: str) -> None:
 def test_an_altered_row_is_not_shown(shop: Path, title: str, caplog: pytest.LogCaptureFixture) -> None:
     alter(shop, f"UPDATE rows SET title = {title} WHERE id = 'r3'")
     store = LocalStore(shop)
-    hits = store.search(Query(np.ones(12, np.float32), limit=50, grouped=False)).hits
+    hits = store.search(Query(np.ones(12, np.float32), limit=50, group_by_product=False)).hits
     assert len(hits) == ROWS - 1 and "r3" not in {hit.id for hit in hits} and store.get(["r3"]) == []
     assert "have changed on the disk" in caplog.text
 
 
 def test_what_can_be_made_anew_is(shop: Path, model: DualTower) -> None:
-    before, catalogue = Catalogue(shop), Catalogue(shop)
+    before, catalog = Catalog(shop), Catalog(shop)
     rows = before.get([f"r{i}" for i in range(ROWS)])
     held = {kind: stored_vectors(before, rows, kind) for kind in ("image", "text")}
-    text, image = (catalogue.vectors(kind).path for kind in ("text", "image"))
+    text, image = (catalog.vectors(kind).path for kind in ("text", "image"))
     image.unlink()
     content = bytearray(text.read_bytes())
     content[5] ^= 16
     text.write_bytes(content)
     alter(shop, "UPDATE rows SET title = 'cheap' WHERE id = 'r3'")
     alter(shop, "UPDATE rows SET attributes = '{' WHERE id = 'r6'")
-    alter(shop, "UPDATE pictures SET bytes = x'00' WHERE number = 4")
-    alter(shop, "DELETE FROM pictures WHERE number = 5")
+    alter(shop, "UPDATE images SET bytes = x'00' WHERE number = 4")
+    alter(shop, "DELETE FROM images WHERE number = 5")
     done = repair(LocalStore(shop), lambda: model)
-    assert sorted(done.lost) == ["r3", "r6"] and sorted(done.without_picture) == ["r4", "r5"]
+    assert sorted(done.lost) == ["r3", "r6"] and sorted(done.without_thumbnail) == ["r4", "r5"]
     healed = sorted({f"r{i}" for i in range(ROWS)} - {"r3", "r4", "r5", "r6"})
     assert sorted(done.embedded) == healed
     left = [json.loads(line) for line in (shop / "lost.jsonl").read_text().splitlines()]
     assert sorted(row["id"] for row in left) == ["r3", "r6"] and "cheap" in [row["title"] for row in left]
-    again = Catalogue(shop)
+    again = Catalog(shop)
     assert again.verify() == [] and len(again) == ROWS - 2 and not LocalStore(shop).is_stale(thorough=True)
     for number, row in enumerate(rows):
         found = again.get([row.id])
         if row.id in healed:
-            assert found[0].title == row.title and found[0].kinds == ("image", "text")
+            assert found[0].title == row.title and found[0].vector_names == ("image", "text")
             for kind in ("image", "text"):
                 np.testing.assert_allclose(stored_vectors(again, found, kind)[0], held[kind][number], atol=2e-3)
         elif row.id in ("r4", "r5"):
-            assert found[0].kinds == ("text",) and again.picture(row.id) is None
+            assert found[0].vector_names == ("text",) and again.image(row.id) is None
     store = LocalStore(shop)
-    assert index_products(store, model, products(ROWS)).written == ROWS  # all were touched: the source brings them back
-    assert again.verify() == [] and again.picture("r5") == products(ROWS)[5].image
+    assert index_products(store, model, items(ROWS)).written == ROWS  # all were touched: the source brings them back
+    assert again.verify() == [] and again.image("r5") == items(ROWS)[5].image
 
 
-def test_a_whole_catalogue_is_left_alone(shop: Path) -> None:
+def test_a_whole_catalog_is_left_alone(shop: Path) -> None:
     store = LocalStore(shop)
     store.rebuild()
-    state = store.catalogue.state
+    state = store.catalog.state
 
     def none() -> DualTower:
         raise AssertionError
 
     done = repair(store, none)
-    assert (done.embedded, done.without_picture, done.lost) == ([], [], []) and store.catalogue.state == state
+    assert (done.embedded, done.without_thumbnail, done.lost) == ([], [], []) and store.catalog.state == state
 
 
 def test_a_database_beyond_repair_is_said(shop: Path, model: DualTower) -> None:
     alter(shop, "DELETE FROM rows WHERE number = 3")
-    with pytest.raises(CatalogueError, match=r"beyond repair: 19 versions.*index into a new folder"):
+    with pytest.raises(CatalogError, match=r"beyond repair: 19 versions.*index into a new folder"):
         repair(LocalStore(shop), lambda: model)
 
 
 def test_the_commands(shop: Path, model: DualTower, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model.save_pretrained(tmp_path / "model")
-    Catalogue(shop).vectors("text").path.write_bytes(b"")
+    Catalog(shop).vectors("text").path.write_bytes(b"")
     with pytest.raises(SystemExit, match=r"1 problems in(.|\n)*dualtower repair"):
         main(["verify", str(shop)])
     main(["repair", str(shop), "--model", str(tmp_path / "model")])
@@ -166,28 +166,28 @@ def test_the_commands(shop: Path, model: DualTower, tmp_path: Path, capsys: pyte
 
 
 def test_compaction_gives_space_back(tmp_path: Path) -> None:
-    catalogue = Catalogue.create(tmp_path / "shop", info())
-    catalogue.upsert([item(str(i), i, picture=os.urandom(20_000)) for i in range(200)])
-    catalogue.delete([str(i) for i in range(0, 200, 2)])
-    size = sum(path.stat().st_size for path in catalogue.folder.glob("rows.sqlite*"))
-    catalogue.compact()
-    assert sum(path.stat().st_size for path in catalogue.folder.glob("rows.sqlite*")) < 0.3 * size
-    assert catalogue.verify() == [] and len(catalogue) == 100
-    log = catalogue.folder / "rows.sqlite-wal"
-    catalogue.delete(["1"])
+    catalog = Catalog.create(tmp_path / "shop", info())
+    catalog.upsert([item(str(i), i, image=os.urandom(20_000)) for i in range(200)])
+    catalog.delete([str(i) for i in range(0, 200, 2)])
+    size = sum(path.stat().st_size for path in catalog.folder.glob("rows.sqlite*"))
+    catalog.compact()
+    assert sum(path.stat().st_size for path in catalog.folder.glob("rows.sqlite*")) < 0.3 * size
+    assert catalog.verify() == [] and len(catalog) == 100
+    log = catalog.folder / "rows.sqlite-wal"
+    catalog.delete(["1"])
     before = log.stat().st_size
-    other = sqlite3.connect(catalogue.folder / "rows.sqlite")  # keeps the log from being cut, as a reader does
+    other = sqlite3.connect(catalog.folder / "rows.sqlite")  # keeps the log from being cut, as a reader does
     other.execute("BEGIN")
     other.execute("SELECT * FROM state").fetchall()
-    catalogue.compact()
-    assert log.stat().st_size < before + 500_000  # of 2 MB of pictures, none is written anew
+    catalog.compact()
+    assert log.stat().st_size < before + 500_000  # of 2 MB of images, none is written anew
     other.close()
 
 
 def test_files_on_their_way_never_meet(tmp_path: Path) -> None:
     with scratch_folder(tmp_path) as one, scratch_folder(tmp_path) as other:
         assert one != other and one.exists() and other.exists()
-    killed = "import os, sys, pathlib; from dualtower.retrieval.scratch import scratch_folder\n"
+    killed = "import os, sys, pathlib; from dualtower.search.local.scratch import scratch_folder\n"
     killed += "with scratch_folder(pathlib.Path(sys.argv[1])) as f: (f / 'x').write_text('x'); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", killed, str(tmp_path)], timeout=60)
     assert len(list(tmp_path.iterdir())) == 1
@@ -211,12 +211,12 @@ def test_files_have_the_mode_of_the_umask(shop: Path, model: DualTower, tmp_path
 
 
 SEARCH = """
-    import os, sys
+    import mmap, os, sys  # numpy imports mmap late
     from pathlib import Path
     import numpy as np
-    from dualtower.errors import CatalogueError
-    from dualtower.retrieval.local import LocalStore
-    from dualtower.retrieval.queries import Query
+    from dualtower.errors import CatalogError
+    from dualtower.search.local.store import LocalStore
+    from dualtower.search.queries import Query
     if os.getuid() == 0:  # whom no mode of a file keeps from writing; what is imported lies where only root may read
         os.setgid(65534); os.setuid(65534)
     store = LocalStore(sys.argv[1])
@@ -226,11 +226,11 @@ SEARCH = """
         pass
     else:
         sys.exit("the folder can be written to")
-    hits = store.search(Query(np.ones(12, np.float32), limit=50, grouped=False)).hits
-    print(len(hits), len(store.catalogue.verify()))
+    hits = store.search(Query(np.ones(12, np.float32), limit=50, group_by_product=False)).hits
+    print(len(hits), len(store.catalog.verify()))
     try:
         store.delete(["r1"])
-    except CatalogueError as error:
+    except CatalogError as error:
         print(error)
 """
 
@@ -242,8 +242,8 @@ def test_a_folder_that_cannot_be_written_to_is_searched(shop: Path, log_left: bo
         parent.mkdir()
         folder = Path(shutil.copytree(shop, parent / "shop"))
         if log_left:  # by a writer that was killed
-            script = "import os, sys; from dualtower.retrieval.catalogue import Catalogue\n"
-            script += "c = Catalogue(sys.argv[1]); c.delete(['r2']); os.kill(os.getpid(), 9)"
+            script = "import os, sys; from dualtower.search.local.catalog import Catalog\n"
+            script += "c = Catalog(sys.argv[1]); c.delete(['r2']); os.kill(os.getpid(), 9)"
             subprocess.run([sys.executable, "-c", script, str(folder)], timeout=60)
             assert (folder / "rows.sqlite-wal").stat().st_size > 0
         for path in [*folder.rglob("*"), folder, parent]:
@@ -259,21 +259,21 @@ def test_a_folder_that_cannot_be_written_to_is_searched(shop: Path, log_left: bo
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"model": "another"}'])
-def test_what_a_catalogue_is_can_be_lost_and_is_written_anew(
+def test_what_a_catalog_is_can_be_lost_and_is_written_anew(
     shop: Path, content: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = shop / "catalogue.json"
+    path = shop / "catalog.json"
     written = path.read_text()
     path.unlink() if content is None else path.write_text(content)
     main(["repair", str(shop)])
-    assert "catalogue.json was lost or altered" in capsys.readouterr().out
-    assert path.read_text() == written and Catalogue(shop).verify() == []
+    assert "catalog.json was lost or altered" in capsys.readouterr().out
+    assert path.read_text() == written and Catalog(shop).verify() == []
 
 
-def test_verify_compares_what_a_catalogue_is(shop: Path) -> None:
-    path = shop / "catalogue.json"
+def test_verify_compares_what_a_catalog_is(shop: Path) -> None:
+    path = shop / "catalog.json"
     path.write_text(path.read_text().replace('"none"', '"some"'))
-    assert Catalogue(shop).verify() == [f"{path} is not as it was written"]
+    assert Catalog(shop).verify() == [f"{path} is not as it was written"]
 
 
 def test_verify_tells_of_the_cache_and_is_content(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -296,7 +296,7 @@ def test_no_connection_outlives_the_file_that_it_was_opened_for(tmp_path: Path) 
         writer.executescript("CREATE TABLE t (n INTEGER); INSERT INTO t VALUES (1)")
         database = Database(path)
         database._read_only = True  # as of a folder that belongs to somebody else
-        with database.lent() as held:
+        with database.connection() as held:
             assert held.execute("SELECT COUNT(*) FROM t").fetchall() == [(1,)]
             time.sleep(0.05)
             writer.executescript("INSERT INTO t VALUES (2)")
@@ -308,12 +308,12 @@ def test_no_connection_outlives_the_file_that_it_was_opened_for(tmp_path: Path) 
 
 
 def test_a_row_whose_vector_has_changed_is_no_hit(shop: Path, caplog: pytest.LogCaptureFixture) -> None:
-    catalogue = Catalogue(shop)
-    vectors = np.memmap(catalogue.vectors("image").path, np.float16, "r+", shape=(ROWS, catalogue.info.dim))
+    catalog = Catalog(shop)
+    vectors = np.memmap(catalog.vectors("image").path, np.float16, "r+", shape=(ROWS, catalog.info.dim))
     query = np.asarray(vectors[3], np.float32)
     vectors[7] = 2 * vectors[3]  # it would be the best
     vectors.flush()
-    hits = LocalStore(shop).search(Query(query, "image", limit=ROWS, grouped=False)).hits
-    damaged = catalogue.verify()
+    hits = LocalStore(shop).search(Query(query, "image", limit=ROWS, group_by_product=False)).hits
+    damaged = catalog.verify()
     assert len(damaged) == 1 and len(hits) == ROWS - 1
     assert not any(f"row {hit.id!r}" in damaged[0] for hit in hits) and "has changed on the disk" in caplog.text

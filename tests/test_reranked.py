@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import factories
 import numpy as np
 import pytest
-import tiny
 import torch
 
 from dualtower import RerankerConfig
-from dualtower.data.products import Products
+from dualtower.data.items import ItemDataset
 from dualtower.errors import ConfigError
 from dualtower.evaluation import Ranks, choose_weight, evaluate, rerank
 from dualtower.evaluation.reranked import WEIGHTS, _reranked
-from dualtower.reranking import score_pairs
-from dualtower.types import Product
+from dualtower.inference.pair_scoring import score_pairs
+from dualtower.types import Item
 
 
-def catalogue(rows: int = 12) -> Products:
+def catalog(rows: int = 12) -> ItemDataset:
     """Every product in two rows."""
-    products = [Product(str(i), str(i % 6), (tiny.TITLES[i % 6],), tiny.png(tiny.picture(i))) for i in range(rows)]
-    return Products.from_rows(products)
+    items = [
+        Item(str(i), str(i % 6), (factories.TITLES[i % 6],), factories.png(factories.photo(i))) for i in range(rows)
+    ]
+    return ItemDataset.from_rows(items)
 
 
 def model(*, trained: bool = True, seed: int = 0):
-    built = tiny.model(reranker=RerankerConfig(layers=1, width=16, heads=2))
+    built = factories.model(reranker=RerankerConfig(layers=1, width=16, heads=2))
     if trained:
         torch.manual_seed(seed)
         torch.nn.init.normal_(built.reranker.score[-1].weight, std=5)
@@ -35,14 +37,14 @@ def by_hand(built, result, name: str, top: int) -> dict[tuple[int, int], int]:
     """(query, relevant item) -> rank, by plain sorting."""
     direction = result.directions[name]
     queries, gallery = direction.queries, direction.gallery
-    pictures = [result.products.pictures[i] for i in range(len(result.products))]
+    photos = [result.items.images[i] for i in range(len(result.items))]
     scores = built.scale * queries.embeddings @ gallery.embeddings.T
     ranks = {}
     for q in range(len(queries.rows)):
         order = np.argsort(-scores[q], kind="stable")
         pairs = [(q, i) if queries.texts else (i, q) for i in order[:top]]
         texts = queries.texts or gallery.texts
-        new = scores[q, order[:top]] + score_pairs(built, texts, pictures, np.array(pairs))
+        new = scores[q, order[:top]] + score_pairs(built, texts, photos, np.array(pairs))
         final = [*order[:top][np.argsort(-new, kind="stable")], *order[top:]]
         ranks |= {(q, int(i)): final.index(i) + 1 for i in direction.relevant_to(q)}
     return ranks
@@ -52,7 +54,7 @@ def by_hand(built, result, name: str, top: int) -> dict[tuple[int, int], int]:
 @pytest.mark.parametrize("top", [1, 4, 6])
 def test_ranks_equal_those_of_plain_sorting(name: str, top: int) -> None:
     built = model()
-    result = evaluate(built, catalogue(), bootstrap=0)
+    result = evaluate(built, catalog(), bootstrap=0)
     again = rerank(built, result, top=top, bootstrap=10)
     ranks = again.directions[name].ranks
     found = {(int(q), int(i)): int(r) for q, i, r in zip(ranks.queries, ranks.items, ranks.optimistic, strict=True)}
@@ -67,7 +69,7 @@ def test_ranks_equal_those_of_plain_sorting(name: str, top: int) -> None:
 
 def test_a_fresh_reranker_leaves_every_rank() -> None:
     built = model(trained=False)
-    result = evaluate(built, catalogue(), bootstrap=0)
+    result = evaluate(built, catalog(), bootstrap=0)
     again = rerank(built, result, top=5, bootstrap=0)
     for name, direction in again.directions.items():
         np.testing.assert_array_equal(direction.ranks.above, result.directions[name].ranks.above)
@@ -76,7 +78,7 @@ def test_a_fresh_reranker_leaves_every_rank() -> None:
 
 def test_the_least_weight_within_one_standard_error_of_the_best_is_chosen() -> None:
     built = model(seed=1)
-    result = evaluate(built, catalogue(), bootstrap=0)
+    result = evaluate(built, catalog(), bootstrap=0)
     found: dict[float, dict[str, np.ndarray]] = {}
     for weight in WEIGHTS:
         built.reranker.weight.fill_(weight)
@@ -99,20 +101,20 @@ def test_a_weight_of_zero_is_kept_where_nothing_is_better() -> None:
     with torch.no_grad():  # every pair scores the same
         for head in (built.reranker.text_head, built.reranker.image_head):
             head.layers[-1].weight.zero_()
-    result = evaluate(built, catalogue(), bootstrap=0)
+    result = evaluate(built, catalog(), bootstrap=0)
     choose_weight(built, result, top=6)
     assert float(built.reranker.weight) == 0
 
 
 def test_more_than_the_gallery_is_refused() -> None:
     built = model()
-    result = evaluate(built, catalogue(), bootstrap=0)
+    result = evaluate(built, catalog(), bootstrap=0)
     with pytest.raises(ConfigError, match="cannot re-rank the best 13 of a gallery of 12; choose 1 to 12"):
         rerank(built, result, top=13)
     with pytest.raises(ConfigError, match="the best 0"):
         rerank(built, result, top=0)
     with pytest.raises(ConfigError, match="no re-ranker"):
-        rerank(tiny.model(), result, top=2)
+        rerank(factories.model(), result, top=2)
 
 
 def ranks(above: int, tied: int, item: int = 7, gallery: int = 20) -> Ranks:

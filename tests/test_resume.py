@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import factories
 import pytest
-import tiny
 from processes import RECIPE, SMALL_RUN, SMALL_SPLITS
 
 REPOSITORY = Path(__file__).parent.parent
@@ -151,14 +151,14 @@ def test_a_larger_budget_extends_a_finished_run(uninterrupted: Path, tmp_path: P
     assert weights[0] != weights[1]
 
 
-def catalogue(folder: Path, rows: int) -> Path:
-    """A card over pictures on disk and a table of `rows` of them."""
+def catalog(folder: Path, rows: int) -> Path:
+    """A card over images on disk and a table of `rows` of them."""
     folder.mkdir(exist_ok=True)
     lines = ["id,title,image,split"]
     for i in range(rows):
-        (folder / f"{i}.png").write_bytes(tiny.png(tiny.picture(i)))
+        (folder / f"{i}.png").write_bytes(factories.png(factories.photo(i)))
         split = "train" if i % 4 < 2 else ("validation", "test")[i % 2]
-        lines.append(f"{i},{tiny.TITLES[i % 36]} {'abcdefghij'[i % 10] * 3},{i}.png,{split}")
+        lines.append(f"{i},{factories.TITLES[i % 36]} {'abcdefghij'[i % 10] * 3},{i}.png,{split}")
     for name in ("train", "validation", "test"):
         chosen = [lines[0], *(line for line in lines[1:] if line.endswith(name))]
         (folder / f"{name}.csv").write_text("\n".join(chosen) + "\n")
@@ -171,15 +171,15 @@ def catalogue(folder: Path, rows: int) -> Path:
     return card
 
 
-def test_a_grown_catalogue_is_refused_and_the_vocabulary_kept(tmp_path: Path) -> None:
-    card, out = catalogue(tmp_path / "mugs", 160), tmp_path / "run"
+def test_a_grown_catalog_is_refused_and_the_vocabulary_kept(tmp_path: Path) -> None:
+    card, out = catalog(tmp_path / "mugs", 160), tmp_path / "run"
     options = ["--data.card", str(card), "--data.workers", "0"]
     finish(out, *options)
     vocabulary = (out / "tokenizer" / "tokenizer.json").read_bytes()
     saved = json.loads((out / "model" / "tokenizer" / "tokenizer.json").read_text())
     assert saved["model"] == json.loads(vocabulary)["model"]
 
-    catalogue(tmp_path / "mugs", 200)
+    catalog(tmp_path / "mugs", 200)
     process = start(out, *options, "--resume", "--train.steps", str(2 * STEPS))
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 1, output
@@ -187,5 +187,5 @@ def test_a_grown_catalogue_is_refused_and_the_vocabulary_kept(tmp_path: Path) ->
     assert "tokenizer:" not in output, "the vocabulary is the run's own"
     assert (out / "tokenizer" / "tokenizer.json").read_bytes() == vocabulary
 
-    catalogue(tmp_path / "mugs", 160)
+    catalog(tmp_path / "mugs", 160)
     finish(out, *options, "--resume", "--train.steps", str(STEPS + 2))

@@ -16,7 +16,7 @@ from processes import RECIPE, SMALL_RUN, SMALL_SPLITS
 
 from dualtower import DualTower
 from dualtower.data.cards import load_card
-from dualtower.data.loading import load_products
+from dualtower.data.loading import load_items
 from dualtower.evaluation import evaluate
 
 REPOSITORY = Path(__file__).parent.parent
@@ -72,7 +72,7 @@ def test_a_measurement_longer_than_the_processes_wait_for_each_other(slowly_meas
 def test_two_processes_report_what_one_measures(slowly_measured: Path) -> None:
     torch.set_num_threads(1)
     model = DualTower.from_pretrained(slowly_measured / "model")
-    test = load_products(load_card(REPOSITORY / "data_cards" / "drawn.md"), "test")
+    test = load_items(load_card(REPOSITORY / "data_cards" / "synthetic.md"), "test")
     alone = evaluate(model, test, bootstrap=20).report.to_dict()
     together = json.loads((slowly_measured / "metrics.json").read_text())
     for direction in ("text_to_image", "image_to_text", "image_to_image"):

@@ -19,44 +19,44 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import factories
 import httpx
 import pytest
-import tiny
 
-from dualtower import Product
-from dualtower.model import DualTower
-from dualtower.retrieval.finder import open_finder
-from dualtower.retrieval.indexing import index_products, open_or_create
-from dualtower.retrieval.local import LocalStore
+from dualtower import Item
+from dualtower.models.dual_tower import DualTower
+from dualtower.search.engine import open_engine
+from dualtower.search.ingest.embed import index_products, open_or_create
+from dualtower.search.local.store import LocalStore
 from dualtower.serving.app import create_app
 from dualtower.serving.batching import Background, Batcher, QueueFull
 
 TOKEN = "a token that nobody guesses"
 WRITER = {"authorization": f"Bearer {TOKEN}"}
-COLOURS = ("red", "blue", "green")
+COLORS = ("red", "blue", "green")
 
 
-def products(number: int = 60) -> list[Product]:
+def items(number: int = 60) -> list[Item]:
     """Two rows per product; every third row has no price."""
     return [
-        Product(
+        Item(
             f"r{i}",
             f"p{i // 2}",
-            (tiny.TITLES[i % len(tiny.TITLES)],),
-            tiny.png(tiny.picture(i)),
-            {"colour": COLOURS[i % 3], "price": None if i % 3 == 0 else float(i)},
+            (factories.TITLES[i % len(factories.TITLES)],),
+            factories.png(factories.photo(i)),
+            {"color": COLORS[i % 3], "price": None if i % 3 == 0 else float(i)},
         )
         for i in range(number)
     ]
 
 
 def make_shop(folder: Path, number: int = 60) -> Path:
-    """A model and a catalogue of it."""
-    tiny.spread_model().save_pretrained(folder / "model")
+    """A model and a catalog of it."""
+    factories.spread_model().save_pretrained(folder / "model")
     model = DualTower.from_pretrained(folder / "model")
-    kinds = {"colour": "text", "price": "number"}
+    kinds = {"color": "text", "price": "number"}
     store = open_or_create(folder / "shop", model, name=str(folder / "model"), attributes=kinds, card="tiny")
-    index_products(store, model, products(number))
+    index_products(store, model, items(number))
     store.close()
     return folder / "shop"
 
@@ -111,21 +111,21 @@ def client(server: Server) -> Iterator[httpx.Client]:
         yield found
 
 
-def test_search_by_text_picture_and_both(client: httpx.Client, shop: Path) -> None:
-    picture = tiny.png(tiny.picture(7))
-    found = client.post("/search", json={"image": base64.b64encode(picture).decode(), "limit": 3})
+def test_search_by_text_image_and_both(client: httpx.Client, shop: Path) -> None:
+    photo = factories.png(factories.photo(7))
+    found = client.post("/search", json={"image": base64.b64encode(photo).decode(), "limit": 3})
     assert found.status_code == 200 and len(found.json()["hits"]) == 3
     best = found.json()["hits"][0]
     assert best["id"] == "r7" and best["score"] == pytest.approx(1, abs=2e-3)
-    assert best["row"] == {"title": tiny.TITLES[7], "attributes": {"colour": "blue", "price": 7.0}}
-    form = client.post("/search", data={"limit": "3"}, files={"image": ("photo.png", picture, "image/png")})
+    assert best["row"] == {"title": factories.TITLES[7], "attributes": {"color": "blue", "price": 7.0}}
+    form = client.post("/search", data={"limit": "3"}, files={"image": ("photo.png", photo, "image/png")})
     assert form.json()["hits"] == found.json()["hits"]
     both = client.post(
-        "/search", json={"text": "red mug", "unwanted": ["dress"], "image": base64.b64encode(picture).decode()}
+        "/search", json={"text": "red mug", "negative_texts": ["dress"], "image": base64.b64encode(photo).decode()}
     )
     assert len({hit["product_id"] for hit in both.json()["hits"]}) == 10
     every = client.post(
-        "/search", json={"text": "red mug", "where": "price < 10", "limit": 100, "grouped": False}
+        "/search", json={"text": "red mug", "where": "price < 10", "limit": 100, "group_by_product": False}
     ).json()
     assert {hit["id"] for hit in every["hits"]} == {"r1", "r2", "r4", "r5", "r7", "r8"} and every["cursor"] is None
 
@@ -145,31 +145,31 @@ def test_pages_follow_each_other(client: httpx.Client) -> None:
 
 
 def test_items(client: httpx.Client) -> None:
-    assert client.get("/items/r3").json()["row"]["title"] == tiny.TITLES[3]
+    assert client.get("/items/r3").json()["row"]["title"] == factories.TITLES[3]
     image = client.get("/items/r3/image")
-    assert image.headers["content-type"] == "image/png" and image.content == tiny.png(tiny.picture(3))
+    assert image.headers["content-type"] == "image/png" and image.content == factories.png(factories.photo(3))
     alike = client.get("/items/r3/similar", params={"limit": 5}).json()["hits"]
     assert len(alike) == 5 and "p1" not in {hit["product_id"] for hit in alike}
-    why = client.get("/items/r3/why", params={"text": "red dress"}).json()
-    assert [word["word"] for word in why["words"]] == ["red", "dress"] and why["picture"].startswith("data:image/png")
-    for path in ("/items/none", "/items/none/image", "/items/none/similar", "/items/none/why?text=x"):
+    why = client.get("/items/r3/explain", params={"text": "red dress"}).json()
+    assert [word["word"] for word in why["words"]] == ["red", "dress"] and why["image"].startswith("data:image/png")
+    for path in ("/items/none", "/items/none/image", "/items/none/similar", "/items/none/explain?text=x"):
         assert client.get(path).status_code == 404, path
     about = client.get("/about").json()
-    assert about["rows"] >= 60 and about["attributes"]["price"]["kind"] == "number"
-    assert {value["value"] for value in about["attributes"]["colour"]["values"]} == set(COLOURS)
+    assert about["rows"] >= 60 and about["attributes"]["price"]["type"] == "number"
+    assert {value["value"] for value in about["attributes"]["color"]["values"]} == set(COLORS)
 
 
 def test_writes_need_the_token_and_are_found_at_once(client: httpx.Client) -> None:
-    picture = tiny.png(tiny.picture(1000))
-    item = {"id": "new/1", "title": "Fila white striped dress", "attributes": {"colour": "red"}}
-    item["image"] = base64.b64encode(picture).decode()
+    photo = factories.png(factories.photo(1000))
+    item = {"id": "new/1", "title": "Fila white striped dress", "attributes": {"color": "red"}}
+    item["image"] = base64.b64encode(photo).decode()
     for headers in ({}, {"authorization": "Bearer wrong"}):
         assert client.put("/items", json=[item], headers=headers).status_code == 401
         assert client.delete("/items/r1", headers=headers).status_code == 401
     assert client.put("/items", json=[item], headers=WRITER).json() == {"written": 1}
     found = client.post("/search", json={"image": item["image"], "limit": 1}).json()["hits"]
     assert found[0]["id"] == "new/1"
-    assert client.get("/items/new/1").json()["row"]["attributes"] == {"colour": "red"}
+    assert client.get("/items/new/1").json()["row"]["attributes"] == {"color": "red"}
     assert client.delete("/items/new/1", headers=WRITER).json() == {"removed": 1}
     assert client.delete("/items/new/1", headers=WRITER).status_code == 404
     bad = client.put("/items", json=[{**item, "attributes": {"brand": "x"}}], headers=WRITER)
@@ -178,8 +178,8 @@ def test_writes_need_the_token_and_are_found_at_once(client: httpx.Client) -> No
 
 
 def test_half_a_row_replaces_no_whole_one(client: httpx.Client) -> None:
-    before, picture = client.get("/items/r5").json(), client.get("/items/r5/image").content
-    image = base64.b64encode(picture).decode()
+    before, photo = client.get("/items/r5").json(), client.get("/items/r5/image").content
+    image = base64.b64encode(photo).decode()
     for given, missing in [
         ({"attributes": {"price": 9.99}}, "title and image are missing"),
         ({"title": "new", "product_id": "p2"}, "image is missing"),
@@ -189,13 +189,13 @@ def test_half_a_row_replaces_no_whole_one(client: httpx.Client) -> None:
         answer = client.put("/items", json=[{"id": "other", "title": "x"}, {"id": "r5", **given}], headers=WRITER)
         assert answer.status_code == 422 and f"item 'r5': {missing}" in answer.json()["detail"], answer.text
         assert "PATCH /items/r5" in answer.json()["detail"]
-    assert client.get("/items/r5").json() == before and client.get("/items/r5/image").content == picture
+    assert client.get("/items/r5").json() == before and client.get("/items/r5/image").content == photo
     assert client.get("/items/other").status_code == 404
 
 
 def test_attributes_change_alone(client: httpx.Client, shop: Path) -> None:
-    picture = client.get("/items/r8/image").content
-    question = {"image": base64.b64encode(picture).decode(), "where": "price = 1234.5"}
+    photo = client.get("/items/r8/image").content
+    question = {"image": base64.b64encode(photo).decode(), "where": "price = 1234.5"}
     assert client.post("/search", json=question).json()["hits"] == []
     for headers in ({}, {"authorization": "Bearer wrong"}):
         assert client.patch("/items/r8", json={"attributes": {"price": 1}}, headers=headers).status_code == 401
@@ -205,11 +205,11 @@ def test_attributes_change_alone(client: httpx.Client, shop: Path) -> None:
     assert changed.status_code == 200 and changed.json() == before == client.get("/items/r8").json()
     (hit,) = client.post("/search", json=question).json()["hits"]
     assert hit["id"] == "r8" and hit["score"] == pytest.approx(1, abs=2e-3)
-    assert client.get("/items/r8/image").content == picture
+    assert client.get("/items/r8/image").content == photo
     assert client.patch("/items/r8", json={"attributes": {"price": None}}, headers=WRITER).status_code == 200
     assert client.get("/items/r8").json()["row"]["attributes"]["price"] is None
-    typed = client.patch("/items/r8", json={"attributes": {"price": "8", "colour": 5}}, headers=WRITER).json()
-    assert typed["row"]["attributes"] == {"price": 8.0, "colour": "5"}  # as PUT takes them
+    typed = client.patch("/items/r8", json={"attributes": {"price": "8", "color": 5}}, headers=WRITER).json()
+    assert typed["row"]["attributes"] == {"price": 8.0, "color": "5"}  # as PUT takes them
     for path, given, status, message in [
         ("/items/nobody", {"attributes": {"price": 1}}, 404, "no such row"),
         ("/items/r8", {"attributes": {"prize": 1}}, 422, "Did you mean 'price'?"),
@@ -219,14 +219,14 @@ def test_attributes_change_alone(client: httpx.Client, shop: Path) -> None:
     ]:
         answer = client.patch(path, json=given, headers=WRITER)
         assert answer.status_code == status and message in answer.json()["detail"], answer.text
-    assert LocalStore(shop).catalogue.verify() == []
+    assert LocalStore(shop).catalog.verify() == []
     assert "patch" in client.get("/openapi.json").json()["paths"]["/items/{row_id}"]
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity", "1" * 400])
 def test_numbers_that_are_none_are_refused(client: httpx.Client, number: str) -> None:
     headers = {**WRITER, "content-type": "application/json"}
-    for name in ("price", "colour"):
+    for name in ("price", "color"):
         item = f'[{{"id": "r4", "title": "x", "attributes": {{"{name}": {number}}}}}]'
         change = f'{{"attributes": {{"{name}": {number}}}}}'
         for method, path, body in (("PUT", "/items", item), ("PATCH", "/items/r4", change)):
@@ -270,13 +270,13 @@ def test_without_a_token_nobody_writes(shop: Path) -> None:
     ("request_", "status", "words"),
     [
         ({"json": {}}, 422, "nothing to search with"),
-        ({"json": {"text": "a", "where": "size = 3"}}, 422, "no attribute 'size'; known: colour, price"),
-        ({"json": {"text": "a", "where": "colour = "}}, 422, "the filter ends too early"),
+        ({"json": {"text": "a", "where": "size = 3"}}, 422, "no attribute 'size'; known: color, price"),
+        ({"json": {"text": "a", "where": "color = "}}, 422, "the filter ends too early"),
         ({"json": {"text": "a", "limit": 101}}, 422, "limit: Input should be less than or equal to 100"),
         ({"json": {"text": "a", "cursor": "xyz"}}, 422, "the cursor is broken"),
         ({"json": {"text": "a", "txet": "b"}}, 422, "txet: Extra inputs are not permitted"),
         ({"json": {"text": "a" * 2001}}, 422, "text: String should have at most 2000 characters"),
-        ({"json": {"image": base64.b64encode(b"no picture").decode()}}, 422, "not a picture"),
+        ({"json": {"image": base64.b64encode(b"no image").decode()}}, 422, "not an image"),
         ({"json": {"text": "a", "image_weight": 1e300}}, 422, "image_weight"),
         ({"content": b"{", "headers": {"content-type": "application/json"}}, 422, "Invalid JSON"),
         ({"content": b"text=a"}, 415, "application/json or multipart"),
@@ -290,7 +290,7 @@ def test_bad_questions_are_told_what_is_wrong(client: httpx.Client, request_: di
     assert "/" not in answer.json()["detail"].replace("application/json or multipart/form-data", "")  # no paths
 
 
-def test_hostile_pictures_are_refused(client: httpx.Client) -> None:
+def test_hostile_images_are_refused(client: httpx.Client) -> None:
     import io
 
     from PIL import Image
@@ -298,7 +298,7 @@ def test_hostile_pictures_are_refused(client: httpx.Client) -> None:
     Image.new("1", (12_000, 12_000)).save(buffer := io.BytesIO(), "PNG")  # small on the wire, 432 MB as RGB
     answer = client.post("/search", files={"image": ("bomb.png", buffer.getvalue(), "image/png")})
     assert answer.status_code == 422 and "pixels" in answer.json()["detail"]
-    cut = tiny.png(tiny.picture(1))[:300]
+    cut = factories.png(factories.photo(1))[:300]
     assert client.post("/search", files={"image": ("cut.png", cut, "image/png")}).status_code == 422
     assert client.get("/healthz").json()["status"] == "ok"
 
@@ -314,8 +314,8 @@ def test_every_answer_has_safe_headers_and_only_loopback_names_are_served(client
 
 
 def test_concurrent_questions_get_their_own_answers(client: httpx.Client, server: Server) -> None:
-    titles = tiny.TITLES * 4
-    alone = {title: client.post("/search", json={"text": title, "limit": 3}).json() for title in tiny.TITLES}
+    titles = factories.TITLES * 4
+    alone = {title: client.post("/search", json={"text": title, "limit": 3}).json() for title in factories.TITLES}
 
     def ask(title: str) -> list[str]:
         with server.client() as own:
@@ -351,19 +351,19 @@ def test_reload_and_a_full_queue(shop: Path, server: Server, client: httpx.Clien
     assert failures == []
 
 
-def test_a_hangup_opens_the_catalogue_anew_and_keeps_the_old_one_where_that_fails(shop: Path, tmp_path: Path) -> None:
+def test_a_hangup_opens_the_catalog_anew_and_keeps_the_old_one_where_that_fails(shop: Path, tmp_path: Path) -> None:
     folder, aside = tmp_path / "shop", tmp_path / "aside"
     shutil.copytree(shop, folder)
     LocalStore(folder).rebuild()  # or the service would begin with it
     running = start(folder)
     with running.client() as own:
         rows = own.get("/healthz").json()["rows"]
-        about = (folder / "catalogue.json").read_text()
-        (folder / "catalogue.json").write_text("{")
+        about = (folder / "catalog.json").read_text()
+        (folder / "catalog.json").write_text("{")
         running.process.send_signal(signal.SIGHUP)
         until(lambda: len(running.log) > 1)
         assert own.post("/search", json={"text": "red mug"}).status_code == 200
-        (folder / "catalogue.json").write_text(about)
+        (folder / "catalog.json").write_text(about)
         folder.rename(aside)
         shutil.copytree(aside, folder)
         other = LocalStore(folder)
@@ -375,7 +375,7 @@ def test_a_hangup_opens_the_catalogue_anew_and_keeps_the_old_one_where_that_fail
     running.process.terminate()
     running.process.wait(timeout=30)
     running.reader.join()
-    assert len(running.log) == 2 and "catalogue.json is broken" in running.log[1], "".join(running.log)
+    assert len(running.log) == 2 and "catalog.json is broken" in running.log[1], "".join(running.log)
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -389,7 +389,7 @@ def until(true: Callable[[], bool]) -> None:
 
 def test_the_garbage_collector_leaves_alone_what_was_opened(shop: Path) -> None:
     gc.unfreeze()
-    service = create_app(lambda: open_finder(shop))
+    service = create_app(lambda: open_engine(shop))
     frozen = gc.get_freeze_count()
     service.shop.reload()
     assert frozen > 10_000 and gc.get_freeze_count() < 1.5 * frozen  # what was open before is gone
@@ -432,7 +432,7 @@ def test_the_background_does_one_work_after_the_other_and_never_too_much() -> No
         with pytest.raises(QueueFull):
             await background.run(partial(work, 8))
         answered = await batcher.ask(1)
-        assert len(done) < 4  # a question does not wait for it
+        assert len(done) < 4  # a request does not wait for it
         threads = set(await asyncio.gather(*asked))
         background.close()
         await batcher.close()
@@ -502,7 +502,7 @@ def test_a_question_that_fails_fails_alone(error: type[Exception]) -> None:
 def test_answers_that_do_not_match_the_questions_are_an_error_and_no_standstill() -> None:
     async def scenario() -> None:
         batcher: Batcher[int, int] = Batcher(lambda questions: [])
-        with pytest.raises(RuntimeError, match="0 answers to 1 questions"):
+        with pytest.raises(RuntimeError, match="0 answers to 1 requests"):
             await asyncio.wait_for(batcher.ask(1), 10)
         await batcher.close()
 

@@ -1,4 +1,4 @@
-"""Rows with several pictures and several captions: read, drawn in training, measured, indexed."""
+"""Rows with several images and several captions: read, drawn in training, measured, indexed."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import catalogs
 import datasets
+import factories
 import numpy as np
 import pytest
-import shops
-import tiny
-from shops import own_cache  # noqa: F401
-from test_catalogue import stored_vectors
+from catalogs import own_cache  # noqa: F401
+from test_catalog import stored_vectors
 from test_cli import command
 
-from dualtower.data.batches import BatchPlan, Collator, PixelCache, training_loader
+from dualtower.curation.check import check_card
+from dualtower.data.batches import BatchSampler, Collator, PixelCache, training_loader
 from dualtower.data.cards import DataCard
-from dualtower.data.check import check_card
-from dualtower.data.images import ImageSettings
-from dualtower.data.loading import find_broken_images, load_products
-from dualtower.data.products import Products
+from dualtower.data.items import ItemDataset
+from dualtower.data.loading import find_broken_images, load_items
+from dualtower.data.transforms.images import ImageSettings
 from dualtower.errors import BrokenImage, DataError, QrelsError
 from dualtower.evaluation import Qrels, evaluate
 from dualtower.evaluation.exports import save_run
-from dualtower.retrieval.catalogue import Catalogue
-from dualtower.retrieval.indexing import digest_of, embed
-from dualtower.types import Product
+from dualtower.search.ingest.embed import digest_of, embed
+from dualtower.search.local.catalog import Catalog
+from dualtower.types import Item
 
-FRONT, BACK, SIDE = shops.jpeg("red"), shops.jpeg("green"), shops.jpeg("blue")
+FRONT, BACK, SIDE = catalogs.jpeg("red"), catalogs.jpeg("green"), catalogs.jpeg("blue")
 ALBUMS = [(FRONT, BACK), (SIDE,), (None, BACK, None, SIDE), (BACK,)]
 
 
 def table(albums: list[tuple[bytes | None, ...]] = ALBUMS) -> list[dict[str, Any]]:
     return [
         {key: value for key, value in row.items() if key != "photo"} | {"album": list(album)}
-        for row, album in zip(shops.rows(len(albums)), albums, strict=True)
+        for row, album in zip(catalogs.rows(len(albums)), albums, strict=True)
     ]
 
 
@@ -52,73 +52,73 @@ def saved(folder: Path, rows: list[dict[str, Any]], feature: Any = None) -> Path
     return folder
 
 
-def load(folder: Path, card: DataCard | None = None, **options: Any) -> Products:
-    return load_products(card or shops.card(image="album"), "train", source=folder, **options)
+def load(folder: Path, card: DataCard | None = None, **options: Any) -> ItemDataset:
+    return load_items(card or catalogs.card(image="album"), "train", source=folder, **options)
 
 
-def albums_of(products: Products) -> list[tuple[Any, ...]]:
-    return [product.images for product in products]
+def albums_of(items: ItemDataset) -> list[tuple[Any, ...]]:
+    return [product.images for product in items]
 
 
 @pytest.mark.parametrize("kind", ["bytes", "Image", "paths", "columns"])
-def test_every_picture_of_a_row_is_read(tmp_path: Path, kind: str) -> None:
-    card = shops.card(image="album")
+def test_every_image_of_a_row_is_read(tmp_path: Path, kind: str) -> None:
+    card = catalogs.card(image="album")
     if kind == "columns":
         rows = table()
         for row in rows:
             row |= dict(zip("abcd", row.pop("album") + [None] * 4, strict=False))
-        products = load(saved(tmp_path, rows), shops.card(image=["a", "b", "c", "d"]))
+        items = load(saved(tmp_path, rows), catalogs.card(image=["a", "b", "c", "d"]))
     elif kind == "paths":
         for name, content in (("f", FRONT), ("b", BACK), ("s", SIDE)):
             (tmp_path / f"{name}.jpg").write_bytes(content)
         names = {FRONT: "f.jpg", BACK: "b.jpg", SIDE: "s.jpg", None: None}
-        products = load(saved(tmp_path, table([tuple(names[p] for p in album) for album in ALBUMS])), card)
+        items = load(saved(tmp_path, table([tuple(names[p] for p in album) for album in ALBUMS])), card)
     else:
-        products = load(saved(tmp_path, table(), None if kind == "bytes" else datasets.List(datasets.Image())))
-    read = [tuple(p.read_bytes() if isinstance(p, Path) else p for p in album) for album in albums_of(products)]
+        items = load(saved(tmp_path, table(), None if kind == "bytes" else datasets.List(datasets.Image())))
+    read = [tuple(p.read_bytes() if isinstance(p, Path) else p for p in album) for album in albums_of(items)]
     assert read == [(FRONT, BACK), (SIDE,), (BACK, SIDE), (BACK,)]
-    assert [products[i].image == products.pictures[i] for i in range(4)] == [True] * 4
-    assert albums_of(pickle.loads(pickle.dumps(products))) == albums_of(products)
-    chosen = products.select([2, 0])
-    assert albums_of(chosen) == [albums_of(products)[2], albums_of(products)[0]]
-    both = Products.concatenate([chosen, products.select([1, 3])])
-    assert albums_of(both) == [albums_of(products)[i] for i in (2, 0, 1, 3)]
-    assert albums_of(Products.from_rows(list(products))) == albums_of(products)
+    assert [items[i].image == items.images[i] for i in range(4)] == [True] * 4
+    assert albums_of(pickle.loads(pickle.dumps(items))) == albums_of(items)
+    chosen = items.select([2, 0])
+    assert albums_of(chosen) == [albums_of(items)[2], albums_of(items)[0]]
+    both = ItemDataset.concatenate([chosen, items.select([1, 3])])
+    assert albums_of(both) == [albums_of(items)[i] for i in (2, 0, 1, 3)]
+    assert albums_of(ItemDataset.from_rows(list(items))) == albums_of(items)
 
 
-def test_a_row_without_any_picture_is_named_and_a_broken_second_one_too(tmp_path: Path) -> None:
-    folder = saved(tmp_path, table([(FRONT, BACK), (None,), (BACK, b"no picture"), (SIDE,)]))
-    with pytest.raises(BrokenImage, match="no picture"):
+def test_a_row_without_any_image_is_named_and_a_broken_second_one_too(tmp_path: Path) -> None:
+    folder = saved(tmp_path, table([(FRONT, BACK), (None,), (BACK, b"no image"), (SIDE,)]))
+    with pytest.raises(BrokenImage, match="no image"):
         load(folder)
     kept = load(folder, on_error="skip")
     assert kept.ids == ["sku-0", "sku-3"]
-    assert [str(error.row) for error in kept.skipped] == ["sku-1", "sku-2, picture 2"]
+    assert [str(error.row) for error in kept.skipped] == ["sku-1", "sku-2, image 2"]
     unchecked = load(folder, check_images=False)
-    assert [str(error.row) for error in find_broken_images(unchecked)] == ["sku-1", "sku-2, picture 2"]
+    assert [str(error.row) for error in find_broken_images(unchecked)] == ["sku-1", "sku-2, image 2"]
 
 
-def test_fingerprint_and_duplicates_look_at_every_picture(tmp_path: Path) -> None:
+def test_fingerprint_and_duplicates_look_at_every_image(tmp_path: Path) -> None:
     one, other = (saved(tmp_path / name, table([(FRONT, back)])) for name, back in (("a", BACK), ("b", SIDE)))
     assert load(one).fingerprint != load(other).fingerprint
-    single = Products.from_rows([Product("a", "a", ("mug",), FRONT)])
+    single = ItemDataset.from_rows([Item("a", "a", ("mug",), FRONT)])
     alone = json.dumps(["a", "a", ["mug"], hashlib.blake2b(FRONT, digest_size=16).hexdigest()])
     assert single.fingerprint == hashlib.blake2b(alone.encode(), digest_size=6).hexdigest()  # as before
-    report = check_card(shops.card(image="album"), source=saved(tmp_path / "c", table()))
-    assert (report.pictures.values, report.pictures.rows) == (2, 5)  # BACK three times, SIDE twice
+    report = check_card(catalogs.card(image="album"), source=saved(tmp_path / "c", table()))
+    assert (report.images.values, report.images.rows) == (2, 5)  # BACK three times, SIDE twice
 
 
-def drawn_colours(products: Products, epochs: int, **options: Any) -> list[set[tuple[int, int]]]:
-    """Per row, the (main colour, caption length) pairs that training saw."""
+def drawn_colors(items: ItemDataset, epochs: int, **options: Any) -> list[set[tuple[int, int]]]:
+    """Per row, the (main color, caption length) pairs that training saw."""
     settings = ImageSettings(height=16, width=12)
-    collator = Collator(_Lengths(), settings, cache=PixelCache(products, settings) if options.pop("cache") else None)
-    plan = BatchPlan(products, batch_size=len(products))
-    seen: list[set[tuple[int, int]]] = [set() for _ in products.ids]
+    collator = Collator(_Lengths(), settings, cache=PixelCache(items, settings) if options.pop("cache") else None)
+    plan = BatchSampler(items, batch_size=len(items))
+    seen: list[set[tuple[int, int]]] = [set() for _ in items.ids]
     for epoch in range(epochs):
         plan.set_epoch(epoch)
-        for batch in training_loader(products, plan, collator):
+        for batch in training_loader(items, plan, collator):
             for row_id, pixels, tokens in zip(batch.ids, batch.pixels, batch.tokens["input_ids"], strict=True):
-                colour = int(pixels.float().mean((1, 2)).argmax())
-                seen[products.ids.index(row_id)].add((colour, int(tokens[0])))
+                color = int(pixels.float().mean((1, 2)).argmax())
+                seen[items.ids.index(row_id)].add((color, int(tokens[0])))
     return seen
 
 
@@ -133,20 +133,20 @@ class _Lengths:
 
 
 @pytest.mark.parametrize("cache", [False, True])
-def test_training_draws_one_picture_and_one_caption_per_visit(cache: bool) -> None:
+def test_training_draws_one_image_and_one_caption_per_visit(cache: bool) -> None:
     rows = [
-        Product("a", "a", ("x", "yy", "zzz"), FRONT, more_images=(BACK,)),
-        Product("b", "b", ("x",), SIDE),
-        Product("c", "c", ("x",), BACK, more_images=(SIDE, FRONT)),
+        Item("a", "a", ("x", "yy", "zzz"), FRONT, more_images=(BACK,)),
+        Item("b", "b", ("x",), SIDE),
+        Item("c", "c", ("x",), BACK, more_images=(SIDE, FRONT)),
     ]
-    seen = drawn_colours(Products.from_rows(rows), 60, cache=cache)
-    assert seen[0] == {(colour, length) for colour in (0, 1) for length in (1, 2, 3)}
+    seen = drawn_colors(ItemDataset.from_rows(rows), 60, cache=cache)
+    assert seen[0] == {(color, length) for color in (0, 1) for length in (1, 2, 3)}
     assert seen[1] == {(2, 1)}
     assert seen[2] == {(1, 1), (2, 1), (0, 1)}
 
 
 CAPTIONS = {"a front": 5, "a back": 35, "b": 22, "b too": 60, "c": 80}
-PICTURES = {b"A1": 0, b"A2": 40, b"B": 20, b"C": 90}
+IMAGES = {b"A1": 0, b"A2": 40, b"B": 20, b"C": 90}
 
 
 class Angles:
@@ -159,24 +159,24 @@ class Angles:
         return self._vectors([CAPTIONS[text] for text in texts])
 
     def encode_image(self, images: Any, **options: Any) -> np.ndarray:
-        return self._vectors([PICTURES[image] for image in images])
+        return self._vectors([IMAGES[image] for image in images])
 
     def _vectors(self, degrees: list[int]) -> np.ndarray:
         angles = np.deg2rad(np.array(degrees, np.float64))
         return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
 
-def three_rows() -> Products:
-    return Products.from_rows(
+def three_rows() -> ItemDataset:
+    return ItemDataset.from_rows(
         [
-            Product("a", "A", ("a front", "a back"), b"A1", more_images=(b"A2",)),
-            Product("b", "B", ("b", "b too"), b"B"),
-            Product("c", "C", ("c",), b"C"),
+            Item("a", "A", ("a front", "a back"), b"A1", more_images=(b"A2",)),
+            Item("b", "B", ("b", "b too"), b"B"),
+            Item("c", "C", ("c",), b"C"),
         ]
     )
 
 
-def test_every_caption_is_a_query_and_every_picture_is_searched() -> None:
+def test_every_caption_is_a_query_and_every_image_is_searched() -> None:
     """By hand: text -> image orders are a b a#2 c; a#2 b a c; b ..; a#2 c b a; c .. (distances of the angles)."""
     result = evaluate(Angles(), three_rows(), ks=(1, 2), bootstrap=0)
     forward, backward, among = result.directions.values()
@@ -196,12 +196,12 @@ def test_every_caption_is_a_query_and_every_picture_is_searched() -> None:
         "captions": 5, "captions_per_row": 5 / 3, "images": 4, "images_per_row": 4 / 3,
     }  # fmt: skip
     note = result.report.table().splitlines()[-1]
-    assert note == "Every caption is a query and every picture is searched: 3 rows have 5 captions and 4 pictures."
-    once = Products.from_rows([Product("c", "C", ("c",), b"C"), Product("b", "B", ("b",), b"B")])
+    assert note == "Every caption is a query and every image is searched: 3 rows have 5 captions and 4 images."
+    once = ItemDataset.from_rows([Item("c", "C", ("c",), b"C"), Item("b", "B", ("b",), b"B")])
     assert "Every" not in evaluate(Angles(), once, ks=(1,), bootstrap=0).report.table()
 
 
-def test_a_relevance_file_names_rows_and_means_every_picture_of_them() -> None:
+def test_a_relevance_file_names_rows_and_means_every_image_of_them() -> None:
     queries = Qrels(("1", "2"), ("a front", "b too"), ({"a": 2}, {"b": 1, "c": 1}), name="mine")
     result = evaluate(Angles(), three_rows(), queries=queries, ks=(1, 2, 3), bootstrap=0)
     forward, backward = result.directions.values()
@@ -220,46 +220,46 @@ def test_a_row_is_one_document_of_a_run_file(tmp_path: Path) -> None:
     queries = Qrels(("1", "2"), ("a front", "b too"), ({"a": 2}, {"b": 1, "c": 1}), name="mine")
     save_run(tmp_path / "run", evaluate(Angles(), three_rows(), queries=queries, ks=(1,), bootstrap=0), tag="t")
     found = [line.split()[:4] for line in (tmp_path / "run").read_text().splitlines()]
-    first, second = ("a", "b", "c"), ("a", "c", "b")  # a by its second picture, at 40 degrees
+    first, second = ("a", "b", "c"), ("a", "c", "b")  # a by its second image, at 40 degrees
     assert found == [[q, "Q0", d, str(n)] for q, ds in (("1", first), ("2", second)) for n, d in enumerate(ds, 1)]
 
 
 def test_equal_captions_of_one_product_stay_one_query() -> None:
     rows = [
-        Product("a", "A", ("a front", "b"), b"A1"),
-        Product("x", "A", ("b", "a back"), b"A2"),
-        Product("b", "B", ("b",), b"B"),
+        Item("a", "A", ("a front", "b"), b"A1"),
+        Item("x", "A", ("b", "a back"), b"A2"),
+        Item("b", "B", ("b",), b"B"),
     ]
-    result = evaluate(Angles(), Products.from_rows(rows), ks=(1,), bootstrap=0)
+    result = evaluate(Angles(), ItemDataset.from_rows(rows), ks=(1,), bootstrap=0)
     assert result.directions["text_to_image"].queries.keys == ["a", "a#2", "x#2", "b"]
     assert result.directions["text_to_image"].queries.texts == ["a front", "b", "a back", "b"]
 
 
-def test_ids_that_look_like_a_second_picture_are_refused() -> None:
-    rows = [Product("a", "A", ("a front",), b"A1", more_images=(b"A2",)), Product("a#2", "B", ("b",), b"B")]
-    with pytest.raises(DataError, match=r"id 'a#2'.*second picture"):
-        evaluate(Angles(), Products.from_rows(rows), ks=(1,), bootstrap=0)
+def test_ids_that_look_like_a_second_image_are_refused() -> None:
+    rows = [Item("a", "A", ("a front",), b"A1", more_images=(b"A2",)), Item("a#2", "B", ("b",), b"B")]
+    with pytest.raises(DataError, match=r"id 'a#2'.*second image"):
+        evaluate(Angles(), ItemDataset.from_rows(rows), ks=(1,), bootstrap=0)
 
 
-def test_a_catalogue_holds_the_mean_of_a_rows_pictures(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    model = tiny.spread_model()
+def test_a_catalog_holds_the_mean_of_a_rows_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    model = factories.spread_model()
     model.save_pretrained(tmp_path / "model")
     albums = [(FRONT, BACK), (SIDE,), (BACK, SIDE, FRONT)]
     source = saved(tmp_path / "data", table(albums))
-    card = "---\nname: shop\ncolumns: {id: sku, text: [title, colour], image: album}\nsplits: {by_hash: null}\n---\n"
+    card = "---\nname: shop\ncolumns: {id: sku, text: [title, color], image: album}\nsplits: {by_hash: null}\n---\n"
     (tmp_path / "card.md").write_text(card)
     words = ("index", tmp_path / "model", "--data.card", tmp_path / "card.md", "--data.source", source)
     assert command(*words, "--out", tmp_path / "shop", "--precision", "fp32") == 0
     printed = capsys.readouterr().out
-    assert "2 rows have several pictures: their picture vector is the mean of all" in printed
+    assert "2 rows have several images: their image vector is the mean of all" in printed
     assert "3 rows have several captions: their text vector is that of the first" in printed
-    catalogue = Catalogue(tmp_path / "shop")
-    held = stored_vectors(catalogue, catalogue.get([f"sku-{i}" for i in range(3)]), "image").astype(np.float32)
+    catalog = Catalog(tmp_path / "shop")
+    held = stored_vectors(catalog, catalog.get([f"sku-{i}" for i in range(3)]), "image").astype(np.float32)
     for vector, album in zip(held, albums, strict=True):
         mean = model.encode_image(list(album)).mean(0)
         np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=2e-3)
-    products = load(source)
-    assert digest_of(products[0]) != digest_of(replace(products[0], more_images=(SIDE,)))
-    broken = replace(products[0], more_images=(BACK, b"no picture"))
-    with pytest.raises(BrokenImage, match="sku-0, picture 3"):
-        list(embed(model, [products[1], broken], catalogue.info))
+    items = load(source)
+    assert digest_of(items[0]) != digest_of(replace(items[0], more_images=(SIDE,)))
+    broken = replace(items[0], more_images=(BACK, b"no image"))
+    with pytest.raises(BrokenImage, match="sku-0, image 3"):
+        list(embed(model, [items[1], broken], catalog.info))

@@ -20,7 +20,7 @@ SCRIPT = Path(distributed_evaluation.__file__)
 def test_every_rank_holds_what_one_process_measures(processes: int, tmp_path: Path) -> None:
     torchrun(SCRIPT, tmp_path, processes=processes, timeout=500)
     torch.set_num_threads(1)
-    data = distributed_evaluation.products()
+    data = distributed_evaluation.items()
     model = distributed_evaluation.model(data)
     counted = distributed_evaluation.Counted(model)
     alone = distributed_evaluation.measure(model, data)

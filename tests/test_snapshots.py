@@ -1,4 +1,4 @@
-"""What a search sees is one state of the catalogue, whatever other processes do to it meanwhile."""
+"""What a search sees is one state of the catalog, whatever other processes do to it meanwhile."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_catalogue import ATTRIBUTES, DIM, info
+from test_catalog import ATTRIBUTES, DIM, info
 
-from dualtower.errors import CatalogueError
-from dualtower.retrieval.catalogue import Catalogue
-from dualtower.retrieval.local import LocalStore
-from dualtower.retrieval.queries import Query
-from dualtower.retrieval.records import Item
-from dualtower.retrieval.search import exact_scores
-from dualtower.retrieval.vectors import VectorReader
+from dualtower.errors import CatalogError
+from dualtower.search.local.catalog import Catalog
+from dualtower.search.local.searcher import exact_scores
+from dualtower.search.local.store import LocalStore
+from dualtower.search.local.vector_file import VectorReader
+from dualtower.search.queries import Query
+from dualtower.search.records import EmbeddedItem
 
 ROWS, STILL = 400, 100
-"""Rows of the catalogue, and how many of them no writer touches."""
+"""Rows of the catalog, and how many of them no writer touches."""
 
 
-def versioned(row_id: int, version: int) -> Item:
+def versioned(row_id: int, version: int) -> EmbeddedItem:
     """A row that says in its title, its attributes and its vectors which version it is."""
     vectors = np.random.default_rng([row_id, version]).normal(size=(2, DIM))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return Item(
+    return EmbeddedItem(
         str(row_id),
         f"p{row_id}",
         f"{row_id} {version}",
-        {"colour": f"c{row_id}", "price": float(version)},
+        {"color": f"c{row_id}", "price": float(version)},
         {"image": vectors[0], "text": vectors[1]},
         f"{row_id} {version}".encode(),
     )
@@ -44,40 +44,40 @@ WRITER = """
 import random, sys
 sys.path.insert(0, {tests!r})
 from test_snapshots import ROWS, STILL, versioned
-from dualtower.errors import CatalogueError
-from dualtower.retrieval.catalogue import Catalogue
-catalogue, dice, version = Catalogue({folder!r}), random.Random({seed}), {seed}
+from dualtower.errors import CatalogError
+from dualtower.search.local.catalog import Catalog
+catalog, dice, version = Catalog({folder!r}), random.Random({seed}), {seed}
 print("ready", flush=True)
 while True:
     version += 10
     some = [i for i in range(STILL, ROWS) if i % 2 == {seed} % 2]
-    catalogue.upsert([versioned(i, version) for i in sorted(dice.sample(some, 20))])
-    catalogue.delete([str(i) for i in dice.sample(some, 3)])
+    catalog.upsert([versioned(i, version) for i in sorted(dice.sample(some, 20))])
+    catalog.delete([str(i) for i in dice.sample(some, 3)])
 """
 REWRITER = """
 import random, sys
 sys.path.insert(0, {tests!r})
 from test_snapshots import ROWS, versioned
-from dualtower.errors import CatalogueError
-from dualtower.retrieval.catalogue import Catalogue
-catalogue = Catalogue({folder!r})
+from dualtower.errors import CatalogError
+from dualtower.search.local.catalog import Catalog
+catalog = Catalog({folder!r})
 print("ready", flush=True)
 while True:
-    catalogue.upsert([versioned(i, 0) for i in random.sample(range(ROWS), 50)])
+    catalog.upsert([versioned(i, 0) for i in random.sample(range(ROWS), 50)])
 """
 COMPACTOR = """
-from dualtower.errors import CatalogueError
-from dualtower.retrieval.catalogue import Catalogue
-catalogue = Catalogue({folder!r})
+from dualtower.errors import CatalogError
+from dualtower.search.local.catalog import Catalog
+catalog = Catalog({folder!r})
 print("ready", flush=True)
 while True:
-    catalogue.compact()
+    catalog.compact()
 """
 
 
 @contextmanager
 def beside(folder: Path, *scripts: str) -> Iterator[None]:
-    """Processes that work on a catalogue for ever."""
+    """Processes that work on a catalog for ever."""
     processes = []
     try:
         for seed, script in enumerate(scripts):
@@ -93,22 +93,22 @@ def beside(folder: Path, *scripts: str) -> Iterator[None]:
             process.wait()
 
 
-def turns(catalogue: Catalogue) -> Iterator[int]:
-    """0, 1, 2 ... until the catalogue has been compacted a few times, and at least forty."""
-    first, end = catalogue.state.generation, time.monotonic() + 60
+def turns(catalog: Catalog) -> Iterator[int]:
+    """0, 1, 2 ... until the catalog has been compacted a few times, and at least forty."""
+    first, end = catalog.state.generation, time.monotonic() + 60
     turn = 0
-    while turn < 40 or catalogue.state.generation < first + 6:
-        assert time.monotonic() < end, (turn, catalogue.state)
+    while turn < 40 or catalog.state.generation < first + 6:
+        assert time.monotonic() < end, (turn, catalog.state)
         yield turn
         turn += 1
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    catalogue = Catalogue.create(tmp_path / "shop", info(attributes=ATTRIBUTES))
-    catalogue.upsert([versioned(i, 0) for i in range(ROWS)])
-    catalogue.close()
-    return catalogue.folder
+    catalog = Catalog.create(tmp_path / "shop", info(attributes=ATTRIBUTES))
+    catalog.upsert([versioned(i, 0) for i in range(ROWS)])
+    catalog.close()
+    return catalog.folder
 
 
 def wrong_hits(store: LocalStore, seed: int) -> list[str]:
@@ -132,12 +132,12 @@ def wrong_hits(store: LocalStore, seed: int) -> list[str]:
 @pytest.mark.parametrize("tries", [5, 0])
 def test_every_hit_is_a_version_of_its_row(folder: Path, monkeypatch: pytest.MonkeyPatch, tries: int) -> None:
     """Also where compactions are always quicker than a search, and no page is short by what they drop."""
-    monkeypatch.setattr("dualtower.retrieval.search.TRIES", tries)
+    monkeypatch.setattr("dualtower.search.local.searcher.TRIES", tries)
     store = LocalStore(folder)
     assert wrong_hits(store, 0) == []
 
     def search(seed: int) -> list[str]:
-        return [problem for i in turns(store.catalogue) for problem in wrong_hits(store, 40 * seed + i)]
+        return [problem for i in turns(store.catalog) for problem in wrong_hits(store, 40 * seed + i)]
 
     with beside(folder, WRITER, WRITER, COMPACTOR), ThreadPoolExecutor(3) as pool:
         found = [problem for of_thread in pool.map(search, range(3)) for problem in of_thread]
@@ -147,19 +147,19 @@ def test_every_hit_is_a_version_of_its_row(folder: Path, monkeypatch: pytest.Mon
 def test_the_vector_of_a_row_is_its_own(folder: Path) -> None:
     store = LocalStore(folder)
     with beside(folder, REWRITER, COMPACTOR):
-        vectors = [store.vector(str(asked % ROWS), "text") for asked in turns(store.catalogue)]
+        vectors = [store.vector(str(asked % ROWS), "text") for asked in turns(store.catalog)]
     wanted = [versioned(asked % ROWS, 0).vectors["text"].astype(np.float16) for asked in range(len(vectors))]
     assert [i for i, held in enumerate(vectors) if held is None or (held != wanted[i]).any()] == []
 
 
 def test_verify_beside_writers_raises_no_false_alarm(folder: Path) -> None:
-    catalogue = Catalogue(folder)
+    catalog = Catalog(folder)
     with beside(folder, WRITER, WRITER, COMPACTOR):
-        alarms = [problem for _ in turns(catalogue) for problem in catalogue.verify()]
+        alarms = [problem for _ in turns(catalog) for problem in catalog.verify()]
     assert not alarms, alarms[:3]
 
 
 def test_a_file_that_vanishes_while_it_is_opened_is_too_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "exists", lambda self: True)  # as it did a moment before
-    with pytest.raises(CatalogueError, match="holds 0 of 2 vectors"):
+    with pytest.raises(CatalogError, match="holds 0 of 2 vectors"):
         VectorReader(tmp_path / "0-image.f16", 4, 2)

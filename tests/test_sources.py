@@ -1,4 +1,4 @@
-"""The same catalogue is the same, in whichever format it lies on disk or on the Hub."""
+"""The same catalog is the same, in whichever format it lies on disk or on the Hub."""
 
 from __future__ import annotations
 
@@ -6,95 +6,95 @@ import json
 import shutil
 from pathlib import Path
 
+import catalogs
 import pytest
-import shops
-from hub_stand_in import HubStandIn
-from shops import own_cache  # noqa: F401
+from catalogs import own_cache  # noqa: F401
+from fake_hub import HubStandIn
 
 from dualtower.data.cards import CardSource, DataCard, Splits
-from dualtower.data.loading import load_products
-from dualtower.data.products import Products
+from dualtower.data.items import ItemDataset
+from dualtower.data.loading import load_items
 from dualtower.data.sources import open_source
 from dualtower.data.splits import split_names
 from dualtower.errors import CardError, RowError, SourceError, UnknownName
 
 
-def same_as(products: Products, table: list[dict]) -> None:
-    assert sorted(products.ids) == [row["sku"] for row in table]
-    by_id = {product.id: product for product in products}
+def same_as(items: ItemDataset, table: list[dict]) -> None:
+    assert sorted(items.ids) == [row["sku"] for row in table]
+    by_id = {product.id: product for product in items}
     for row in table:
         product = by_id[row["sku"]]
         assert (product.product_id, product.texts) == (row["item"], (row["title"],))
-        assert product.attributes == {"colour": row["colour"]}
+        assert product.attributes == {"color": row["color"]}
         encoded = product.image if isinstance(product.image, bytes) else product.image.read_bytes()
         assert encoded == row["photo"]
 
 
 @pytest.mark.parametrize("photos", ["bytes", "Image", "relative"])
 def test_parquet(tmp_path: Path, photos: str) -> None:
-    folder = shops.write_parquet(tmp_path / "shop" / "train.parquet", shops.rows(), photos=photos)
+    folder = catalogs.write_parquet(tmp_path / "shop" / "train.parquet", catalogs.rows(), photos=photos)
     (folder / "queries.json").write_text('{"other": "files do not matter"}')
-    same_as(load_products(shops.card(), "train", source=folder), shops.rows())
+    same_as(load_items(catalogs.card(), "train", source=folder), catalogs.rows())
 
 
 @pytest.mark.parametrize(("name", "delimiter"), [("train.csv", ","), ("train.tsv", "\t")])
 def test_csv_with_relative_paths(tmp_path: Path, name: str, delimiter: str) -> None:
-    folder = shops.write_csv(tmp_path / name, shops.rows(), delimiter=delimiter)
-    same_as(load_products(shops.card(), "train", source=folder), shops.rows())
+    folder = catalogs.write_csv(tmp_path / name, catalogs.rows(), delimiter=delimiter)
+    same_as(load_items(catalogs.card(), "train", source=folder), catalogs.rows())
 
 
 def test_csv_values_are_kept_as_they_are_written(tmp_path: Path) -> None:
-    (tmp_path / "train.csv").write_text("sku,item,title,colour\n007,01,None,null\n008,,1.50,\n")
-    products = load_products(shops.card(image=None, product_id=None), "train", source=tmp_path)
-    assert (products.ids, products.texts) == (["007", "008"], [("None",), ("1.50",)])
-    assert products.attributes == {"colour": ["null", ""]}
+    (tmp_path / "train.csv").write_text("sku,item,title,color\n007,01,None,null\n008,,1.50,\n")
+    items = load_items(catalogs.card(image=None, product_id=None), "train", source=tmp_path)
+    assert (items.ids, items.texts) == (["007", "008"], [("None",), ("1.50",)])
+    assert items.attributes == {"color": ["null", ""]}
     with pytest.raises(RowError, match=r"1 \(id 008\): missing product id"):
-        load_products(shops.card(image=None), "train", source=tmp_path)
+        load_items(catalogs.card(image=None), "train", source=tmp_path)
 
 
-def test_image_folder_with_a_missing_picture(tmp_path: Path) -> None:
-    folder = shops.write_image_folder(tmp_path / "shop", shops.rows())
+def test_image_folder_with_a_missing_image(tmp_path: Path) -> None:
+    folder = catalogs.write_image_folder(tmp_path / "shop", catalogs.rows())
     (folder / "photos" / "sku-1.jpg").unlink()
-    kept = load_products(shops.card(image="image"), "train", source=folder, on_error="skip")
+    kept = load_items(catalogs.card(image="image"), "train", source=folder, on_error="skip")
     assert kept.ids == ["sku-0", "sku-2", "sku-3"]
-    assert "no picture at" in kept.skipped[0].reason
+    assert "no image at" in kept.skipped[0].reason
 
 
 def test_json_lines(tmp_path: Path) -> None:
-    folder = shops.write_jsonl(tmp_path / "train.jsonl", shops.rows())
-    same_as(load_products(shops.card(), "train", source=folder), shops.rows())
+    folder = catalogs.write_jsonl(tmp_path / "train.jsonl", catalogs.rows())
+    same_as(load_items(catalogs.card(), "train", source=folder), catalogs.rows())
 
 
 def test_one_file(tmp_path: Path) -> None:
-    folder = shops.write_csv(tmp_path / "train.csv", shops.rows())
+    folder = catalogs.write_csv(tmp_path / "train.csv", catalogs.rows())
     (folder / "test.csv").write_text("not,read\n")
-    same_as(load_products(shops.card(), "train", source=folder / "train.csv"), shops.rows())
+    same_as(load_items(catalogs.card(), "train", source=folder / "train.csv"), catalogs.rows())
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_image_folder(tmp_path: Path, kind: str) -> None:
-    folder = shops.write_image_folder(tmp_path / "shop", shops.rows(), kind=kind)
-    same_as(load_products(shops.card(image="image"), "train", source=folder), shops.rows())
+    folder = catalogs.write_image_folder(tmp_path / "shop", catalogs.rows(), kind=kind)
+    same_as(load_items(catalogs.card(image="image"), "train", source=folder), catalogs.rows())
 
 
 def test_image_folder_with_splits(tmp_path: Path) -> None:
-    shops.write_image_folder(tmp_path / "shop" / "train", shops.rows(4))
-    shops.write_image_folder(tmp_path / "shop" / "test", shops.rows(2, start=4))
-    card = shops.card(image="image")
+    catalogs.write_image_folder(tmp_path / "shop" / "train", catalogs.rows(4))
+    catalogs.write_image_folder(tmp_path / "shop" / "test", catalogs.rows(2, start=4))
+    card = catalogs.card(image="image")
     assert split_names(card, source=tmp_path / "shop") == ["train", "test"]
-    same_as(load_products(card, "train", source=tmp_path / "shop"), shops.rows(4))
-    same_as(load_products(card, "test", source=tmp_path / "shop"), shops.rows(2, start=4))
+    same_as(load_items(card, "train", source=tmp_path / "shop"), catalogs.rows(4))
+    same_as(load_items(card, "test", source=tmp_path / "shop"), catalogs.rows(2, start=4))
 
 
 def test_web_dataset(tmp_path: Path) -> None:
-    shops.write_tar(tmp_path / "shop" / "train-000000.tar", shops.rows(4))
-    shops.write_tar(tmp_path / "shop" / "train-000001.tar", shops.rows(2, start=4))
-    card = shops.card(text="txt", image="jpg", id="json.sku", product_id="json.item", attributes=["json.colour"])
-    products = load_products(card, "train", source=tmp_path / "shop")
-    assert products.ids == [f"sku-{i}" for i in range(6)]
-    assert products.texts[5] == ("blue mug 2",)
-    assert products.attributes["json.colour"] == ["red", "red", "green", "green", "blue", "blue"]
-    assert products[5].image == shops.rows(6)[5]["photo"]
+    catalogs.write_tar(tmp_path / "shop" / "train-000000.tar", catalogs.rows(4))
+    catalogs.write_tar(tmp_path / "shop" / "train-000001.tar", catalogs.rows(2, start=4))
+    card = catalogs.card(text="txt", image="jpg", id="json.sku", product_id="json.item", attributes=["json.color"])
+    items = load_items(card, "train", source=tmp_path / "shop")
+    assert items.ids == [f"sku-{i}" for i in range(6)]
+    assert items.texts[5] == ("blue mug 2",)
+    assert items.attributes["json.color"] == ["red", "red", "green", "green", "blue", "blue"]
+    assert items[5].image == catalogs.rows(6)[5]["photo"]
 
 
 @pytest.mark.parametrize(
@@ -114,97 +114,97 @@ def test_web_dataset(tmp_path: Path) -> None:
     ],
 )
 def test_split_of_a_file(tmp_path: Path, file: str, split: str) -> None:
-    shops.write_parquet(tmp_path / "shop" / file, shops.rows(1))
-    assert list(open_source(shops.card(), source=tmp_path / "shop").splits) == [split]
+    catalogs.write_parquet(tmp_path / "shop" / file, catalogs.rows(1))
+    assert list(open_source(catalogs.card(), source=tmp_path / "shop").splits) == [split]
 
 
 def test_named_splits_may_be_file_patterns(tmp_path: Path) -> None:
-    shops.write_parquet(tmp_path / "shop [new]" / "autumn-1.parquet", shops.rows(2))
-    shops.write_parquet(tmp_path / "shop [new]" / "winter-1.parquet", shops.rows(2, start=2))
-    shops.write_parquet(tmp_path / "shop [new]" / "winter-2.parquet", shops.rows(2, start=4))
-    card = shops.card(splits=Splits(named={"train": "winter-*.parquet", "test": "autumn-1.parquet"}))
-    assert load_products(card, "train", source=tmp_path / "shop [new]").ids == ["sku-2", "sku-3", "sku-4", "sku-5"]
-    assert load_products(card, "test", source=tmp_path / "shop [new]").ids == ["sku-0", "sku-1"]
+    catalogs.write_parquet(tmp_path / "shop [new]" / "autumn-1.parquet", catalogs.rows(2))
+    catalogs.write_parquet(tmp_path / "shop [new]" / "winter-1.parquet", catalogs.rows(2, start=2))
+    catalogs.write_parquet(tmp_path / "shop [new]" / "winter-2.parquet", catalogs.rows(2, start=4))
+    card = catalogs.card(splits=Splits(named={"train": "winter-*.parquet", "test": "autumn-1.parquet"}))
+    assert load_items(card, "train", source=tmp_path / "shop [new]").ids == ["sku-2", "sku-3", "sku-4", "sku-5"]
+    assert load_items(card, "test", source=tmp_path / "shop [new]").ids == ["sku-0", "sku-1"]
 
 
 def test_path_in_the_card_is_relative_to_the_card(tmp_path: Path) -> None:
-    shops.write_csv(tmp_path / "train.csv", shops.rows())
+    catalogs.write_csv(tmp_path / "train.csv", catalogs.rows())
     (tmp_path / "cards").mkdir()
     card = DataCard(
         name="shop",
         title="A shop",
-        columns=shops.card().columns,
+        columns=catalogs.card().columns,
         source=CardSource(path="../train.csv"),
         splits=Splits(by_hash=None),
         path=tmp_path / "cards" / "shop.md",
     )
-    same_as(load_products(card, "train"), shops.rows())
+    same_as(load_items(card, "train"), catalogs.rows())
 
 
 def test_missing_source(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no source at .*nowhere; give a folder"):
-        open_source(shops.card(), source=tmp_path / "nowhere")
+        open_source(catalogs.card(), source=tmp_path / "nowhere")
     with pytest.raises(SourceError, match="names no source"):
-        open_source(shops.card())
+        open_source(catalogs.card())
 
 
 def test_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "shop").mkdir()
     with pytest.raises(SourceError, match="is empty"):
-        open_source(shops.card(), source=tmp_path / "shop")
+        open_source(catalogs.card(), source=tmp_path / "shop")
 
 
 def test_folder_without_a_table(tmp_path: Path) -> None:
     (tmp_path / "shop").mkdir()
-    (tmp_path / "shop" / "a.jpg").write_bytes(shops.jpeg("red"))
+    (tmp_path / "shop" / "a.jpg").write_bytes(catalogs.jpeg("red"))
     with pytest.raises(SourceError, match=r"add a metadata\.csv"):
-        open_source(shops.card(), source=tmp_path / "shop")
+        open_source(catalogs.card(), source=tmp_path / "shop")
 
 
 @pytest.mark.parametrize("name", ["train.parquet", "train.jsonl", "train.tar"])
 def test_unreadable_file(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"{ this is none of these formats")
     with pytest.raises(SourceError, match=r"cannot read .*train\."):
-        open_source(shops.card(), source=tmp_path / name)
+        open_source(catalogs.card(), source=tmp_path / name)
 
 
 def test_unknown_builder(tmp_path: Path) -> None:
-    folder = shops.write_csv(tmp_path / "train.csv", shops.rows())
-    card = DataCard(name="s", title="s", columns=shops.card().columns, source=CardSource(builder="csw"))
+    folder = catalogs.write_csv(tmp_path / "train.csv", catalogs.rows())
+    card = DataCard(name="s", title="s", columns=catalogs.card().columns, source=CardSource(builder="csw"))
     with pytest.raises(UnknownName, match="Did you mean 'csv'"):
         open_source(card, source=folder)
 
 
-def test_urls_are_not_pictures(tmp_path: Path) -> None:
-    (tmp_path / "train.csv").write_text("sku,item,title,colour,photo\n1,1,mug,red,https://example.org/1.jpg\n")
+def test_urls_are_not_images(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("sku,item,title,color,photo\n1,1,mug,red,https://example.org/1.jpg\n")
     with pytest.raises(CardError, match="URLs; download"):
-        load_products(shops.card(), "train", source=tmp_path)
+        load_items(catalogs.card(), "train", source=tmp_path)
 
 
-def test_column_that_holds_no_pictures(tmp_path: Path) -> None:
-    (tmp_path / "train.jsonl").write_text('{"sku": 1, "item": 1, "title": "mug", "colour": "red", "photo": 17}\n')
-    with pytest.raises(CardError, match="'photo' holds int64, not pictures"):
-        load_products(shops.card(), "train", source=tmp_path)
+def test_column_that_holds_no_images(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"sku": 1, "item": 1, "title": "mug", "color": "red", "photo": 17}\n')
+    with pytest.raises(CardError, match="'photo' holds int64, not images"):
+        load_items(catalogs.card(), "train", source=tmp_path)
 
 
 HUB_CARD = """---
 name: shop
 title: A shop on the Hub
 source: {hub: user/shop}
-columns: {id: sku, product_id: item, text: title, image: photo, attributes: [colour]}
+columns: {id: sku, product_id: item, text: title, image: photo, attributes: [color]}
 splits: {named: {train: train, test: test}}
 ---
 """
 LOAD = """
 import json, sys
 from dualtower.data.cards import load_card
-from dualtower.data.loading import load_products
+from dualtower.data.loading import load_items
 from dualtower.errors import SourceError
 card, source, *splits = sys.argv[1:]
 try:
     for split in splits:
-        products = load_products(load_card(card), split, source=source or None, check_images=False)
-        print(json.dumps([products.ids, products[0].image.hex(), products.fingerprint]))
+        items = load_items(load_card(card), split, source=source or None, check_images=False)
+        print(json.dumps([items.ids, items[0].image.hex(), items.fingerprint]))
 except SourceError as error:
     print(error)
 """
@@ -213,8 +213,8 @@ except SourceError as error:
 @pytest.fixture
 def shop_on_the_hub(tmp_path: Path) -> Path:
     repo = tmp_path / "repo"
-    shops.write_parquet(repo / "data" / "train-00000-of-00001.parquet", shops.rows(4), photos="Image")
-    shops.write_parquet(repo / "data" / "test-00000-of-00001.parquet", shops.rows(2, start=4), photos="Image")
+    catalogs.write_parquet(repo / "data" / "train-00000-of-00001.parquet", catalogs.rows(4), photos="Image")
+    catalogs.write_parquet(repo / "data" / "test-00000-of-00001.parquet", catalogs.rows(2, start=4), photos="Image")
     (tmp_path / "shop.md").write_text(HUB_CARD)
     return repo
 
@@ -224,8 +224,8 @@ def test_hub_dataset(tmp_path: Path, shop_on_the_hub: Path) -> None:
         hub.add_repo("dataset", "user/shop", shop_on_the_hub)
         ids, first, fingerprint = json.loads(hub.run(LOAD, str(tmp_path / "shop.md"), "", "test"))
     assert ids == ["sku-4", "sku-5"]
-    assert bytes.fromhex(first) == shops.rows(5)[4]["photo"]
-    assert fingerprint == load_products(shops.card(), "test", source=shop_on_the_hub).fingerprint
+    assert bytes.fromhex(first) == catalogs.rows(5)[4]["photo"]
+    assert fingerprint == load_items(catalogs.card(), "test", source=shop_on_the_hub).fingerprint
 
 
 def test_another_hub_dataset_in_place_of_the_cards(tmp_path: Path, shop_on_the_hub: Path) -> None:
@@ -240,26 +240,26 @@ def test_another_hub_dataset_in_place_of_the_cards(tmp_path: Path, shop_on_the_h
 READ = """
 import json, sys
 from dualtower.data.cards import Columns, DataCard, Splits
-from dualtower.data.loading import load_products
+from dualtower.data.loading import load_items
 repo, image = sys.argv[1:]
-columns = Columns("title", id="sku", image=image or None, attributes=["colour"])
-products = load_products(DataCard("shop", columns, splits=Splits(by_hash=None)), "train", source=f"hub:{repo}")
-print(json.dumps([products.ids, products.texts, products.attributes["colour"]]))
+columns = Columns("title", id="sku", image=image or None, attributes=["color"])
+items = load_items(DataCard("shop", columns, splits=Splits(by_hash=None)), "train", source=f"hub:{repo}")
+print(json.dumps([items.ids, items.texts, items.attributes["color"]]))
 """
 
 
 def test_tables_on_the_hub_are_read_as_local_ones(tmp_path: Path) -> None:
-    """What `datasets` would make of them: 7, no title, and no colour."""
+    """What `datasets` would make of them: 7, no title, and no color."""
     (tmp_path / "csv").mkdir()
-    (tmp_path / "csv" / "train.csv").write_text("sku,title,colour\n007,None,NA\n")
-    (tmp_path / "csv" / "test.csv").write_text("sku,title,colour\n008,mug,red\n")
+    (tmp_path / "csv" / "train.csv").write_text("sku,title,color\n007,None,NA\n")
+    (tmp_path / "csv" / "test.csv").write_text("sku,title,color\n008,mug,red\n")
     (tmp_path / "jsonl").mkdir()
-    lines = [{"sku": "007", "title": "None", "colour": "NA"}, {"sku": 8, "title": "mug", "colour": "red"}]
+    lines = [{"sku": "007", "title": "None", "color": "NA"}, {"sku": 8, "title": "mug", "color": "red"}]
     (tmp_path / "jsonl" / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     folder = tmp_path / "folder" / "train"
     folder.mkdir(parents=True)
-    (folder / "a.jpg").write_bytes(shops.jpeg("red"))
-    (folder / "metadata.csv").write_text("file_name,sku,title,colour\na.jpg,007,None,NA\n")
+    (folder / "a.jpg").write_bytes(catalogs.jpeg("red"))
+    (folder / "metadata.csv").write_text("file_name,sku,title,color\na.jpg,007,None,NA\n")
     with HubStandIn(tmp_path) as hub:
         for name in ("csv", "jsonl", "folder"):
             hub.add_repo("dataset", f"user/{name}", tmp_path / name)

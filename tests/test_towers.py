@@ -1,4 +1,4 @@
-"""Towers: shapes, padding that never counts, pictures of any size, weights from elsewhere, and clear refusals."""
+"""Towers: shapes, padding that never counts, images of any size, weights from elsewhere, and clear refusals."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from tiny import IMAGE, SETTINGS, TEXT
+from factories import IMAGE, SETTINGS, TEXT
 from torch import Tensor, nn
 
-from dualtower.data.images import ImageSettings
+from dualtower.data.transforms.images import ImageSettings
 from dualtower.errors import ConfigError, UnknownName, UnknownTower
-from dualtower.towers import (
+from dualtower.models.towers import (
     IMAGE_TOWERS,
     TEXT_TOWERS,
     ImageTowerConfig,
@@ -27,10 +27,10 @@ from dualtower.towers import (
     create_image_tower,
     create_text_tower,
 )
-from dualtower.towers.features import pool_tokens
-from dualtower.towers.folding import fold_batch_norms
-from dualtower.towers.image import pretrained_backbone
-from dualtower.towers.transformer import complete_encoder
+from dualtower.models.towers.base import pool_tokens
+from dualtower.models.towers.fuse_batchnorm import fuse_batch_norms
+from dualtower.models.towers.image import pretrained_backbone
+from dualtower.models.towers.transformer import complete_encoder
 
 LENGTHS = [9, 1, 4, 2]
 
@@ -210,13 +210,13 @@ def test_tokens_are_views_and_pool_to_the_pooled(name: str) -> None:
     features = tower(pixels())
     assert features.tokens._is_view()
     pooled = features.tokens.mean(1)
-    if name == "vit":  # timm normalises after averaging
+    if name == "vit":  # timm normalizes after averaging
         pooled = tower.get_submodule("backbone.fc_norm")(pooled)
     torch.testing.assert_close(pooled, features.pooled, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", list(IMAGE))
-def test_normalises_like_the_formula(name: str) -> None:
+def test_normalizes_like_the_formula(name: str) -> None:
     settings = ImageSettings(height=40, width=30, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     tower = image_tower(IMAGE[name], settings)
     seen: list[Tensor] = []
@@ -227,7 +227,7 @@ def test_normalises_like_the_formula(name: str) -> None:
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (settings.mean, settings.std))
     expected = (pixels().float() / 255 - mean) / std
     torch.testing.assert_close(seen[0][:, :, :40, :30], expected, atol=1e-5, rtol=1e-5)
-    assert (seen[0][:, :, :, 30:] == 0).all()  # padding is the mean colour
+    assert (seen[0][:, :, :, 30:] == 0).all()  # padding is the mean color
     torch.testing.assert_close(tower(pixels().float()).pooled, tower(pixels()).pooled)
 
 
@@ -240,7 +240,7 @@ def test_every_weight_of_an_image_tower_learns(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["resnet", "vit", "swin"])
 @pytest.mark.parametrize("size", [(24, 18), (48, 32)])
-def test_pictures_of_another_size_than_the_settings(name: str, size: tuple[int, int]) -> None:
+def test_images_of_another_size_than_the_settings(name: str, size: tuple[int, int]) -> None:
     tower = image_tower(IMAGE[name])
     assert tower(pixels(*size)).pooled.isfinite().all()
 
@@ -283,8 +283,8 @@ def test_unknown_timm_model_names_the_nearest() -> None:
 
 
 def test_option_that_the_backbone_lacks() -> None:
-    with pytest.raises(ConfigError, match=r"resnet10t.*colour"):
-        image_tower(ImageTowerConfig(name="resnet10t", options={"colour": 3}))
+    with pytest.raises(ConfigError, match=r"resnet10t.*color"):
+        image_tower(ImageTowerConfig(name="resnet10t", options={"color": 3}))
 
 
 def test_a_constructor_of_our_own_comes_before_timm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +303,7 @@ def test_a_constructor_of_our_own_comes_before_timm(monkeypatch: pytest.MonkeyPa
 
 
 def with_statistics(tower: Tower) -> Tower:
-    """Batch normalisations that have seen something, each weight its own."""
+    """Batch normalizations that have seen something, each weight its own."""
     generator = torch.Generator().manual_seed(5)
     for module in tower.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -326,13 +326,13 @@ def test_a_copy_for_inference_computes_the_same(name: str) -> None:
         assert torch.equal(w, weights[n]) and w.stride() == weights[n].stride()
 
 
-def test_a_copy_for_inference_has_no_batch_normalisation_left() -> None:
+def test_a_copy_for_inference_has_no_batch_normalization_left() -> None:
     copied = image_tower(IMAGE["resnet"]).for_inference()
     assert not [m for m in copied.modules() if isinstance(m, torch.nn.BatchNorm2d)]
 
 
 class ReadTwice(torch.nn.Module):
-    """The first normalisation must stay: somebody else reads its convolution as well."""
+    """The first normalization must stay: somebody else reads its convolution as well."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -345,7 +345,7 @@ class ReadTwice(torch.nn.Module):
 
 
 class CalledTwice(torch.nn.Module):
-    """One convolution under two normalisations."""
+    """One convolution under two normalizations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -372,7 +372,7 @@ def test_only_what_nobody_else_reads_is_folded(network: Any, folded: int) -> Non
     given = with_statistics(network().eval())
     x = torch.randn(2, 3, 4, 4)
     expected = given(x)
-    assert fold_batch_norms(given, torch.zeros(1, 3, 4, 4)) == folded
+    assert fuse_batch_norms(given, torch.zeros(1, 3, 4, 4)) == folded
     torch.testing.assert_close(given(x), expected, atol=1e-5, rtol=1e-4)
 
 
@@ -383,7 +383,7 @@ def test_real_networks_are_folded_as_far_as_they_can_be(name: str, folded: int) 
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = network(x)
-        assert fold_batch_norms(network, torch.zeros(1, 3, 64, 64)) == folded
+        assert fuse_batch_norms(network, torch.zeros(1, 3, 64, 64)) == folded
         torch.testing.assert_close(network(x), expected, atol=1e-4, rtol=1e-3)
     assert not [m for m in network.modules() if m._forward_hooks or m._forward_pre_hooks]
 

@@ -1,4 +1,4 @@
-"""Catalogues as shops really have them: each is read rightly, or refused in one line that says what to do."""
+"""Catalogs as shops really have them: each is read rightly, or refused in one line that says what to do."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import catalogs
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-import shops
-from shops import own_cache  # noqa: F401
+from catalogs import own_cache  # noqa: F401
 
+from dualtower.curation.check import check_card
 from dualtower.data.cards import CardSource, Columns, DataCard, HashSplit, Splits
-from dualtower.data.check import check_card
-from dualtower.data.loading import load_products
+from dualtower.data.loading import load_items
 from dualtower.data.splits import split_names
 from dualtower.errors import DualTowerError
 
 LONGEST_LINE = 300
-PHOTO = shops.jpeg("red")
-HEADER = "sku,title,colour\n"
+PHOTO = catalogs.jpeg("red")
+HEADER = "sku,title,color\n"
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Ugly:
         make: Writes it into a folder; returns the source where that is not the folder.
         ids: What is read, in order; None for what is refused.
         texts: First captions, where they are worth a look.
-        colours: Values of the attribute, likewise.
+        colors: Values of the attribute, likewise.
         refused: What the message must say.
         card: Columns and options that differ from the usual ones.
     """
@@ -47,12 +47,12 @@ class Ugly:
     make: Callable[[Path], Path | None]
     ids: list[str] | None = None
     texts: list[str] | None = None
-    colours: list[Any] | None = None
+    colors: list[Any] | None = None
     refused: str | None = None
     card: dict[str, Any] = field(default_factory=dict)
 
     def read_as(self) -> DataCard:
-        changed = {"text": "title", "id": "sku", "attributes": ["colour"], **self.card}
+        changed = {"text": "title", "id": "sku", "attributes": ["color"], **self.card}
         source = CardSource(options=changed.pop("options", {}))
         splits = changed.pop("splits", Splits(by_hash=None))
         return DataCard(name="shop", columns=Columns(**changed), source=source, splits=splits)
@@ -86,7 +86,7 @@ def both(*makers: Callable[[Path], Any]) -> Callable[[Path], None]:
     return make
 
 
-def pictures(*names: str) -> Callable[[Path], None]:
+def photos(*names: str) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
         for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -96,11 +96,11 @@ def pictures(*names: str) -> Callable[[Path], None]:
 
 
 def row(sku: Any, title: Any = "mug", **more: Any) -> dict[str, Any]:
-    return {"sku": sku, "title": title, "colour": "red", **more}
+    return {"sku": sku, "title": title, "color": "red", **more}
 
 
 def parts(*skus: str) -> dict[str, list[str]]:
-    return {"sku": list(skus), "title": ["mug"] * len(skus), "colour": ["red"] * len(skus)}
+    return {"sku": list(skus), "title": ["mug"] * len(skus), "color": ["red"] * len(skus)}
 
 
 def late_number(folder: Path) -> None:
@@ -128,16 +128,16 @@ def classes_and_json(folder: Path) -> None:
         {
             "sku": datasets.Value("int32"),
             "title": datasets.Value("string"),
-            "colour": datasets.ClassLabel(names=["red"]),
+            "color": datasets.ClassLabel(names=["red"]),
         }
     )
-    dataset = datasets.Dataset.from_list([{"sku": 7, "title": "mug", "colour": 0}], features=features)
+    dataset = datasets.Dataset.from_list([{"sku": 7, "title": "mug", "color": 0}], features=features)
     dataset.to_parquet(folder / "shop.parquet")
 
 
 def mixed_types_in_parquet(folder: Path) -> None:
     dataset = datasets.Dataset.from_dict(
-        {"sku": ["a", 1], "title": ["mug", "cup"], "colour": ["red", "red"]}, on_mixed_types="use_json"
+        {"sku": ["a", 1], "title": ["mug", "cup"], "color": ["red", "red"]}, on_mixed_types="use_json"
     )
     dataset.to_parquet(folder / "shop.parquet")
 
@@ -150,13 +150,13 @@ def spark(folder: Path) -> None:
 
 
 def mixed_web_dataset(folder: Path) -> None:
-    shops.write_tar(folder / "a.tar", [row("a", photo=PHOTO), row("b", photo=PHOTO)])
+    catalogs.write_tar(folder / "a.tar", [row("a", photo=PHOTO), row("b", photo=PHOTO)])
     with tarfile.open(folder / "b.tar", "w"):
         pass
 
 
-UNQUOTED = "sku,title,colour\n007,None,NA\n08,null,\n9,nan,n/a\n"
-BASE64 = base64.b64encode(shops.jpeg("red", 900)).decode()
+UNQUOTED = "sku,title,color\n007,None,NA\n08,null,\n9,nan,n/a\n"
+BASE64 = base64.b64encode(catalogs.jpeg("red", 900)).decode()
 WITH_PHOTO: dict[str, Any] = {"image": "photo"}
 
 UGLY: dict[str, Ugly] = {
@@ -164,7 +164,7 @@ UGLY: dict[str, Ugly] = {
         text("shop.csv", UNQUOTED), ["007", "08", "9"], ["None", "null", "nan"], ["NA", "", "n/a"]
     ),
     "image folder with such a metadata.csv": Ugly(
-        both(pictures("a.jpg"), text("metadata.csv", "file_name,sku,title,colour\na.jpg,007,None,NA\n")),
+        both(photos("a.jpg"), text("metadata.csv", "file_name,sku,title,color\na.jpg,007,None,NA\n")),
         ["007"],
         ["None"],
         ["NA"],
@@ -172,30 +172,30 @@ UGLY: dict[str, Ugly] = {
     ),
     "image folder with a number among the ids": Ugly(
         both(
-            pictures("a.jpg", "b.jpg"),
+            photos("a.jpg", "b.jpg"),
             lines({"file_name": "a.jpg", **row("x")}, {"file_name": "b.jpg", **row(7)}, name="metadata.jsonl"),
         ),
         ["x", "7"],
         card={"image": "image"},
     ),
     "image folder that leads out of itself": Ugly(
-        both(pictures("a.jpg"), text("metadata.csv", "file_name,sku,title,colour\n../../a.jpg,1,mug,red\n")),
+        both(photos("a.jpg"), text("metadata.csv", "file_name,sku,title,color\n../../a.jpg,1,mug,red\n")),
         refused="leads out of the folder",
         card={"image": "image"},
     ),
     "image folder with metadata.parquet": Ugly(
-        both(pictures("a.jpg"), columns("metadata.parquet", file_name=["a.jpg"], **parts("007"))),
+        both(photos("a.jpg"), columns("metadata.parquet", file_name=["a.jpg"], **parts("007"))),
         ["007"],
         card={"image": "image"},
     ),
     "image folders by category": Ugly(
         both(
-            pictures("mugs/a.jpg", "hats/b.jpg"),
-            text("mugs/metadata.csv", "file_name,sku,title,colour\na.jpg,a,mug,red\n"),
+            photos("mugs/a.jpg", "hats/b.jpg"),
+            text("mugs/metadata.csv", "file_name,sku,title,color\na.jpg,a,mug,red\n"),
             text("hats/metadata.csv", "file_name,sku,title\nb.jpg,b,hat\n"),
         ),
         ["b", "a"],
-        colours=[None, "red"],
+        colors=[None, "red"],
         card={"image": "image"},
     ),
     "a number among ids of JSON Lines": Ugly(lines(row("sku0"), row(1), row("2")), ["sku0", "1", "2"]),
@@ -209,7 +209,7 @@ UGLY: dict[str, Ugly] = {
         ["2024-01-01", "2024-01-02T10:00:00Z"],
     ),
     "a column only in some lines": Ugly(
-        lines({"sku": "a", "title": "mug"}, row("b")), ["a", "b"], colours=[None, "red"]
+        lines({"sku": "a", "title": "mug"}, row("b")), ["a", "b"], colors=[None, "red"]
     ),
     "a list of rows as JSON": Ugly(text("shop.json", json.dumps([row("a"), row(7)], indent=1)), ["a", "7"]),
     "rows under a key": Ugly(
@@ -228,16 +228,16 @@ UGLY: dict[str, Ugly] = {
     "settings beside a JSON table": Ugly(
         both(text("shop.json", json.dumps([row("a")])), text("config.json", '{"model": "clip"}')), ["a"]
     ),
-    "semicolons": Ugly(text("shop.csv", "sku;title;colour\n1;mug, white;red\n"), ["1"], ["mug, white"], ["red"]),
+    "semicolons": Ugly(text("shop.csv", "sku;title;color\n1;mug, white;red\n"), ["1"], ["mug, white"], ["red"]),
     "semicolons and decimal commas": Ugly(
-        text("shop.csv", "sku;title;colour\n1;mug;1.234,5\n2;cup;2\n"),
+        text("shop.csv", "sku;title;color\n1;mug;1.234,5\n2;cup;2\n"),
         ["1", "2"],
-        colours=[1234.5, 2.0],
+        colors=[1234.5, 2.0],
         card={"options": {"decimal": ",", "thousands": "."}},
     ),
     "latin-1": Ugly(text("shop.csv", HEADER + "1,Café crème,grün\n", "latin-1"), ["1"], ["Café crème"], ["grün"]),
     "a byte-order mark": Ugly(text("shop.csv", HEADER + "1,杯子,red\n", "utf-8-sig"), ["1"], ["杯子"]),
-    "UTF-16": Ugly(text("shop.tsv", "sku\ttitle\tcolour\n1\t杯子\tred\n", "utf-16"), ["1"], ["杯子"]),
+    "UTF-16": Ugly(text("shop.tsv", "sku\ttitle\tcolor\n1\t杯子\tred\n", "utf-16"), ["1"], ["杯子"]),
     "GB 18030": Ugly(text("shop.csv", HEADER + "1,蓝色杯子,red\n", "gb18030"), refused="encoding: gb18030"),
     "GB 18030, said": Ugly(
         text("shop.csv", HEADER + "1,蓝色杯子,red\n", "gb18030"),
@@ -250,18 +250,18 @@ UGLY: dict[str, Ugly] = {
     "two columns of one name": Ugly(
         text("shop.csv", "sku,title,title\n1,mug,cup\n"), refused="several columns 'title'"
     ),
-    "spaces in the header": Ugly(text("shop.csv", "sku , title, colour\n1,mug,red\n"), ["1"], ["mug"], ["red"]),
+    "spaces in the header": Ugly(text("shop.csv", "sku , title, color\n1,mug,red\n"), ["1"], ["mug"], ["red"]),
     "a header and nothing else": Ugly(text("shop.csv", HEADER), refused="no usable row"),
     "an empty file": Ugly(text("shop.csv", ""), refused="is empty"),
     "a shard with a column more, CSV": Ugly(
         both(text("a.csv", "sku,title\n1,mug\n"), text("b.csv", HEADER + "2,mug,red\n")),
         ["1", "2"],
-        colours=[None, "red"],
+        colors=[None, "red"],
     ),
     "a shard with a column more, Parquet": Ugly(
         both(columns("a.parquet", sku=["1"], title=["mug"]), columns("b.parquet", **parts("2"))),
         ["1", "2"],
-        colours=[None, "red"],
+        colors=[None, "red"],
     ),
     "numbers in one shard, texts in another": Ugly(
         both(columns("a.parquet", **{**parts("x"), "sku": [7]}), columns("b.parquet", **parts("b"))), ["7", "b"]
@@ -289,57 +289,57 @@ UGLY: dict[str, Ugly] = {
     "save_to_disk, only its Arrow file": Ugly(text("data-00000-of-00001.arrow", "?"), refused="dataset_dict.json"),
     "base64": Ugly(columns("shop.parquet", photo=[BASE64, BASE64], **parts("1", "2")), ["1", "2"], card=WITH_PHOTO),
     "data: URLs": Ugly(lines(row("a", photo=f"data:image/jpeg;base64,{BASE64}")), ["a"], card=WITH_PHOTO),
-    "small pictures in base64": Ugly(
+    "small images in base64": Ugly(
         columns("shop.parquet", photo=[base64.b64encode(PHOTO).decode()], **parts("1")), ["1"], card=WITH_PHOTO
     ),
     "a path of 900 characters": Ugly(
         columns("shop.parquet", photo=["folder/" * 128 + "a.jpg"], **parts("1")),
-        refused=r"no picture at \.\.\. .*a\.jpg",
+        refused=r"no image at \.\.\. .*a\.jpg",
         card=WITH_PHOTO,
     ),
     "ids of two types in a tar": Ugly(
-        lambda folder: shops.write_tar(folder / "a.tar", [row("a", photo=PHOTO), row(7, photo=PHOTO)]) and None,
+        lambda folder: catalogs.write_tar(folder / "a.tar", [row("a", photo=PHOTO), row(7, photo=PHOTO)]) and None,
         refused="cannot read",
-        card={"text": "txt", "id": "json.sku", "attributes": ["json.colour"]},
+        card={"text": "txt", "id": "json.sku", "attributes": ["json.color"]},
     ),
-    "98,000 characters that are no picture": Ugly(
-        columns("shop.parquet", photo=["no picture! " * 8_000], **parts("1")), refused="neither paths", card=WITH_PHOTO
+    "98,000 characters that are no image": Ugly(
+        columns("shop.parquet", photo=["no image! " * 8_000], **parts("1")), refused="neither paths", card=WITH_PHOTO
     ),
     "base64 of a text": Ugly(
         columns("shop.parquet", photo=[base64.b64encode(b"buy milk" * 999).decode()], **parts("1")),
-        refused="not a picture",
+        refused="not an image",
         card=WITH_PHOTO,
     ),
     "an id of 98,000 characters": Ugly(
-        columns("shop.parquet", photo=[None], **parts("1" * 98_000)), refused="no picture", card=WITH_PHOTO
+        columns("shop.parquet", photo=[None], **parts("1" * 98_000)), refused="no image", card=WITH_PHOTO
     ),
     "a thousand columns, none of them ours": Ugly(
         columns("shop.parquet", **{f"column_number_{i}": [1] for i in range(1_000)}), refused="no column 'title'"
     ),
     "texts that are not marked as such": Ugly(
-        columns("shop.parquet", sku=[b"a"], title=["Käse".encode()], colour=[b"red"]), ["a"], ["Käse"], ["red"]
+        columns("shop.parquet", sku=[b"a"], title=["Käse".encode()], color=[b"red"]), ["a"], ["Käse"], ["red"]
     ),
     "whole numbers with a gap": Ugly(
-        columns("shop.parquet", sku=[1.0, 2.0], title=["mug", "cup"], colour=[38.0, None]),
+        columns("shop.parquet", sku=[1.0, 2.0], title=["mug", "cup"], color=[38.0, None]),
         ["1", "2"],
-        colours=[38.0, None],
+        colors=[38.0, None],
     ),
     "dates and decimals": Ugly(
-        columns("shop.parquet", sku=[1, 2], title=["mug", "cup"], colour=[date(2024, 1, 1), None]),
+        columns("shop.parquet", sku=[1, 2], title=["mug", "cup"], color=[date(2024, 1, 1), None]),
         ["1", "2"],
-        colours=["2024-01-01", None],
+        colors=["2024-01-01", None],
     ),
-    "prices": Ugly(columns("shop.parquet", sku=[1], title=["mug"], colour=[Decimal("9.99")]), ["1"], colours=[9.99]),
+    "prices": Ugly(columns("shop.parquet", sku=[1], title=["mug"], color=[Decimal("9.99")]), ["1"], colors=[9.99]),
     "dictionary columns": Ugly(
-        columns("shop.parquet", **{**parts("1"), "colour": pa.array(["red"]).dictionary_encode()}),
+        columns("shop.parquet", **{**parts("1"), "color": pa.array(["red"]).dictionary_encode()}),
         ["1"],
-        colours=["red"],
+        colors=["red"],
     ),
-    "classes": Ugly(classes_and_json, ["7"], colours=["red"]),
+    "classes": Ugly(classes_and_json, ["7"], colors=["red"]),
     "JSON in Parquet": Ugly(mixed_types_in_parquet, ["a", "1"]),
     "not Parquet": Ugly(text("shop.parquet", "PAR1 but not really"), refused="cannot read"),
     "an empty tar": Ugly(
-        mixed_web_dataset, ["a", "b"], card={"text": "txt", "id": "json.sku", "attributes": ["json.colour"]}
+        mixed_web_dataset, ["a", "b"], card={"text": "txt", "id": "json.sku", "attributes": ["json.color"]}
     ),
     "a split that is called otherwise": Ugly(
         both(columns("train.parquet", **parts("1")), columns("val.parquet", **parts("2"))),
@@ -367,17 +367,17 @@ def test_each_is_read_or_refused_in_one_line(name: str) -> None:
     source = ugly.make(Path("shop")) or Path("shop")
     if ugly.refused is not None:
         with pytest.raises(DualTowerError, match=ugly.refused) as caught:
-            load_products(ugly.read_as(), "train", source=source)
+            load_items(ugly.read_as(), "train", source=source)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < LONGEST_LINE
         return
-    products = load_products(ugly.read_as(), "train", source=source)
-    assert products.ids == ugly.ids
+    items = load_items(ugly.read_as(), "train", source=source)
+    assert items.ids == ugly.ids
     if ugly.texts is not None:
-        assert [captions[0] for captions in products.texts] == ugly.texts
-    if ugly.colours is not None:
-        assert products.attributes["colour"] == ugly.colours
+        assert [captions[0] for captions in items.texts] == ugly.texts
+    if ugly.colors is not None:
+        assert items.attributes["color"] == ugly.colors
     if ugly.card.get("image"):
-        assert all(map(len, products.picture_digests))
+        assert all(map(len, items.image_digests))
 
 
 @pytest.mark.parametrize("name", UGLY)
@@ -404,18 +404,18 @@ def test_a_whole_is_divided_by_hash(name: str) -> None:
     ugly.make(Path("shop"))
     card = replace(ugly.read_as(), splits=Splits(by_hash=HashSplit("id", 0.3, 0.3)))
     assert split_names(card, source="shop") == ["train", "validation", "test"]
-    assert load_products(card, "all", source="shop").ids == ugly.ids
+    assert load_items(card, "all", source="shop").ids == ugly.ids
 
 
 def test_files_are_splits_where_the_card_says_so() -> None:
     for month in ("january-1", "january-2", "february"):
         columns(f"{month}.parquet", **parts(month))(Path("shop"))
     card = DataCard("shop", Columns("title", id="sku"), splits=Splits({"train": "january", "test": "february"}))
-    assert load_products(card, "train", source="shop").ids == ["january-1", "january-2"]
-    assert load_products(card, "test", source="shop").ids == ["february"]
+    assert load_items(card, "train", source="shop").ids == ["january-1", "january-2"]
+    assert load_items(card, "test", source="shop").ids == ["february"]
     by_pattern = replace(card, splits=Splits({"train": "train", "test": "feb*.parquet"}))
-    assert load_products(by_pattern, "train", source="shop").ids == ["january-1", "january-2"]
-    assert load_products(by_pattern, "all", source="shop").ids == ["january-1", "january-2", "february"]
+    assert load_items(by_pattern, "train", source="shop").ids == ["january-1", "january-2"]
+    assert load_items(by_pattern, "all", source="shop").ids == ["january-1", "january-2", "february"]
 
 
 def test_a_column_that_a_split_lacks_is_said(caplog: pytest.LogCaptureFixture) -> None:
@@ -423,21 +423,21 @@ def test_a_column_that_a_split_lacks_is_said(caplog: pytest.LogCaptureFixture) -
     columns("test.parquet", sku=["b"], title=["mug"])(Path("shop"))
     card = UGLY["months"].read_as()
     with caplog.at_level(logging.WARNING, logger="dualtower"):
-        assert load_products(card, "test", source="shop").attributes == {"colour": [None]}
-    assert "split test has no column colour" in caplog.text
+        assert load_items(card, "test", source="shop").attributes == {"color": [None]}
+    assert "split test has no column color" in caplog.text
 
 
 def test_tables_of_another_kind_are_named(caplog: pytest.LogCaptureFixture) -> None:
     columns("shop.parquet", **parts("a"))(Path("shop"))
     lines(row("b"), name="more.jsonl")(Path("shop"))
     with caplog.at_level(logging.WARNING, logger="dualtower"):
-        assert load_products(UGLY["months"].read_as(), "train", source="shop").ids == ["a"]
+        assert load_items(UGLY["months"].read_as(), "train", source="shop").ids == ["a"]
     assert "shop is read as parquet; left out: more.jsonl" in caplog.text
 
 
 def test_a_changed_file_is_read_again() -> None:
     text("shop.csv", HEADER + "1,mug,red\n")(Path("shop"))
     card = UGLY["semicolons"].read_as()
-    assert load_products(card, "train", source="shop").ids == ["1"]
+    assert load_items(card, "train", source="shop").ids == ["1"]
     text("shop.csv", HEADER + "2,mug,red\n3,cup,red\n")(Path("shop"))
-    assert load_products(card, "train", source="shop").ids == ["2", "3"]
+    assert load_items(card, "train", source="shop").ids == ["2", "3"]

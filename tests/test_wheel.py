@@ -64,17 +64,17 @@ def test_nothing_is_left_out(wheel: Path) -> None:
 
 def test_cards_are_found_from_any_folder(installed: Path, tmp_path: Path) -> None:
     code = "import dualtower; from dualtower.data.cards import load_card; print(dualtower.__file__)"
-    for name in ("drawn", "fashion_products", "data_cards/drawn.md"):
+    for name in ("synthetic", "fashion_products", "data_cards/synthetic.md"):
         code += f"; print(load_card({name!r}).name)"
     printed = run(installed, tmp_path, "-c", code)
     assert printed.stderr == "" and printed.stdout.splitlines() == [
         str(installed / "dualtower" / "__init__.py"),
-        "drawn",
+        "synthetic",
         "fashion_products",
-        "drawn",
+        "synthetic",
     ]
-    missing = run(installed, tmp_path, "-m", "dualtower", "data", "check", "data_cards/drwan.md")
-    assert missing.returncode == 1 and "Did you mean 'drawn'" in missing.stderr
+    missing = run(installed, tmp_path, "-m", "dualtower", "data", "check", "data_cards/synthetci.md")
+    assert missing.returncode == 1 and "Did you mean 'synthetic'" in missing.stderr
 
 
 @pytest.mark.parametrize("recipe", ["train_clip_style", "train_chinese_titles"])
@@ -82,7 +82,7 @@ def test_a_recipe_finds_its_card_beside_no_checkout(installed: Path, tmp_path: P
     shutil.copy(REPOSITORY / "recipes" / f"{recipe}.py", tmp_path)
     code = (
         f"from {recipe} import config; from dualtower.data.cards import load_card; "
-        "from dualtower.data.loading import load_products; print(load_products(load_card(config().data.card), 'test'))"
+        "from dualtower.data.loading import load_items; print(load_items(load_card(config().data.card), 'test'))"
     )
     done = run(installed, tmp_path, "-c", code)
     assert done.returncode == 0, done.stderr
@@ -99,7 +99,7 @@ def test_a_strangers_mypy_sees_the_types(wheel: Path, tmp_path: Path) -> None:
     (tmp_path / "stranger.py").write_text(
         "from dualtower import load_card\n"
         "from dualtower.errors import brief\n"
-        "reveal_type(load_card('drawn').name)\n"
+        "reveal_type(load_card('synthetic').name)\n"
         "length: int = brief('a')\n"
     )
     check = ["-m", "mypy", "--python-executable", str(environment / "bin" / "python"), "--cache-dir", "cache"]

@@ -1,8 +1,8 @@
 """The command ``dualtower``: thin words around the library.
 
 dualtower evaluate runs/fashion/model --data.card data_cards/fashion_products.md
-dualtower index runs/fashion/model --data.card data_cards/fashion_products.md --out shop.catalogue
-dualtower search shop.catalogue --text "red summer dress"
+dualtower index runs/fashion/model --data.card data_cards/fashion_products.md --out shop.catalog
+dualtower search shop.catalog --text "red summer dress"
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitSubcommandPrefixes, subcommand
 
-from dualtower.cli.catalogue import Delete, Index, Search, Update, Upsert
+from dualtower.cli.catalog import Delete, Index, Search, Update, Upsert
+from dualtower.cli.curate import Classify, Outliers
 from dualtower.cli.data import Data
+from dualtower.cli.evaluate import Compare, Evaluate, Explain
 from dualtower.cli.maintenance import Compact, Repair, Tune, Verify
-from dualtower.cli.measure import Compare, Evaluate, Explain
-from dualtower.cli.shop import Classify, Outliers, Serve
+from dualtower.cli.serve import Serve
 from dualtower.errors import DualTowerError, system_message
 
 __all__ = ["main"]

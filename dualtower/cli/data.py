@@ -1,4 +1,4 @@
-"""Commands on data: check a catalogue, draw one."""
+"""Commands on data: check a catalog, draw one."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ __all__ = ["Data"]
 
 @dataclass(frozen=True)
 class Check:
-    """Read a whole catalogue and report what is wrong or worth knowing: broken pictures, duplicates, leakage."""
+    """Read a whole catalog and report what is wrong or worth knowing: broken images, duplicates, leakage."""
 
     card: Positional[Path]
-    """Data card of the catalogue."""
+    """Data card of the catalog."""
     source: Annotated[str | None, arg(name="data.source")] = None
     """Folder or Hub dataset to read instead of the card's own source."""
     json: Path | None = None
     """Write the findings to this file."""
     strict: bool = False
-    """Exit with status 1 where rows cannot be used, pictures stand twice, or splits share something."""
+    """Exit with status 1 where rows cannot be used, images stand twice, or splits share something."""
 
     def run(self) -> None:
+        from dualtower.curation.check import check_card
         from dualtower.data.cards import load_card
-        from dualtower.data.check import check_card
         from dualtower.files import write_text_atomically
 
         report = check_card(load_card(self.card), source=self.source)
@@ -41,38 +41,38 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Draw:
-    """Write the drawn catalogue as a folder of pictures with metadata.jsonl: an example of a catalogue of your own."""
+class Synthesize:
+    """Write the synthetic catalog as a folder of images with metadata.jsonl: an example of a catalog of your own."""
 
     folder: Positional[Path]
-    """New folder for the drawn catalogue."""
+    """New folder for the synthetic catalog."""
     language: Literal["en", "zh"] = "en"
     """Language of the titles."""
     split: str = "train"
     """Part to write: train, validation, test or all."""
 
     def run(self) -> None:
-        from dualtower.data.drawn import draw_catalogue
+        from dualtower.data.synthetic.catalog import synthesize_catalog
 
-        products = draw_catalogue(language=self.language, split=self.split)
+        items = synthesize_catalog(language=self.language, split=self.split)
         if self.folder.exists():
             raise SourceError(f"{self.folder} exists already; name a new folder")
         self.folder.mkdir(parents=True)
         with (self.folder / "metadata.jsonl").open("w", encoding="utf-8") as stream:
-            for product in products:
-                assert isinstance(product.image, bytes)
-                (self.folder / f"{product.id}.png").write_bytes(product.image)
-                row = {"file_name": f"{product.id}.png", "id": product.id, "product_id": product.product_id}
-                row |= {"title": product.texts[0], **product.attributes}
+            for item in items:
+                assert isinstance(item.image, bytes)
+                (self.folder / f"{item.id}.png").write_bytes(item.image)
+                row = {"file_name": f"{item.id}.png", "id": item.id, "product_id": item.product_id}
+                row |= {"title": item.texts[0], **item.attributes}
                 stream.write(to_json(row) + "\n")
-        print(f"{len(products)} pictures with titles in {self.folder}")
+        print(f"{len(items)} images with titles in {self.folder}")
 
 
 @dataclass(frozen=True)
 class Data:
-    """Check a catalogue, or write the drawn one to disk."""
+    """Check a catalog, or write the synthetic one to disk."""
 
-    action: Annotated[Check, subcommand("check")] | Annotated[Draw, subcommand("draw")]
+    action: Annotated[Check, subcommand("check")] | Annotated[Synthesize, subcommand("synthesize")]
 
     def run(self) -> None:
         self.action.run()

@@ -6,8 +6,8 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dualtower.model import DualTower
-    from dualtower.precision import WantedPrecision
+    from dualtower.models.dual_tower import DualTower
+    from dualtower.models.precision import WantedPrecision
 
 __all__ = ["say_where", "to_place"]
 

@@ -19,18 +19,18 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dualtower.data.attributes import AttributesConfig, attribute_values, class_labels, fit_classes
-from dualtower.data.images import ImageSettings, open_image, to_pixels
-from dualtower.data.products import Products
-from dualtower.data.text import tokenize
+from dualtower.data.items import ItemDataset
+from dualtower.data.transforms.attributes import AttributesConfig, attribute_values, class_labels, fit_classes
+from dualtower.data.transforms.images import ImageSettings, open_image, to_pixels
+from dualtower.data.transforms.tokenizer import tokenize
 from dualtower.errors import BrokenImage, ConfigError, DataError
-from dualtower.types import Batch, Product, product_code
+from dualtower.types import Batch, Item, product_code
 
-__all__ = ["BatchPlan", "Collator", "PixelCache", "Sampling", "training_loader"]
+__all__ = ["BatchSampler", "Collator", "PixelCache", "Sampling", "training_loader"]
 
 logger = logging.getLogger(__name__)
 
-Sampling = Literal["rows", "distinct"]
+Sampling = Literal["rows", "no_duplicate_products"]
 PREFETCHED = 4
 """Batches that each loader worker makes ahead."""
 
@@ -41,10 +41,10 @@ class Collator:
 
     Attributes:
         tokenizer: A Transformers tokenizer, or None for batches without texts.
-        image_settings: Size and resize rule of the pictures, or None for batches without pictures.
+        image_settings: Size and resize rule of the images, or None for batches without images.
         max_length: Texts are cut to this many tokens.
         padding: Texts are padded to the longest of their batch, or all of them to `max_length` (`fixed`).
-        cache: Decoded pictures to read instead of decoding again, or None.
+        cache: Decoded images to read instead of decoding again, or None.
         attributes: Attributes that the model reads, or None.
         classes: Attribute -> classes that heads learn to tell apart.
         captions: Captions that are read of each row, the first ones of its texts; a row with fewer repeats them.
@@ -59,37 +59,37 @@ class Collator:
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     captions: int = 1
 
-    def __call__(self, products: Sequence[Product]) -> Batch:
-        """Collate; of a product with several pictures the first one is taken, and the first `captions` of its captions.
+    def __call__(self, items: Sequence[Item]) -> Batch:
+        """Collate; of a product with several images the first one is taken, and the first `captions` of its captions.
 
         Raises:
-            BrokenImage: A picture cannot be decoded; names the row.
+            BrokenImage: An image cannot be decoded; names the row.
         """
-        rows = [p.attributes for p in products]
-        texts = [self._captions(products, n) for n in range(self.captions if self.tokenizer is not None else 0)]
+        rows = [p.attributes for p in items]
+        texts = [self._captions(items, n) for n in range(self.captions if self.tokenizer is not None else 0)]
         return Batch(
-            ids=tuple(p.id for p in products),
-            products=torch.tensor([product_code(p.product_id) for p in products], dtype=torch.int64),
-            pixels=self.pixels(products) if self.image_settings else None,
+            ids=tuple(p.id for p in items),
+            product_codes=torch.tensor([product_code(p.product_id) for p in items], dtype=torch.int64),
+            pixels=self.pixels(items) if self.image_settings else None,
             tokens=self.tokens(texts[0]) if texts else None,
             attributes=attribute_values(self.attributes, rows) if self.attributes else None,
             labels=class_labels(self.classes, rows) if self.classes else None,
             more_tokens=tuple(map(self.tokens, texts[1:])),
         )
 
-    def pixels(self, products: Sequence[Product]) -> torch.Tensor:
-        """Decoded pictures, uint8 ``[B, 3, H, W]``."""
+    def pixels(self, items: Sequence[Item]) -> torch.Tensor:
+        """Decoded images, uint8 ``[B, 3, H, W]``."""
         assert self.image_settings is not None
         if self.cache is not None:
-            return self.cache.read(products)
-        return torch.from_numpy(np.stack([decode(p, self.image_settings) for p in products]))
+            return self.cache.read(items)
+        return torch.from_numpy(np.stack([decode(p, self.image_settings) for p in items]))
 
-    def _captions(self, products: Sequence[Product], number: int) -> list[str]:
+    def _captions(self, items: Sequence[Item], number: int) -> list[str]:
         """A caption of each product."""
-        for product in products:
-            if not product.texts:
-                raise DataError(f"row {product.id!r} has no text, and this model reads texts")
-        return [product.texts[number % len(product.texts)] for product in products]
+        for item in items:
+            if not item.texts:
+                raise DataError(f"row {item.id!r} has no text, and this model reads texts")
+        return [item.texts[number % len(item.texts)] for item in items]
 
     def tokens(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Token ids and mask, int64 ``[B, L]``, with L the longest text of this batch or, where fixed, `max_length`."""
@@ -98,9 +98,9 @@ class Collator:
 
 
 class TrainingCollator:
-    """Collates for training, where a picture that has broken since it was checked must not end a run of days.
+    """Collates for training, where an image that has broken since it was checked must not end a run of days.
 
-    A row whose picture cannot be decoded gives its place to the next good row of the batch, so that shapes stay equal
+    A row whose image cannot be decoded gives its place to the next good row of the batch, so that shapes stay equal
     on all ranks, and the batch is the same whenever it is made again. The copy is a positive of its original, like any
     two rows of one product. `Batch.broken` says which rows that happened to.
     """
@@ -108,67 +108,67 @@ class TrainingCollator:
     def __init__(self, collator: Collator) -> None:
         self.collator = collator
 
-    def __call__(self, products: Sequence[Product]) -> Batch:
+    def __call__(self, items: Sequence[Item]) -> Batch:
         """Collate.
 
         Raises:
-            DataError: Not one picture of the batch can be decoded.
+            DataError: Not one image of the batch can be decoded.
         """
         try:
-            return self.collator(products)
+            return self.collator(items)
         except BrokenImage:
             pass
-        errors = [self._error(product) for product in products]
+        errors = [self._error(item) for item in items]
         good = [place for place, error in enumerate(errors) if error is None]
         broken = tuple(error for error in errors if error is not None)
         if not good:
-            raise DataError(f"none of the {len(products)} pictures of a batch can be decoded; the first: {broken[0]}")
-        nearest = [good[bisect.bisect_left(good, place) % len(good)] for place in range(len(products))]
-        return replace(self.collator([products[place] for place in nearest]), broken=broken)
+            raise DataError(f"none of the {len(items)} images of a batch can be decoded; the first: {broken[0]}")
+        nearest = [good[bisect.bisect_left(good, place) % len(good)] for place in range(len(items))]
+        return replace(self.collator([items[place] for place in nearest]), broken=broken)
 
-    def _error(self, product: Product) -> BrokenImage | None:
+    def _error(self, item: Item) -> BrokenImage | None:
         try:
-            self.collator.pixels([product])
+            self.collator.pixels([item])
         except BrokenImage as error:
             return error
         return None
 
 
-def decode(product: Product, settings: ImageSettings) -> np.ndarray:
-    """Decode one product's picture to uint8 ``[3, H, W]``."""
-    name = product.id + (f", picture {product.image_number + 1}" if product.image_number else "")
-    if product.image is None:
-        raise BrokenImage("catalogue", name, "the row has no picture")
-    return to_pixels(open_image(product.image, where="catalogue", row=name), settings)
+def decode(item: Item, settings: ImageSettings) -> np.ndarray:
+    """Decode one product's image to uint8 ``[3, H, W]``."""
+    name = item.id + (f", image {item.image_number + 1}" if item.image_number else "")
+    if item.image is None:
+        raise BrokenImage("catalog", name, "the row has no image")
+    return to_pixels(open_image(item.image, where="catalog", row=name), settings)
 
 
 class PixelCache:
-    """Decoded pictures of a split in shared memory, filled as they are first needed.
+    """Decoded images of a split in shared memory, filled as they are first needed.
 
-    Small pictures cost more to decode than to keep: 39,248 photos of 60x80 take 565 MB as pixels. The tensor
+    Small images cost more to decode than to keep: 39,248 photos of 60x80 take 565 MB as pixels. The tensor
     lives in shared memory, so that loader workers fill it for each other.
     """
 
-    def __init__(self, products: Products, settings: ImageSettings) -> None:
+    def __init__(self, items: ItemDataset, settings: ImageSettings) -> None:
         self.settings = settings
-        self.row_of = {row_id: i for i, row_id in enumerate(products.ids)}
-        self.further = {row: len(products) + first for row, first in _first_places(products.further.rows)}
-        count = len(products) + len(products.further)
+        self.row_of = {row_id: i for i, row_id in enumerate(items.ids)}
+        self.extra_images = {row: len(items) + first for row, first in _first_places(items.extra_images.rows)}
+        count = len(items) + len(items.extra_images)
         shape = (count, 3, settings.height, settings.width)
         self.stored = torch.empty(shape, dtype=torch.uint8).share_memory_()
         self.filled = torch.zeros(count, dtype=torch.bool).share_memory_()
 
     @classmethod
-    def if_there_is_room(cls, products: Products, settings: ImageSettings, *, in_transit: int = 0) -> PixelCache | None:
+    def if_there_is_room(cls, items: ItemDataset, settings: ImageSettings, *, in_transit: int = 0) -> PixelCache | None:
         """Make a cache, or none where shared memory is too small for it, which the log then says.
 
         Args:
-            products: Rows whose pictures to keep.
+            items: Rows whose images to keep.
             settings: Their size.
             in_transit: Bytes of shared memory that must be left for the batches that loader workers hand over.
         """
         try:
-            cache = cls(products, settings)
+            cache = cls(items, settings)
         except RuntimeError as error:  # torch asks for all pages at once, so nothing can go wrong later
             free, reason = _free_shared_memory(), f" ({error})"
         else:
@@ -177,32 +177,32 @@ class PixelCache:
                 return cache
             del cache
         logger.warning(
-            "no room to keep decoded pictures: they take %.0f MB, and %s is left in shared memory%s. They are decoded "
+            "no room to keep decoded images: they take %.0f MB, and %s is left in shared memory%s. They are decoded "
             "anew in every epoch; make /dev/shm larger (docker run --shm-size 2g), or set --data.cache-mb 0",
-            cls.megabytes(products, settings),
+            cls.megabytes(items, settings),
             "nothing" if free is None else f"{free / 1e6:.0f} MB",
             reason,
         )
         return None
 
     @staticmethod
-    def megabytes(products: Products, settings: ImageSettings) -> float:
+    def megabytes(items: ItemDataset, settings: ImageSettings) -> float:
         """Memory that a cache of these products would take, in MB."""
-        return (len(products) + len(products.further)) * 3 * settings.height * settings.width / 1e6
+        return (len(items) + len(items.extra_images)) * 3 * settings.height * settings.width / 1e6
 
-    def read(self, products: Sequence[Product]) -> torch.Tensor:
-        """Pictures of these products, uint8 ``[B, 3, H, W]``; decodes those that nobody has asked for yet."""
-        places = [self._place(product) for product in products]
-        for place, product in zip(places, products, strict=True):
+    def read(self, items: Sequence[Item]) -> torch.Tensor:
+        """Images of these products, uint8 ``[B, 3, H, W]``; decodes those that nobody has asked for yet."""
+        places = [self._place(item) for item in items]
+        for place, item in zip(places, items, strict=True):
             if not self.filled[place]:
-                self.stored[place] = torch.from_numpy(decode(product, self.settings))
-                self.filled[place] = True  # after the pixels: another worker must never see half a picture
+                self.stored[place] = torch.from_numpy(decode(item, self.settings))
+                self.filled[place] = True  # after the pixels: another worker must never see half an image
         return self.stored[places]
 
-    def _place(self, product: Product) -> int:
-        """First pictures stand at their rows, further ones behind all of them."""
-        row = self.row_of[product.id]
-        return row if product.image_number == 0 else self.further[row] + product.image_number - 1
+    def _place(self, item: Item) -> int:
+        """First images stand at their rows, further ones behind all of them."""
+        row = self.row_of[item.id]
+        return row if item.image_number == 0 else self.extra_images[row] + item.image_number - 1
 
 
 def _free_shared_memory() -> int | None:
@@ -214,30 +214,30 @@ def _free_shared_memory() -> int | None:
 
 
 def _first_places(rows: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Each row that has further pictures, and where they begin."""
+    """Each row that has further images, and where they begin."""
     found, first = np.unique(rows, return_index=True)
     return zip(found.tolist(), first.tolist(), strict=True)
 
 
-class BatchPlan(Sampler[list[tuple[int, int]]]):
+class BatchSampler(Sampler[list[tuple[int, int]]]):
     """Which rows make which batch: a pure function of (seed, epoch), equal on all ranks, with an exact length.
 
-    ``rows`` visits every row once per epoch. ``distinct`` also never puts two rows of one product into one
+    ``rows`` visits every row once per epoch. ``no_duplicate_products`` also never puts two rows of one product into one
     (joined) batch: rows are grouped by product and dealt to the batches like cards, so that a product with at
     most as many rows as there are batches cannot meet itself; of a larger product a random selection takes part.
     The rows left over when they do not fill a batch differ from epoch to epoch.
 
     Args:
-        products: Rows of the training split.
+        items: Rows of the training split.
         batch_size: Rows per rank.
-        sampling: ``rows`` or ``distinct``.
+        sampling: ``rows`` or ``no_duplicate_products``.
         seed: Seed of the order.
         balance: Attribute whose classes are drawn equally often, with repetition; rows without a value take no part.
         rank: This process.
         world_size: Number of processes; together they see ``batch_size * world_size`` rows per step.
 
     Iterating gives lists of ``(row, draw)``, the draw being a random integer that chooses among several
-    captions and pictures.
+    captions and images.
 
     Raises:
         ConfigError: The split does not fill one batch.
@@ -245,7 +245,7 @@ class BatchPlan(Sampler[list[tuple[int, int]]]):
 
     def __init__(
         self,
-        products: Products,
+        items: ItemDataset,
         *,
         batch_size: int,
         sampling: Sampling = "rows",
@@ -254,19 +254,21 @@ class BatchPlan(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.codes = products.codes
+        self.codes = items.codes
         self.batch_size, self.sampling, self.seed = batch_size, sampling, seed
         self.rank, self.joined = rank, batch_size * world_size
         self.epoch, self.start = 0, 0
-        self.chances = None if balance is None else _balanced(products, balance, sampling)
+        self.chances = None if balance is None else _balanced(items, balance, sampling)
         counts = np.unique(self.codes, return_counts=True)[1]
         self.batches = len(self.codes) // self.joined
-        if sampling == "distinct":  # capping large products leaves fewer rows, which may fill fewer batches
+        if (
+            sampling == "no_duplicate_products"
+        ):  # capping large products leaves fewer rows, which may fill fewer batches
             while self.batches and np.minimum(counts, self.batches).sum() < self.batches * self.joined:
                 self.batches -= 1
         if not self.batches:
-            kind = "products" if sampling == "distinct" else "rows"
-            have = len(counts) if sampling == "distinct" else len(self.codes)
+            kind = "products" if sampling == "no_duplicate_products" else "rows"
+            have = len(counts) if sampling == "no_duplicate_products" else len(self.codes)
             raise ConfigError(
                 f"the split has {have} {kind}, fewer than one batch of {batch_size} on each of {world_size} "
                 f"process(es); type --train.batch-size {max(1, have // world_size)} or less"
@@ -282,7 +284,7 @@ class BatchPlan(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rng = np.random.default_rng([self.seed, self.epoch])
-        table = self._deal(rng) if self.sampling == "distinct" else self._shuffle(rng)
+        table = self._deal(rng) if self.sampling == "no_duplicate_products" else self._shuffle(rng)
         draws = rng.integers(2**31, size=table.shape)
         mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         for rows, drawn in zip(table[self.start :, mine], draws[self.start :, mine], strict=True):
@@ -298,43 +300,45 @@ class BatchPlan(Sampler[list[tuple[int, int]]]):
 
     def _deal(self, rng: np.random.Generator) -> np.ndarray:
         shuffled = rng.permutation(len(self.codes))
-        codes, product = np.unique(self.codes[shuffled], return_inverse=True)
-        product = rng.permutation(len(codes))[product]  # a random order of products ...
-        order = np.argsort(product, kind="stable")  # ... with the rows of each together, themselves shuffled
-        grouped = product[order]
+        codes, item = np.unique(self.codes[shuffled], return_inverse=True)
+        item = rng.permutation(len(codes))[item]  # a random order of products ...
+        order = np.argsort(item, kind="stable")  # ... with the rows of each together, themselves shuffled
+        grouped = item[order]
         nth_of_product = np.arange(len(grouped)) - np.searchsorted(grouped, grouped)
         kept = shuffled[order][nth_of_product < self.batches][: self.batches * self.joined]
         table = kept.reshape(self.joined, self.batches).T  # row k goes to batch k mod batches
         return rng.permuted(rng.permutation(table), axis=1)
 
 
-def _balanced(products: Products, attribute: str, sampling: Sampling) -> np.ndarray:
+def _balanced(items: ItemDataset, attribute: str, sampling: Sampling) -> np.ndarray:
     """Chance of each row, float64 ``[N]``, such that every class of the attribute is as likely as any other."""
-    if sampling == "distinct":
-        raise ConfigError("train.balance repeats rows, which train.sampling 'distinct' forbids; choose one of them")
-    classes = fit_classes([attribute], products.attributes)
-    labels = class_labels(classes, [{attribute: value} for value in products.attributes[attribute]])[:, 0].numpy()
+    if sampling == "no_duplicate_products":
+        raise ConfigError(
+            "train.class_balanced_by repeats rows, which train.sampling 'no_duplicate_products' forbids; choose one of them"
+        )
+    classes = fit_classes([attribute], items.attributes)
+    labels = class_labels(classes, [{attribute: value} for value in items.attributes[attribute]])[:, 0].numpy()
     counts = np.bincount(labels[labels >= 0], minlength=len(classes[attribute]))
     return np.where(labels >= 0, 1 / (len(counts) * counts[labels]), 0.0)
 
 
-class _DrawnRows(Dataset[Product]):
-    """Rows addressed by (row, draw): the draw picks caption and picture, so that workers keep no state of their own."""
+class _SampledItems(Dataset[Item]):
+    """Rows addressed by (row, draw): the draw picks caption and image, so that workers keep no state of their own."""
 
-    def __init__(self, products: Products) -> None:
-        self.products = products
+    def __init__(self, items: ItemDataset) -> None:
+        self.items = items
 
-    def __getitem__(self, address: tuple[int, int]) -> Product:
-        return self.products.visit(*address)
+    def __getitem__(self, address: tuple[int, int]) -> Item:
+        return self.items.visit(*address)
 
 
-def training_loader(products: Products, plan: BatchPlan, collator: Collator, *, workers: int = 0) -> DataLoader:
+def training_loader(items: ItemDataset, plan: BatchSampler, collator: Collator, *, workers: int = 0) -> DataLoader:
     """A loader over `plan`; call ``plan.set_epoch`` before iterating over it.
 
     Workers only decode and tokenise. They draw nothing at random, so their number never changes a result.
     """
     return DataLoader(
-        _DrawnRows(products),
+        _SampledItems(items),
         batch_sampler=plan,
         collate_fn=TrainingCollator(collator),
         num_workers=workers,

@@ -1,18 +1,18 @@
-"""Data cards: one Markdown file per catalogue that the loader and people read alike.
+"""Data cards: one Markdown file per catalog that the loader and people read alike.
 
 The YAML front matter names the source and maps its columns once to
 ``id, product_id, text, image, attributes``; the prose below it is for people. A card looks like this::
 
     ---
     name: shop
-    title: The winter catalogue
+    title: The winter catalog
     source: {path: ../shop}
     columns:
       id: sku
-      product_id: normalised_text
+      product_id: normalized_text
       text: "{brand} {title}"
       image: photo
-      attributes: [colour]
+      attributes: [color]
     splits: {by_hash: {column: product_id, validation: 0.05, test: 0.1}}
     license: our own
     languages: [en]
@@ -35,7 +35,7 @@ from dualtower.config import from_dict
 from dualtower.errors import CardError, ConfigError, did_you_mean
 
 __all__ = [
-    "NORMALISED_TEXT",
+    "NORMALIZED_TEXT",
     "Baseline",
     "CardSource",
     "Columns",
@@ -46,7 +46,7 @@ __all__ = [
     "load_card",
 ]
 
-NORMALISED_TEXT = "normalised_text"  # as `product_id`: rows with the same title are the same product
+NORMALIZED_TEXT = "normalized_text"  # as `product_id`: rows with the same title are the same product
 FOLDER = "data_cards"
 PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 
@@ -64,8 +64,8 @@ class CardSource:
         path: File or folder, relative to the card.
         builder: `datasets` builder of local files, where they leave a doubt: parquet, csv, json, imagefolder
             or webdataset.
-        drawn: Language of the catalogue that is drawn by code.
-        options: Passed on to the `datasets` builder or to `draw_catalogue`.
+        synthetic: Language of the synthetic catalog.
+        options: Passed on to the `datasets` builder or to `synthesize_catalog`.
     """
 
     hub: str | None = None
@@ -73,13 +73,13 @@ class CardSource:
     config: str | None = None
     path: str | None = None
     builder: str | None = None
-    drawn: str | None = None
+    synthetic: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        given = [name for name in ("hub", "path", "drawn") if getattr(self, name) is not None]
+        given = [name for name in ("hub", "path", "synthetic") if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ConfigError(f"a source has one of hub, path and drawn, not {' and '.join(given)}")
+            raise ConfigError(f"a source has one of hub, path and synthetic, not {' and '.join(given)}")
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,12 @@ class Columns:
 
     Attributes:
         text: A column, a template such as ``"{brand} {title}"``, or several of them, each one caption. None for a
-            catalogue of images alone.
+            catalog of images alone.
         image: Column with encoded bytes, a path relative to the source's folder, or a `datasets` Image; or with
-            lists of them; or several such columns, in the order in which a row's pictures count. None for a catalogue
-            without pictures.
+            lists of them; or several such columns, in the order in which a row's images count. None for a catalog
+            without images.
         id: Column with a unique id. None: rows are numbered (``train-0``, ``train-1`` ...).
-        product_id: Column that is equal for rows of one product, or ``normalised_text``: equal (first) texts
+        product_id: Column that is equal for rows of one product, or ``normalized_text``: equal (first) texts
             are one product. None: every row is a product of its own.
         attributes: Further columns to keep.
         numeric: Those of them that are quantities, such as a price; the others are categories.
@@ -111,9 +111,9 @@ class Columns:
             raise ConfigError(f"columns.numeric names {strangers[0]!r}, which is not among columns.attributes")
         if not self.captions and not self.image_columns:
             raise ConfigError("columns names neither text nor image; a row has at least one of them")
-        if self.product_id == NORMALISED_TEXT and not self.captions:
+        if self.product_id == NORMALIZED_TEXT and not self.captions:
             raise ConfigError(
-                f"columns.product_id is {NORMALISED_TEXT}, and columns names no text; name a column that is equal for "
+                f"columns.product_id is {NORMALIZED_TEXT}, and columns names no text; name a column that is equal for "
                 "rows of one product"
             )
 
@@ -126,7 +126,7 @@ class Columns:
 
     @property
     def image_columns(self) -> tuple[str, ...]:
-        """The columns with pictures, as a tuple also where there is one or none."""
+        """The columns with images, as a tuple also where there is one or none."""
         if self.image is None:
             return ()
         return (self.image,) if isinstance(self.image, str) else tuple(self.image)
@@ -137,7 +137,7 @@ class Columns:
             "text": [name for caption in self.captions for name in template_columns(caption)],
             "image": [*self.image_columns],
             "id": [self.id],
-            "product_id": [self.product_id] if self.product_id != NORMALISED_TEXT else [],
+            "product_id": [self.product_id] if self.product_id != NORMALIZED_TEXT else [],
             "attributes": [*self.attributes],
         }
         return {role: [name for name in names if name] for role, names in roles.items()}
@@ -205,7 +205,7 @@ class Splits:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A published result on this catalogue.
+    """A published result on this catalog.
 
     Attributes:
         model: The model's name.
@@ -223,7 +223,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class DataCard:
-    """One catalogue: source, columns, splits, and what people should know about it.
+    """One catalog: source, columns, splits, and what people should know about it.
 
     Attributes:
         name: Short name, as in the file's name.
@@ -235,7 +235,7 @@ class DataCard:
         license: As its publisher states it.
         languages: Of the texts.
         relevance: When a row is a right answer to a query.
-        caveats: What makes results on this catalogue doubtful or hard to compare.
+        caveats: What makes results on this catalog doubtful or hard to compare.
         baselines: Published results.
         prompts: Attribute -> how one of its values becomes a text, ``{}`` standing for the value; for zero-shot labels.
         verified: Whether the card was run against its source.

@@ -23,8 +23,8 @@ def download_tables(builder: Any, repo: str) -> Layout | None:
     """
     from huggingface_hub import snapshot_download
 
-    kind = type(builder).__module__.rpartition(".")[2]
-    if kind not in ("csv", "json", "imagefolder"):
+    builder_name = type(builder).__module__.rpartition(".")[2]
+    if builder_name not in ("csv", "json", "imagefolder"):
         return None
     prefix = f"hf://datasets/{repo}@"
     splits: dict[str, list[str]] = {}
@@ -36,10 +36,10 @@ def download_tables(builder: Any, repo: str) -> Layout | None:
                 return None
             revisions.add(revision)
             wanted.append(path)
-            if kind != "imagefolder" or Path(path).name in METADATA:
+            if builder_name != "imagefolder" or Path(path).name in METADATA:
                 splits.setdefault(str(split), []).append(path)
     tables = [path for paths in splits.values() for path in paths]
     if not tables or len(revisions) > 1 or any(Path(path).suffix.lower() not in TABLE_SUFFIXES for path in tables):
         return None
     folder = Path(snapshot_download(repo, repo_type="dataset", revision=revisions.pop(), allow_patterns=wanted))
-    return Layout(folder, kind, {split: [folder / path for path in paths] for split, paths in splits.items()})
+    return Layout(folder, builder_name, {split: [folder / path for path in paths] for split, paths in splits.items()})

@@ -27,19 +27,19 @@ def type_of(value: Any) -> pa.DataType:
 
 def column_type(values: Sequence[Any]) -> pa.DataType:
     """The type that all values of a column fit into."""
-    kinds = set(map(type, values))
-    found = {SCALARS[kind] for kind in kinds & SCALARS.keys()}
-    if kinds - SCALARS.keys():  # only these need a look at each value
+    dtypes = set(map(type, values))
+    found = {SCALARS[dtype] for dtype in dtypes & SCALARS.keys()}
+    if dtypes - SCALARS.keys():  # only these need a look at each value
         found |= {type_of(value) for value in values if type(value) not in SCALARS}
     return reduce(common_type, found, pa.null())
 
 
-def column_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+def column_array(values: Sequence[Any], dtype: pa.DataType) -> pa.Array:
     """A column of this type, which `column_type` found."""
-    plain = {type(None), *(python for python, arrow in SCALARS.items() if arrow == kind)}
+    plain = {type(None), *(python for python, arrow in SCALARS.items() if arrow == dtype)}
     if set(map(type, values)) <= plain:
-        return pa.array(values, kind)
-    return pa.array([as_type(value, kind) for value in values], kind)
+        return pa.array(values, dtype)
+    return pa.array([as_type(value, dtype) for value in values], dtype)
 
 
 def common_type(a: pa.DataType, b: pa.DataType) -> pa.DataType:
@@ -56,21 +56,21 @@ def common_type(a: pa.DataType, b: pa.DataType) -> pa.DataType:
             fields[field.name] = common_type(fields.get(field.name, pa.null()), field.type)
         return pa.struct(list(fields.items()))
     if pa.types.is_list(a) or pa.types.is_list(b):
-        return pa.list_(common_type(*(kind.value_type if pa.types.is_list(kind) else kind for kind in (a, b))))
+        return pa.list_(common_type(*(dtype.value_type if pa.types.is_list(dtype) else dtype for dtype in (a, b))))
     return pa.string()
 
 
-def as_type(value: Any, kind: pa.DataType) -> Any:
+def as_type(value: Any, dtype: pa.DataType) -> Any:
     """The value as a column of this type holds it."""
     if value is None:
         return None
-    if pa.types.is_string(kind):
+    if pa.types.is_string(dtype):
         return plain_text(value)
-    if pa.types.is_list(kind):
-        return [as_type(member, kind.value_type) for member in (value if isinstance(value, list) else [value])]
-    if pa.types.is_struct(kind):
-        return {field.name: as_type(value.get(field.name), field.type) for field in kind}
-    return float(value) if pa.types.is_floating(kind) else value
+    if pa.types.is_list(dtype):
+        return [as_type(member, dtype.value_type) for member in (value if isinstance(value, list) else [value])]
+    if pa.types.is_struct(dtype):
+        return {field.name: as_type(value.get(field.name), field.type) for field in dtype}
+    return float(value) if pa.types.is_floating(dtype) else value
 
 
 def plain_text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Which files of a folder are the catalogue, how they are read, and which split each belongs to.
+"""Which files of a folder are the catalog, how they are read, and which split each belongs to.
 
 A file belongs to the split whose word stands in its path (``train-00000-of-00004.parquet``, ``test/shop.csv``), or to
 the one that the card names: by a pattern of files (``"holdout-*.csv"``), or by the file's name without a running
@@ -29,7 +29,7 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
 }
 KNOWN = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 NOT_ROWS = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 SPLIT_WORDS = {
     "train": "train", "training": "train",
@@ -43,7 +43,7 @@ class Layout:
     """The files of a local source.
 
     Attributes:
-        folder: Relative picture paths start here.
+        folder: Relative image paths start here.
         builder: What reads them: parquet, csv, json, imagefolder or webdataset.
         splits: Split -> files.
     """
@@ -110,14 +110,14 @@ def _matched(card: DataCard, folder: Path, files: Sequence[Path]) -> dict[str, l
 
 
 def _builder(path: Path, files: Sequence[Path]) -> str:
-    has_pictures = any(p.suffix.lower() in PICTURES for p in files)
-    if has_pictures and any(p.name in METADATA for p in files):
+    has_images = any(p.suffix.lower() in IMAGES for p in files)
+    if has_images and any(p.name in METADATA for p in files):
         return "imagefolder"
     for builder in SUFFIXES:
         if _tables(builder, files):
             return builder
-    columns = "file_name and title, or file_name and the id of the product" if has_pictures else ""
-    hint = f"; pictures alone say nothing of products: add a metadata.csv with {columns}" if has_pictures else ""
+    columns = "file_name and title, or file_name and the id of the product" if has_images else ""
+    hint = f"; images alone say nothing of products: add a metadata.csv with {columns}" if has_images else ""
     if any(p.suffix == ".arrow" for p in files):
         hint = "; of what save_to_disk wrote, give the folder with dataset_dict.json or state.json"
     raise SourceError(f"{path} holds no file of a known kind; known are {_known()}{hint}")
@@ -146,4 +146,4 @@ def _split_of(file: Path, builder: str, card: DataCard) -> str:
 
 
 def _known() -> str:
-    return ", ".join(f"*{suffix}" for suffix in KNOWN) + ", pictures with metadata.csv"
+    return ", ".join(f"*{suffix}" for suffix in KNOWN) + ", images with metadata.csv"

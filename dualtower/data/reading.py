@@ -16,10 +16,10 @@ def column_values(dataset: Any, name: str) -> list[Any]:
     import datasets
 
     outer, fields = _outer_column(dataset, name)
-    kind = dataset.features[outer]
-    if not fields and isinstance(kind, datasets.ClassLabel):
-        return [None if value is None or value < 0 else kind.int2str(value) for value in dataset[outer]]
-    if isinstance(kind, datasets.Value):
+    dtype = dataset.features[outer]
+    if not fields and isinstance(dtype, datasets.ClassLabel):
+        return [None if value is None or value < 0 else dtype.int2str(value) for value in dataset[outer]]
+    if isinstance(dtype, datasets.Value):
         return undecoded_column(dataset, outer).to_pylist()  # what is stored is the value, and this is quicker
     values = list(dataset.select_columns([outer])[outer])
     for field in fields:
@@ -43,10 +43,10 @@ def undecoded_column(dataset: Any, name: str) -> Any:
 def column_paths(features: Mapping[str, Any], prefix: str = "") -> list[str]:
     """All columns, and the fields of columns of records as ``a.b``."""
     paths: list[str] = []
-    for name, kind in features.items():
+    for name, dtype in features.items():
         paths.append(f"{prefix}{name}")
-        if isinstance(kind, Mapping):
-            paths += column_paths(kind, f"{prefix}{name}.")
+        if isinstance(dtype, Mapping):
+            paths += column_paths(dtype, f"{prefix}{name}.")
     return paths
 
 

@@ -9,11 +9,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from dualtower.data.albums import FurtherPictures, read_albums
-from dualtower.data.cards import NORMALISED_TEXT, PLACEHOLDER, Columns
-from dualtower.data.pictures import Pictures
+from dualtower.data.cards import NORMALIZED_TEXT, PLACEHOLDER, Columns
+from dualtower.data.extra_images import ExtraImages, read_image_lists
+from dualtower.data.image_columns import ImageColumn
 from dualtower.data.reading import column_paths, column_values, has_column
-from dualtower.data.text import normalise_title
+from dualtower.data.transforms.tokenizer import normalize_title
 from dualtower.data.values import value_problem
 from dualtower.errors import CardError, RowError, brief, did_you_mean
 
@@ -30,8 +30,8 @@ class Rows:
         product_ids: Identities.
         texts: Captions without the empty ones; an empty tuple where there is none.
         attributes: Attribute -> values.
-        pictures: Undecoded first picture of each row; all None for a card without an image column.
-        further: The pictures beyond the first.
+        images: Undecoded first image of each row; all None for a card without an image column.
+        extra_images: The images beyond the first.
     """
 
     where: str
@@ -39,19 +39,19 @@ class Rows:
     product_ids: list[str]
     texts: list[tuple[str, ...]]
     attributes: Mapping[str, list[Any]]
-    pictures: Pictures
-    further: FurtherPictures
+    images: ImageColumn
+    extra_images: ExtraImages
 
 
 def read_rows(dataset: Any, columns: Columns, *, where: str, split: str, folder: Path | None) -> Rows:
-    """Read the columns that a card names; pictures stay on disk.
+    """Read the columns that a card names; images stay on disk.
 
     Args:
         dataset: A `datasets.Dataset`.
         columns: The card's mapping.
         where: The source and its split, for messages.
         split: Name of the source's split, with which rows without an id column are numbered.
-        folder: Where relative picture paths start.
+        folder: Where relative image paths start.
 
     Raises:
         CardError: The card names a column that the source lacks.
@@ -64,15 +64,15 @@ def read_rows(dataset: Any, columns: Columns, *, where: str, split: str, folder:
     count = len(dataset)
     texts = _read_texts(columns.captions, values, count)
     ids = [_as_text(v) for v in values(columns.id)] if columns.id else [f"{split}-{i}" for i in range(count)]
-    if columns.product_id == NORMALISED_TEXT:
-        product_ids = [normalise_title(captions[0]) if captions else "" for captions in texts]
+    if columns.product_id == NORMALIZED_TEXT:
+        product_ids = [normalize_title(captions[0]) if captions else "" for captions in texts]
     elif columns.product_id:
         product_ids = [_as_text(v) for v in values(columns.product_id)]
     else:
         product_ids = ids
-    pictures, further = read_albums(dataset, columns.image_columns, folder, count=count)
+    images, extra_images = read_image_lists(dataset, columns.image_columns, folder, count=count)
     attributes = {name: [_as_attribute(value) for value in values(name)] for name in columns.attributes}
-    return Rows(where, ids, product_ids, texts, attributes, pictures, further)
+    return Rows(where, ids, product_ids, texts, attributes, images, extra_images)
 
 
 def bad_rows(
@@ -111,7 +111,7 @@ def bad_rows(
 
 
 def _unusable_values(rows: Rows, numeric: Collection[str]) -> dict[int, str]:
-    """Row number -> the first of its attributes that no catalogue takes, and why."""
+    """Row number -> the first of its attributes that no catalog takes, and why."""
     found: dict[int, str] = {}
     for name, values in rows.attributes.items():
         number = name in numeric

@@ -1,11 +1,11 @@
 """Open what a data card names as a source: a Hub dataset, a folder or a file.
 
-Everything becomes a memory-mapped Arrow file in the cache of the `datasets` library (``HF_HOME``), so that a catalogue
+Everything becomes a memory-mapped Arrow file in the cache of the `datasets` library (``HF_HOME``), so that a catalog
 may be larger than the memory. A local source is one of
 
-- Parquet, CSV, TSV, JSON or JSON Lines, with pictures as bytes (also in base64), as `datasets` Image, or as paths
+- Parquet, CSV, TSV, JSON or JSON Lines, with images as bytes (also in base64), as `datasets` Image, or as paths
   relative to the folder,
-- an image folder: pictures and a ``metadata.{csv,jsonl,parquet}`` with a column ``file_name``,
+- an image folder: images and a ``metadata.{csv,jsonl,parquet}`` with a column ``file_name``,
 - WebDataset: tar shards with ``key.jpg``, ``key.txt``, ``key.json`` ...
 - what `datasets` wrote with ``save_to_disk``.
 
@@ -41,8 +41,8 @@ class OpenSource:
 
     Attributes:
         where: The Hub id or path, for messages.
-        splits: Split of the source -> `datasets.Dataset` with undecoded pictures. All have the same columns.
-        folder: Where relative picture paths start; None for a Hub dataset.
+        splits: Split of the source -> `datasets.Dataset` with undecoded images. All have the same columns.
+        folder: Where relative image paths start; None for a Hub dataset.
     """
 
     where: str
@@ -132,11 +132,11 @@ def _read(card: DataCard, layout: Layout, files: Sequence[Path]) -> Any:
             known=sorted({name for names in columns.values() for name in names}),
             as_text=sorted(as_text),
             options=card.source.options,
-            pictures=layout.folder if layout.builder == "imagefolder" else None,
+            images=layout.folder if layout.builder == "imagefolder" else None,
         )
     if layout.builder == "parquet":
         return _read_parquet(files, card)
-    if layout.builder == "imagefolder":  # `datasets` wants to be told of the pictures as well
+    if layout.builder == "imagefolder":  # `datasets` wants to be told of the images as well
         files = sorted({p for file in files for p in file.parent.rglob("*") if p.is_file()})
     return _load(layout.builder, files, card)
 
@@ -180,28 +180,28 @@ def _joined(tables: Sequence[Any]) -> Any:
     """One table of several; what a part lacks is missing there, numbers beside texts become texts."""
     import datasets
 
-    kinds: dict[str, list[Any]] = {}
+    dtypes: dict[str, list[Any]] = {}
     for table in tables:
-        for name, kind in table.features.items():
-            if kind not in kinds.setdefault(name, []):
-                kinds[name].append(kind)
-    wanted = {name: _common_kind(found) for name, found in kinds.items() if len(found) > 1}
+        for name, dtype in table.features.items():
+            if dtype not in dtypes.setdefault(name, []):
+                dtypes[name].append(dtype)
+    wanted = {name: _common_kind(found) for name, found in dtypes.items() if len(found) > 1}
     cast = []
     for table in tables:
-        for name, kind in wanted.items():
-            if kind is not None and name in table.features and table.features[name] != kind:
-                table = table.cast_column(name, kind)
+        for name, dtype in wanted.items():
+            if dtype is not None and name in table.features and table.features[name] != dtype:
+                table = table.cast_column(name, dtype)
         cast.append(table)
     return datasets.concatenate_datasets(cast)
 
 
-def _common_kind(kinds: Iterable[Any]) -> Any:
+def _common_kind(dtypes: Iterable[Any]) -> Any:
     """The feature for plain values of several kinds; None where some are no plain values."""
     import datasets
 
-    if not all(isinstance(kind, datasets.Value) for kind in kinds):
+    if not all(isinstance(dtype, datasets.Value) for dtype in dtypes):
         return None
-    names = {kind.dtype for kind in kinds} - {"null"}
+    names = {dtype.dtype for dtype in dtypes} - {"null"}
     if all(name.startswith(("int", "uint", "float")) for name in names):
         return datasets.Value("float64" if any(name.startswith("float") for name in names) else "int64")
     return datasets.Value(next(iter(names)) if len(names) == 1 else "string")

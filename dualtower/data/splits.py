@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 
 
 def split_names(card: DataCard, *, source: str | Path | None = None) -> list[str]:
-    """The splits that `load_products` knows for this card and source, without ``all``.
+    """The splits that `load_items` knows for this card and source, without ``all``.
 
     Raises:
         SourceError: The source is missing, empty or unreadable.
         CardError: The card's splits do not fit its source.
     """
-    if card.source.drawn is not None:
-        from dualtower.data.drawn import SPLITS
+    if card.source.synthetic is not None:
+        from dualtower.data.synthetic.catalog import SPLITS
 
         return list(SPLITS)
     opened = open_source(card, source=source)

@@ -49,7 +49,7 @@ def open_table(
     known: Collection[str] = (),
     as_text: Collection[str] = (),
     options: Mapping[str, Any] | None = None,
-    pictures: Path | None = None,
+    images: Path | None = None,
 ) -> Any:
     """Read files of one split into a `datasets.Dataset` with the columns of all of them; what one lacks is missing.
 
@@ -59,20 +59,20 @@ def open_table(
         as_text: Columns of CSV that stay text whatever they hold, such as ids.
         options: For CSV arguments of `pandas.read_csv` (``sep``, ``encoding``, ``decimal`` ...); for JSON ``encoding``,
             and ``field``, the key under which the rows lie.
-        pictures: Of files of metadata: the folder of the source. ``file_name`` becomes ``image``, a path below it.
+        images: Of files of metadata: the folder of the source. ``file_name`` becomes ``image``, a path below it.
 
     Raises:
         SourceError: A file cannot be read; the message names it, and the line where that is known.
     """
     options = dict(options or {})
     stamps = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    key = repr((FORMAT, stamps, sorted(known), sorted(as_text), sorted(options.items()), str(pictures)))
+    key = repr((FORMAT, stamps, sorted(known), sorted(as_text), sorted(options.items()), str(images)))
     digest = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
 
     def read(file: Path) -> Iterator[Columns]:
         is_csv = file.suffix.lower() in (".csv", ".tsv")
         chunks = _read_csv(file, known, options) if is_csv else _read_json(file, options)
-        return chunks if pictures is None else _with_pictures(chunks, file, pictures)
+        return chunks if images is None else _with_images(chunks, file, images)
 
     numerals = _Numerals(options.get("decimal", "."), options.get("thousands") or "")
     return _cached(f"{digest}.arrow", files, read, as_text, numerals)
@@ -100,12 +100,12 @@ class _Numerals:
         among = pc.or_(numbers, pc.match_substring_regex(texts, NO_NUMBER, ignore_case=True))
         return pa.float64() if pc.any(numbers).as_py() and pc.all(among).as_py() else pa.string()
 
-    def parse(self, texts: Any, kind: pa.DataType) -> Any:
+    def parse(self, texts: Any, dtype: pa.DataType) -> Any:
         """The numbers."""
         texts = pc.if_else(pc.equal(texts, ""), None, texts)
         if self.thousands:
             texts = pc.replace_substring(texts, self.thousands, "")
-        return pc.replace_substring(texts, self.decimal, ".").cast(kind)
+        return pc.replace_substring(texts, self.decimal, ".").cast(dtype)
 
 
 def _cached(name: str, files: Sequence[Path], read: Reader, as_text: Collection[str], numerals: _Numerals) -> Any:
@@ -125,7 +125,7 @@ def _cached(name: str, files: Sequence[Path], read: Reader, as_text: Collection[
 
 def _write(path: Path, chunks: Iterable[Columns], types: Mapping[str, pa.DataType], numerals: _Numerals) -> None:
     # A column without any value is text, so that a filter or a template may still name it.
-    schema = pa.schema([(name, pa.string() if kind == pa.null() else kind) for name, kind in types.items()])
+    schema = pa.schema([(name, pa.string() if dtype == pa.null() else dtype) for name, dtype in types.items()])
     # Several processes may do the same work; the last one wins.
     with atomic_write(path) as partial, partial.open("wb") as stream, pa.ipc.new_stream(stream, schema) as writer:
         for chunk in chunks:
@@ -143,10 +143,10 @@ def _type(column: str, values: Any, as_text: Collection[str], numerals: _Numeral
     return pa.string() if column in as_text else numerals.type_of(values)
 
 
-def _array(values: Any, kind: pa.DataType, numerals: _Numerals) -> Any:
+def _array(values: Any, dtype: pa.DataType, numerals: _Numerals) -> Any:
     if isinstance(values, list):
-        return column_array(values, kind)
-    return values if kind == pa.string() else numerals.parse(values, kind)
+        return column_array(values, dtype)
+    return values if dtype == pa.string() else numerals.parse(values, dtype)
 
 
 def _read_csv(file: Path, known: Collection[str], options: Mapping[str, Any]) -> Iterator[Columns]:
@@ -269,8 +269,8 @@ def _turned(rows: Sequence[Mapping[str, Any]]) -> Columns:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _with_pictures(chunks: Iterator[Columns], file: Path, folder: Path) -> Iterator[Columns]:
-    """Name the columns of pictures as `datasets` does: ``x_file_name`` becomes ``x``, ``file_name`` ``image``."""
+def _with_images(chunks: Iterator[Columns], file: Path, folder: Path) -> Iterator[Columns]:
+    """Name the columns of images as `datasets` does: ``x_file_name`` becomes ``x``, ``file_name`` ``image``."""
     below = file.parent.relative_to(folder)
 
     def path(name: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a value of an attribute may be: one rule for tables, requests and catalogues."""
+"""What a value of an attribute may be: one rule for tables, requests and catalogs."""
 
 from __future__ import annotations
 

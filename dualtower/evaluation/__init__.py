@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
-from dualtower.evaluation.bootstrap import Difference, Interval, intervals, paired_test, summarise
+from dualtower.evaluation.bootstrap import Difference, Interval, intervals, paired_test, summarize
+from dualtower.evaluation.breakdown import BreakdownRow, breakdown
 from dualtower.evaluation.card_queries import card_queries
-from dualtower.evaluation.classes import ClassFigures, class_figures, measure_heads
+from dualtower.evaluation.classification import ClassMetrics, class_metrics, evaluate_heads
 from dualtower.evaluation.comparison import (
     MeasuredQueries,
     QueryMetrics,
     compare,
     compare_queries,
-    comparison_figures,
+    comparison_metrics,
     comparison_table,
     load_queries,
     measured_queries,
     save_queries,
 )
+from dualtower.evaluation.evaluator import Direction, Evaluation, check_measurable, evaluate
 from dualtower.evaluation.exports import query_rows, save_query_table, save_run
-from dualtower.evaluation.groups import BreakdownRow, breakdown
 from dualtower.evaluation.label_metrics import label_metrics
-from dualtower.evaluation.measure import Direction, Evaluation, check_measurable, evaluate
 from dualtower.evaluation.metrics import chance_levels, metric_names, per_query
-from dualtower.evaluation.pages import write_report
+from dualtower.evaluation.product_retrieval import ProductRetrieval, evaluate_product_retrieval
 from dualtower.evaluation.qrels import Qrels, load_qrels
 from dualtower.evaluation.ranks import Ranks, both_ways, retrieval_ranks
 from dualtower.evaluation.relevance import Relevance, self_positions
-from dualtower.evaluation.report import Report, Section
+from dualtower.evaluation.reports.report import Report, Section
+from dualtower.evaluation.reports.writer import write_report
 from dualtower.evaluation.reranked import Reranked, choose_weight, rerank
-from dualtower.evaluation.similar import Similar, similar_products
-from dualtower.evaluation.top import top_k
+from dualtower.evaluation.topk import top_k
 
 __all__ = [
     "BreakdownRow",
-    "ClassFigures",
+    "ClassMetrics",
     "Difference",
     "Direction",
     "Evaluation",
     "Interval",
     "MeasuredQueries",
+    "ProductRetrieval",
     "Qrels",
     "QueryMetrics",
     "Ranks",
@@ -45,24 +46,24 @@ __all__ = [
     "Report",
     "Reranked",
     "Section",
-    "Similar",
     "both_ways",
     "breakdown",
     "card_queries",
     "chance_levels",
     "check_measurable",
     "choose_weight",
-    "class_figures",
+    "class_metrics",
     "compare",
     "compare_queries",
-    "comparison_figures",
+    "comparison_metrics",
     "comparison_table",
     "evaluate",
+    "evaluate_heads",
+    "evaluate_product_retrieval",
     "intervals",
     "label_metrics",
     "load_qrels",
     "load_queries",
-    "measure_heads",
     "measured_queries",
     "metric_names",
     "paired_test",
@@ -74,8 +75,7 @@ __all__ = [
     "save_query_table",
     "save_run",
     "self_positions",
-    "similar_products",
-    "summarise",
+    "summarize",
     "top_k",
     "write_report",
 ]

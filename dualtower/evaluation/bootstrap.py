@@ -23,7 +23,7 @@ from dualtower.errors import ConfigError
 from dualtower.evaluation.metrics import per_query
 from dualtower.evaluation.ranks import Ranks
 
-__all__ = ["Difference", "Interval", "intervals", "paired_test", "summarise"]
+__all__ = ["Difference", "Interval", "intervals", "paired_test", "summarize"]
 
 _ALPHA = 0.05
 _SHARES = (0.0, 1.0)
@@ -46,7 +46,7 @@ class Difference(Interval):
     p_value: float = 1.0
 
 
-def summarise(
+def summarize(
     ranks: Ranks,
     *,
     ks: Sequence[int] = (1, 5, 10),
@@ -93,7 +93,7 @@ def intervals(
     if not len(table):
         raise ConfigError("no query has a relevant item in the gallery, so there is nothing to measure")
     group, count = _numbered(groups, len(table))
-    points = [_centre(name, table[:, i]) for i, name in enumerate(names)]
+    points = [_center(name, table[:, i]) for i, name in enumerate(names)]
     if not bootstrap:
         return {name: Interval(point) for name, point in zip(names, points, strict=True)}
     sums = np.stack([np.bincount(group, table[:, i], minlength=count) for i in range(len(names))], axis=1)
@@ -110,8 +110,8 @@ def intervals(
     low, high = np.percentile(means, [100 * _ALPHA / 2, 100 * (1 - _ALPHA / 2)], axis=0)
     found = {n: Interval(point, float(a), float(b)) for n, point, a, b in zip(names, points, low, high, strict=True)}
     if limits is not None:
-        agree = np.ptp(means, axis=0) <= 1e-9
-        exact = [name for name, equal in zip(names, agree, strict=True) if equal and name != "median_rank"]
+        all_reduce_max = np.ptp(means, axis=0) <= 1e-9
+        exact = [name for name, equal in zip(names, all_reduce_max, strict=True) if equal and name != "median_rank"]
         found |= {name: _exact(found[name].value, count, limits) for name in exact}
     return found
 
@@ -166,7 +166,7 @@ def _exact(value: float, products: int, limits: tuple[float, float]) -> Interval
     return Interval(value, low, high)
 
 
-def _centre(name: str, values: np.ndarray) -> float:
+def _center(name: str, values: np.ndarray) -> float:
     return float(np.median(values) if name == "median_rank" else values.mean())
 
 

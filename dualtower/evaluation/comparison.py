@@ -2,7 +2,7 @@
 
 The file ``queries.parquet`` has a row for each query of each direction:
 
-- ``direction``, ``query`` (row id, or id of the query), ``text`` (null for a picture), ``product`` (code of the
+- ``direction``, ``query`` (row id, or id of the query), ``text`` (null for an image), ``product`` (code of the
   product, whose queries are drawn together by the intervals);
 - a column per metric; ``median_rank`` holds the rank of the query's first relevant item.
 
@@ -24,8 +24,8 @@ import numpy as np
 
 from dualtower.errors import ConfigError, DataError
 from dualtower.evaluation.bootstrap import Difference, paired_test
-from dualtower.evaluation.measure import Direction, Evaluation
-from dualtower.evaluation.report import LABELS, TITLES, format_difference, format_number
+from dualtower.evaluation.evaluator import Direction, Evaluation
+from dualtower.evaluation.reports.report import LABELS, TITLES, format_difference, format_number
 from dualtower.files import write_bytes_atomically
 from dualtower.markdown import markdown_table
 
@@ -34,7 +34,7 @@ __all__ = [
     "QueryMetrics",
     "compare",
     "compare_queries",
-    "comparison_figures",
+    "comparison_metrics",
     "comparison_table",
     "load_queries",
     "measured_queries",
@@ -51,8 +51,8 @@ class QueryMetrics:
 
     Attributes:
         keys: Row id or query id, length N.
-        texts: The query texts, or None for pictures.
-        products: Product code of each query, int64 ``[N]``.
+        texts: The query texts, or None for images.
+        product_ids: Product code of each query, int64 ``[N]``.
         metrics: Metric -> float64 ``[N]``.
         gallery: Number of items that were searched.
         gallery_digest: Hash of their keys.
@@ -61,7 +61,7 @@ class QueryMetrics:
 
     keys: list[str]
     texts: list[str] | None
-    products: np.ndarray
+    product_ids: np.ndarray
     metrics: Mapping[str, np.ndarray]
     gallery: int
     gallery_digest: str
@@ -100,7 +100,7 @@ def save_queries(folder: str | Path, result: Evaluation) -> Path:
             "direction": pa.array([name] * len(of.keys)).dictionary_encode(),
             "query": of.keys,
             "text": pa.array([None] * len(of.keys) if of.texts is None else of.texts, pa.string()),
-            "product": of.products,
+            "product": of.product_ids,
         }
         parts.append(pa.table(columns | dict(of.metrics)))
         about[name] = {
@@ -175,7 +175,7 @@ def compare_queries(
         name: {
             metric: paired_test(
                 a.metrics[metric], second.directions[name].metrics[metric],
-                groups=a.products, resamples=resamples, seed=seed,
+                groups=a.product_ids, resamples=resamples, seed=seed,
             )
             for metric in a.metrics
             if metric in second.directions[name].metrics
@@ -184,7 +184,7 @@ def compare_queries(
     }  # fmt: skip
 
 
-def comparison_figures(
+def comparison_metrics(
     first: MeasuredQueries, second: MeasuredQueries, differences: Mapping[str, Mapping[str, Difference]]
 ) -> dict[str, Any]:
     """Plain values: ``{direction: {metric: {"first", "second", "value", "low", "high", "p"}}, "protocol": {...}}``."""
@@ -210,10 +210,10 @@ def comparison_figures(
 
 
 def comparison_table(figures: Mapping[str, Any], queries: Mapping[str, int]) -> str:
-    """Markdown of `comparison_figures`: means of both, their difference with its interval, and the p-value.
+    """Markdown of `comparison_metrics`: means of both, their difference with its interval, and the p-value.
 
     Args:
-        figures: See `comparison_figures`.
+        figures: See `comparison_metrics`.
         queries: Direction -> number of queries.
     """
     parts = []
@@ -238,7 +238,7 @@ def _query_metrics(direction: Direction) -> QueryMetrics:
     return QueryMetrics(
         keys=[queries.keys[i] for i in judged],
         texts=None if queries.texts is None else [queries.texts[i] for i in judged],
-        products=direction.groups,
+        product_ids=direction.groups,
         metrics=direction.per_query,
         gallery=len(direction.gallery.keys),
         gallery_digest=_digest(direction.gallery.keys),
@@ -263,12 +263,12 @@ def _find(path: Path) -> Path:
 
 def _read(table: Any, about: Mapping[str, Any]) -> QueryMetrics:
     columns = {name: table[name] for name in table.column_names}
-    keys, texts, products = (columns.pop(name) for name in ("query", "text", "product"))
+    keys, texts, product_ids = (columns.pop(name) for name in ("query", "text", "product"))
     del columns["direction"]
     return QueryMetrics(
         keys=keys.to_pylist(),
         texts=None if texts.null_count else texts.to_pylist(),
-        products=products.to_numpy(),
+        product_ids=product_ids.to_numpy(),
         metrics={name: column.to_numpy() for name, column in columns.items()},
         **about,
     )
@@ -290,4 +290,4 @@ def _refuse_other_queries(name: str, first: MeasuredQueries, second: MeasuredQue
         raise ConfigError(f"{name}: other items are relevant to the same queries; {again}")
     prints = [of.protocol["data_fingerprint"] for of in (first, second)]
     if prints[0] != prints[1]:
-        raise ConfigError(f"{name}: the rows or pictures differ (data {prints[0]} and {prints[1]}); {again}")
+        raise ConfigError(f"{name}: the rows or images differ (data {prints[0]} and {prints[1]}); {again}")

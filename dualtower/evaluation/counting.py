@@ -22,7 +22,7 @@ from dualtower.evaluation.counting_on_device import DEVICE_BLOCK, count_block
 from dualtower.evaluation.relevance import Relevance
 from dualtower.evaluation.scores import Scores
 from dualtower.sharding import combine, shard
-from dualtower.workers import one_core_workers
+from dualtower.threads import single_thread_pool
 
 __all__ = ["BLOCK", "count_irrelevant"]
 
@@ -142,7 +142,7 @@ def count_irrelevant(
     corners = [(r, c) for r in range(0, queries, height) for c in range(0, gallery, width)]
     with _full_precision():
         if on_cores:
-            with one_core_workers() as pool:
+            with single_thread_pool() as pool:
                 for _ in pool.map(visit, shard(corners)):
                     pass
         else:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dualtower.evaluation.measure import Direction
+from dualtower.evaluation.evaluator import Direction
 from dualtower.evaluation.scores import Scores
 
 __all__ = ["Example", "Placed", "find_examples", "sample_scores"]
 
-MOST_RIGHT = 3
+MAX_RIGHT = 3
 """Right answers shown beside the hits."""
 
 
@@ -119,4 +119,4 @@ def _example(direction: Direction, query: int, positions: np.ndarray, scores: np
         if item >= 0
     ]
     shown = {placed.item for placed in hits}
-    return Example(query, hits, [p for p in right if p.item not in shown][:MOST_RIGHT], right[0].rank)
+    return Example(query, hits, [p for p in right if p.item not in shown][:MAX_RIGHT], right[0].rank)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from dualtower.errors import ConfigError, DataError, UnknownName
-from dualtower.evaluation.measure import Direction, Evaluation
-from dualtower.evaluation.top import top_k
+from dualtower.evaluation.evaluator import Direction, Evaluation
+from dualtower.evaluation.topk import top_k
 from dualtower.files import text_file_atomically
 
 __all__ = ["RUN_DEPTH", "check_query_table", "query_rows", "save_query_table", "save_run"]
@@ -33,8 +33,8 @@ def save_run(
 ) -> None:
     """Write the best hits of every query as lines of ``qid Q0 docid rank score tag``, atomically.
 
-    Query and document ids are those of the relevance file and of the rows. A row with several pictures is one document,
-    which stands where its best picture does, whereas in the report each picture is an item of the gallery; the same
+    Query and document ids are those of the relevance file and of the rows. A row with several images is one document,
+    which stands where its best image does, whereas in the report each image is an item of the gallery; the same
     holds for captions that are searched by texts.
     trec_eval and its relatives (https://github.com/usnistgov/trec_eval) read such a file. They break ties of the score
     by document id, whereas the report expects them to fall either way.
@@ -43,7 +43,7 @@ def save_run(
         path: File to write.
         result: Of `evaluate`.
         direction: One of the result's directions.
-        depth: Hits per query at most, before pictures of one row become one document.
+        depth: Hits per query at most, before images of one row become one document.
         tag: Name of the run; spaces become hyphens.
 
     Raises:
@@ -54,8 +54,8 @@ def save_run(
         raise UnknownName("direction", direction, result.directions)
     searched = result.directions[direction]
     documents = searched.gallery.keys
-    if searched.gallery.pictures is not None or direction == "text_to_text":
-        documents = [result.products.ids[row] for row in searched.gallery.rows]
+    if searched.gallery.images is not None or direction == "text_to_text":
+        documents = [result.items.ids[row] for row in searched.gallery.rows]
     for what, keys in (("query", searched.queries.keys), ("row", documents)):
         if spaced := next((key for key in keys if re.search(r"\s", key)), None):
             raise DataError(f"id {spaced!r} of a {what} has a space, which a run file cannot hold; rename it")
@@ -66,7 +66,7 @@ def save_run(
 def query_rows(result: Evaluation) -> Iterator[dict[str, Any]]:
     """One row per query and direction: ``direction, query, text, relevant, rank`` and every metric.
 
-    `rank` is that of the first relevant hit, from 1, with ties as expected; `text` is None for a picture.
+    `rank` is that of the first relevant hit, from 1, with ties as expected; `text` is None for an image.
     """
     for name, searched in result.directions.items():
         counts = np.diff(searched.ranks.starts)[searched.ranks.judged]

@@ -1,6 +1,6 @@
 """Retrieval among rows that are alike when their labels are equal, without ever listing the pairs of alike rows.
 
-A label of n rows makes n (n - 1) relevant pairs, so that a few frequent labels of a catalogue of 44,000 rows make tens
+A label of n rows makes n (n - 1) relevant pairs, so that a few frequent labels of a catalog of 44,000 rows make tens
 of millions. What is cut off at K needs the best K hits of each row only, together with whatever ties with the last of
 them, and the number of rows of each label.
 """

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dualtower.errors import QrelsError, brief
-from dualtower.evaluation.qrels_tables import Judgement, find_judgements, find_queries, judgements_of, query_texts_of
+from dualtower.evaluation.qrels_tables import Judgment, find_judgments, find_queries, judgments_of, query_texts_of
 
 __all__ = ["Qrels", "checked_grade", "load_qrels"]
 
@@ -60,10 +60,10 @@ def load_qrels(path: str | Path, *, queries: str | Path | None = None) -> Qrels:
     Raises:
         QrelsError: The file is missing, malformed or empty; the message names the line or the query.
     """
-    path = find_judgements(Path(path)) if Path(path).is_dir() else Path(path)
+    path = find_judgments(Path(path)) if Path(path).is_dir() else Path(path)
     text = _read(path)
-    if (judgements := judgements_of(text, path)) is not None:
-        qrels = _from_judgements(judgements, path, queries or find_queries(path))
+    if (judgments := judgments_of(text, path)) is not None:
+        qrels = _from_judgments(judgments, path, queries or find_queries(path))
     elif text.lstrip()[:1] in ("{", "["):
         if queries is not None:
             raise QrelsError(f"{path} is JSON and holds its query texts itself; leave out the file {queries}")
@@ -120,7 +120,7 @@ def _from_json(text: str, path: Path) -> Qrels:
 
 
 def _from_trec(text: str, path: Path, queries: str | Path | None) -> Qrels:
-    judgements: list[Judgement] = []
+    judgments: list[Judgment] = []
     for number, line in enumerate(text.splitlines(), 1):
         fields = line.split("\t") if line.count("\t") == 3 else line.split()
         if not fields:
@@ -129,15 +129,15 @@ def _from_trec(text: str, path: Path, queries: str | Path | None) -> Qrels:
             raise QrelsError(f"{path}, line {number}: {len(fields)} fields in {line!r:.80}; expected {_EXPECTED}")
         qid, _, document, grade = (f.strip() for f in fields)
         try:
-            judgements.append((qid, document, float(grade)))
+            judgments.append((qid, document, float(grade)))
         except ValueError:
             raise QrelsError(f"{path}, line {number}: grade {grade!r} is not a number") from None
-    return _from_judgements(judgements, path, queries)
+    return _from_judgments(judgments, path, queries)
 
 
-def _from_judgements(judgements: Sequence[Judgement], path: Path, queries: str | Path | None) -> Qrels:
+def _from_judgments(judgments: Sequence[Judgment], path: Path, queries: str | Path | None) -> Qrels:
     grades: dict[str, list[tuple[str, Any]]] = {}
-    for qid, document, grade in judgements:
+    for qid, document, grade in judgments:
         grades.setdefault(qid, []).append((document, grade))
     texts = {qid: qid for qid in grades} if queries is None else _query_texts(Path(queries))
     lost = [qid for qid in grades if qid not in texts]

@@ -15,7 +15,7 @@ from typing import Any
 
 from dualtower.errors import QrelsError, brief
 
-__all__ = ["Judgement", "find_judgements", "find_queries", "judgements_of", "query_texts_of"]
+__all__ = ["Judgment", "find_judgments", "find_queries", "judgments_of", "query_texts_of"]
 
 QUERY = ("query-id", "query_id", "qid", "query")
 DOCUMENT = ("corpus-id", "corpus_id", "docid", "doc_id", "doc-id")
@@ -23,11 +23,11 @@ GRADE = ("score", "grade", "relevance", "rel", "label")
 QUERY_ID = ("_id", "id", *QUERY)
 TEXT = ("text", "query")
 
-Judgement = tuple[str, str, Any]  # query id, document id, grade
+Judgment = tuple[str, str, Any]  # query id, document id, grade
 
 
-def find_judgements(folder: Path) -> Path:
-    """The file of judgements in a folder as BEIR makes it: that of the test split, or the only one.
+def find_judgments(folder: Path) -> Path:
+    """The file of judgments in a folder as BEIR makes it: that of the test split, or the only one.
 
     Raises:
         QrelsError: There is none, or several and none of them is called test.
@@ -41,14 +41,14 @@ def find_judgements(folder: Path) -> Path:
     raise QrelsError(f"{folder} holds no qrels/test.tsv; name the file" + (f", one of {names}" if names else ""))
 
 
-def find_queries(judgements: Path) -> Path | None:
-    """The ``queries.jsonl`` beside a file of judgements, or beside its folder ``qrels``."""
-    near = (judgements.parent / "queries.jsonl", judgements.parent.parent / "queries.jsonl")
+def find_queries(judgments: Path) -> Path | None:
+    """The ``queries.jsonl`` beside a file of judgments, or beside its folder ``qrels``."""
+    near = (judgments.parent / "queries.jsonl", judgments.parent.parent / "queries.jsonl")
     return next((path for path in near if path.is_file()), None)
 
 
-def judgements_of(text: str, path: Path) -> list[Judgement] | None:
-    """The judgements of a table with a header or of JSON Lines; None for a text that is neither.
+def judgments_of(text: str, path: Path) -> list[Judgment] | None:
+    """The judgments of a table with a header or of JSON Lines; None for a text that is neither.
 
     Raises:
         QrelsError: A line does not fit the header.
@@ -60,7 +60,7 @@ def judgements_of(text: str, path: Path) -> list[Judgement] | None:
         if None in columns:
             return None
         rows = [(n, _parsed(line, path, n)) for n, line in enumerate(lines, 1) if line.strip()]
-        return [_judgement([row.get(name) for name in columns], path, n) for n, row in rows]
+        return [_judgment([row.get(name) for name in columns], path, n) for n, row in rows]
     mark = max("\t", ",", key=first.count)
     names = [name.strip().lower() for name in next(csv.reader([first], delimiter=mark), [])]
     columns = _columns(names)
@@ -68,12 +68,12 @@ def judgements_of(text: str, path: Path) -> list[Judgement] | None:
         return None
     places = [names.index(name) for name in columns]
     table = csv.reader(lines, delimiter=mark, quoting=csv.QUOTE_NONE if mark == "\t" else csv.QUOTE_MINIMAL)
-    found: list[Judgement] = []
+    found: list[Judgment] = []
     for fields in list(table)[lines.index(first) + 1 :]:
         if len(fields) != len(names) and fields:
             raise QrelsError(f"{path}: {len(fields)} fields in {brief(fields, 60)}, whose header names {len(names)}")
         if fields:
-            found.append(_judgement([fields[place] for place in places], path, len(found) + 2))
+            found.append(_judgment([fields[place] for place in places], path, len(found) + 2))
     return found
 
 
@@ -115,7 +115,7 @@ def _parsed(line: str, path: Path, number: int) -> Mapping[str, Any]:
     return value
 
 
-def _judgement(values: Sequence[Any], path: Path, number: int) -> Judgement:
+def _judgment(values: Sequence[Any], path: Path, number: int) -> Judgment:
     query, document, grade = values
     if query is None or document is None or grade is None:
         raise QrelsError(f"{path}, line {number}: query, document or grade is missing")

@@ -104,7 +104,7 @@ class Relevance:
 
         Args:
             qrels: Q queries.
-            gallery_ids: Row ids, length G. Where several items have one id (pictures of one row), a document of that
+            gallery_ids: Row ids, length G. Where several items have one id (images of one row), a document of that
                 id stands for each of them.
             missing: ``drop`` leaves out documents that the gallery lacks.
 

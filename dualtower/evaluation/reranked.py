@@ -11,14 +11,14 @@ import numpy as np
 
 from dualtower.errors import ConfigError
 from dualtower.evaluation.bootstrap import Difference, intervals, paired_test
-from dualtower.evaluation.measure import Direction, Evaluation
+from dualtower.evaluation.evaluator import Direction, Evaluation
 from dualtower.evaluation.metrics import per_query
 from dualtower.evaluation.ranks import Ranks
-from dualtower.evaluation.report import TITLES, Report, Section, format_interval
-from dualtower.evaluation.top import top_k
+from dualtower.evaluation.reports.report import TITLES, Report, Section, format_interval
+from dualtower.evaluation.topk import top_k
+from dualtower.inference.pair_scoring import reranker_of, score_pairs
 from dualtower.markdown import markdown_table
-from dualtower.model import DualTower
-from dualtower.reranking import reranker_of, score_pairs
+from dualtower.models.dual_tower import DualTower
 
 __all__ = ["Reranked", "choose_weight", "rerank"]
 
@@ -26,7 +26,7 @@ WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
 """Weights to try for the re-ranker's score beside the towers' logit, rising."""
 
 MATCHED = ("text_to_image", "image_to_text")
-"""Directions that ask of one text and one picture, as a re-ranker does."""
+"""Directions that ask of one text and one image, as a re-ranker does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,13 +186,13 @@ def _best(
     )
     rows, columns = np.repeat(judged, top), positions.flatten()
     if queries.texts is not None:
-        assert gallery.pictures is not None
+        assert gallery.images is not None
         pairs = np.stack([rows, columns], axis=1)
-        corrections = score_pairs(model, queries.texts, gallery.pictures, pairs, progress=progress)
+        corrections = score_pairs(model, queries.texts, gallery.images, pairs, progress=progress)
     else:
-        assert gallery.texts is not None and queries.pictures is not None
+        assert gallery.texts is not None and queries.images is not None
         pairs = np.stack([columns, rows], axis=1)
-        corrections = score_pairs(model, gallery.texts, queries.pictures, pairs, progress=progress)
+        corrections = score_pairs(model, gallery.texts, queries.images, pairs, progress=progress)
     return positions, model.scale * similarity, corrections.reshape(positions.shape)
 
 

@@ -34,7 +34,7 @@ class Scores:
     Args:
         queries: Embeddings ``[Q, D]``, cast to float32.
         gallery: Embeddings ``[G, D]``.
-        similarity: ``cosine`` (rows are normalised where they are not), ``dot``, or ``euclidean`` (the smaller
+        similarity: ``cosine`` (rows are normalized where they are not), ``dot``, or ``euclidean`` (the smaller
             the distance, the higher the score).
 
     Attributes:

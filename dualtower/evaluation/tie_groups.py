@@ -136,7 +136,7 @@ class TieGroups:
 def _mean_reciprocal_of_first(above: int, size: int, relevant: int, at: int | None) -> float:
     """Mean of ``1 / (above + i)``, i being the first place of `relevant` items spread at random over `size`.
 
-    P(i) = C(size - i, relevant - 1) / C(size, relevant), built up by the ratio of neighbours.
+    P(i) = C(size - i, relevant - 1) / C(size, relevant), built up by the ratio of neighbors.
     """
     i = np.arange(1, size - relevant + 2)
     chance = np.concatenate([[relevant / size], 1 - (relevant - 1) / (size - i[:-1])]).cumprod()

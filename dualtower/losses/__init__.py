@@ -47,7 +47,9 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 class Loss(Protocol):
     """A loss with its options settled."""
 
-    def __call__(self, image: Tensor, text: Tensor, *, scale: Tensor, bias: Tensor, products: Tensor) -> Tensor: ...
+    def __call__(
+        self, image: Tensor, text: Tensor, *, scale: Tensor, bias: Tensor, product_codes: Tensor
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ def pairwise_hinge(
     *,
     scale: Tensor,
     bias: Tensor,
-    products: Tensor,
+    product_codes: Tensor,
     similarity: Similarity = "cosine",
     positives: Positives = "product",
     margin: float = 0.2,
@@ -42,7 +42,7 @@ def pairwise_hinge(
         text: ``[N, D]``.
         scale: Scalar.
         bias: Scalar.
-        products: Product codes, int64 ``[N]``.
+        product_codes: Product codes, int64 ``[N]``.
         similarity: Which similarity `s` is.
         positives: What other rows of the same product are: ``product`` (positives), ``ignore`` (neither),
             ``pair`` (negatives).
@@ -51,8 +51,8 @@ def pairwise_hinge(
     Returns:
         A scalar.
     """
-    image, text = prepare(image, text, products)
-    relations = Relations.of(products, positives)
+    image, text = prepare(image, text, product_codes)
+    relations = Relations.of(product_codes, positives)
     positive, negative = relations.positive(), relations.negative()
     alike = similarities(image, text, similarity)
     directions = _direction(alike, positive, negative, margin) + _direction(alike.T, positive, negative, margin)

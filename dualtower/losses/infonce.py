@@ -18,7 +18,7 @@ def info_nce(
     *,
     scale: Tensor,
     bias: Tensor,
-    products: Tensor,
+    product_codes: Tensor,
     similarity: Similarity = "cosine",
     positives: Positives = "product",
     label_smoothing: float = 0.0,
@@ -47,7 +47,7 @@ def info_nce(
         text: ``[N, D]``.
         scale: Scalar multiplier of the similarity.
         bias: Scalar.
-        products: Product codes, int64 ``[N]``.
+        product_codes: Product codes, int64 ``[N]``.
         similarity: Which similarity `s` is.
         positives: What other rows of the same product are: ``product`` (positives), ``ignore`` (left out of
             the sums), ``pair`` (negatives, as in CLIP).
@@ -58,8 +58,8 @@ def info_nce(
     Returns:
         A scalar.
     """
-    image, text = prepare(image, text, products)
-    targets = _Targets(Relations.of(products, positives), label_smoothing, image.dtype)
+    image, text = prepare(image, text, product_codes)
+    targets = _Targets(Relations.of(product_codes, positives), label_smoothing, image.dtype)
     untouched = 0 * bias  # distributed training wants a gradient for every parameter, be it zero
     if size := tile_size(tile, len(image)):
         objective = _TiledInfoNCE(targets, len(image), image)

@@ -42,11 +42,11 @@ class Relations:
     near: Tensor
 
     @classmethod
-    def of(cls, products: Tensor, positives: Positives = "product") -> Relations:
+    def of(cls, product_codes: Tensor, positives: Positives = "product") -> Relations:
         """Number the rows of a batch.
 
         Args:
-            products: Product codes, int64 ``[N]``.
+            product_codes: Product codes, int64 ``[N]``.
             positives: What another row of the same product is.
 
         Raises:
@@ -54,10 +54,10 @@ class Relations:
         """
         if positives not in get_args(Positives):
             raise UnknownName("kind of positives", positives, get_args(Positives))
-        rows = torch.arange(len(products), device=products.device, dtype=torch.int32)
+        rows = torch.arange(len(product_codes), device=product_codes.device, dtype=torch.int32)
         if positives == "pair":
             return cls(rows, rows)
-        groups = torch.unique(products, return_inverse=True)[1].to(torch.int32)  # half the bytes to compare
+        groups = torch.unique(product_codes, return_inverse=True)[1].to(torch.int32)  # half the bytes to compare
         return cls(groups, groups) if positives == "product" else cls(rows, groups)
 
     def positive(self, rows: slice = EVERYTHING, columns: slice = EVERYTHING) -> Tensor:
@@ -80,16 +80,16 @@ class Relations:
         return positives, len(self.same) - torch.bincount(self.near)[self.near] + positives
 
 
-def prepare(image: Tensor, text: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
+def prepare(image: Tensor, text: Tensor, product_codes: Tensor) -> tuple[Tensor, Tensor]:
     """Check the shapes of a joined batch and promote half precision to float32.
 
     Raises:
         ConfigError: The shapes do not fit each other.
     """
-    if image.ndim != 2 or image.shape != text.shape or products.shape != image.shape[:1] or not len(image):
+    if image.ndim != 2 or image.shape != text.shape or product_codes.shape != image.shape[:1] or not len(image):
         raise ConfigError(
             f"a loss takes image [N, D], text [N, D] and products [N] of one joined batch, N > 0, not "
-            f"{list(image.shape)}, {list(text.shape)} and {list(products.shape)}"
+            f"{list(image.shape)}, {list(text.shape)} and {list(product_codes.shape)}"
         )
     dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
     return image.to(dtype), text.to(dtype)

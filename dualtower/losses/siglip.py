@@ -19,7 +19,7 @@ def siglip(
     *,
     scale: Tensor,
     bias: Tensor,
-    products: Tensor,
+    product_codes: Tensor,
     similarity: Similarity = "cosine",
     positives: Positives = "product",
     tile: int | None = None,
@@ -31,7 +31,7 @@ def siglip(
 
         loss = -1/N  sum_i sum_j  log sigmoid( y_ij * z_ij )
 
-    That is Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training" (algorithm 1, normalised by the N
+    That is Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training" (algorithm 1, normalized by the N
     rows and not by the pairs), with +1 not for the diagonal only but for all pairs of one product. The paper
     starts from scale 10 and bias -10, so that the many negatives do not drown the first steps.
 
@@ -40,17 +40,17 @@ def siglip(
         text: ``[N, D]``.
         scale: Scalar multiplier of the similarity.
         bias: Scalar added to the logits.
-        products: Product codes, int64 ``[N]``.
+        product_codes: Product codes, int64 ``[N]``.
         similarity: Which similarity `s` is.
-        positives: What other rows of the same product are: ``product`` (labelled +1), ``ignore`` (left out of
-            the sum), ``pair`` (labelled -1).
+        positives: What other rows of the same product are: ``product`` (labeled +1), ``ignore`` (left out of
+            the sum), ``pair`` (labeled -1).
         tile: Side of the tiles in which the logits are computed; 0 holds all at once; None chooses by N.
 
     Returns:
         A scalar.
     """
-    image, text = prepare(image, text, products)
-    relations = Relations.of(products, positives)
+    image, text = prepare(image, text, product_codes)
+    relations = Relations.of(product_codes, positives)
     if size := tile_size(tile, len(image)):
         objective = _TiledSigLIP(relations, image)
         return tiled_loss(objective, image, text=text, scale=scale, bias=bias, similarity=similarity, tile=size)

@@ -20,7 +20,7 @@ Similarity = Literal["cosine", "dot", "euclidean"]
 def similarities(image: Tensor, text: Tensor, kind: Similarity = "cosine") -> Tensor:
     """Compare every row of `image` with every row of `text`.
 
-    ``cosine`` expects rows that are L2-normalised already (the model does it) and is then the dot product, as
+    ``cosine`` expects rows that are L2-normalized already (the model does it) and is then the dot product, as
     is ``dot`` for rows of any length. ``euclidean`` is the negative distance ``-||a - b||``; where two rows
     are equal its gradient, which does not exist there, is taken as zero.
 

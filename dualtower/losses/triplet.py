@@ -23,7 +23,7 @@ def triplet(
     *,
     scale: Tensor,
     bias: Tensor,
-    products: Tensor,
+    product_codes: Tensor,
     similarity: Similarity = "cosine",
     positives: Positives = "product",
     margin: float = 0.2,
@@ -49,7 +49,7 @@ def triplet(
         al. 2018, equation 6). From scratch it tends to collapse: begin with another.
 
     With similarity ``euclidean`` the cost is that of distances, ``margin + d(a, p) - d(a, n)``. FaceNet's
-    squared distance of normalised rows is ``2 - 2 cosine``: there, ``cosine`` with half its margin. Anchors
+    squared distance of normalized rows is ``2 - 2 cosine``: there, ``cosine`` with half its margin. Anchors
     without a negative are left out; a batch of a single product costs zero. Scale and bias play no part;
     their gradients are exactly zero.
 
@@ -58,7 +58,7 @@ def triplet(
         text: ``[N, D]``.
         scale: Scalar.
         bias: Scalar.
-        products: Product codes, int64 ``[N]``.
+        product_codes: Product codes, int64 ``[N]``.
         similarity: Which similarity `s` is.
         positives: What other rows of the same product are: ``product`` (positives), ``ignore`` (in no
             triplet), ``pair`` (negatives).
@@ -73,8 +73,8 @@ def triplet(
     """
     if mining not in get_args(Mining):
         raise UnknownName("triplet mining", mining, get_args(Mining))
-    image, text = prepare(image, text, products)
-    relations = Relations.of(products, positives)
+    image, text = prepare(image, text, product_codes)
+    relations = Relations.of(product_codes, positives)
     positive, negative = relations.positive(), relations.negative()
     alike = similarities(image, text, similarity)
     mine = _MINING[mining]

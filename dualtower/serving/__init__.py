@@ -1,1 +1,1 @@
-"""A catalogue as an HTTP service, with a page to search it."""
+"""A catalog as an HTTP service, with a page to search it."""

@@ -21,24 +21,24 @@ from pydantic import BeforeValidator
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from dualtower.data.metadata import without_metadata
+from dualtower.data.image_metadata import without_metadata
 from dualtower.errors import BrokenImage, ConfigError, CursorError, DataError, DualTowerError, FilterError, UnknownRow
-from dualtower.explain import Explanation, draw_explanation
-from dualtower.retrieval.finder import Finder
-from dualtower.retrieval.records import StoredRow, stored_attributes
-from dualtower.retrieval.shown import media_type
+from dualtower.inference.explain import Explanation, draw_explanation
+from dualtower.search.engine import SearchEngine
+from dualtower.search.ingest.thumbnails import media_type
+from dualtower.search.records import StoredRow, stored_attributes
 from dualtower.serving.batching import QueueFull
 from dualtower.serving.connections import GONE
 from dualtower.serving.guards import HAS_GONE, Guard
-from dualtower.serving.reading import read_question, route_for
-from dualtower.serving.schemas import About, Answer, ItemChange, ItemIn, ItemOut, SearchIn, Why
-from dualtower.serving.shop import Shop
+from dualtower.serving.reading import read_search_request, route_for
+from dualtower.serving.schemas import Answer, CatalogOut, ExplanationOut, ItemChange, ItemIn, ItemOut, SearchIn
+from dualtower.serving.service import SearchService
 from dualtower.serving.writes import check_whole
 
 __all__ = ["create_app"]
 
-MOST_BYTES = 16_000_000
-MOST_ITEMS = 200
+MAX_BYTES = 16_000_000
+MAX_ITEMS = 200
 PUT_OFF = 1.0
 """Seconds until those are answered for whom there is no room; or they would ask again at once."""
 PAGE = {"style.css": "text/css; charset=utf-8", "search.js": "text/javascript; charset=utf-8"}
@@ -69,23 +69,23 @@ class Service(Guard):
         loopback_only: See `Guard`.
     """
 
-    def __init__(self, app: FastAPI, shop: Shop, *, loopback_only: bool) -> None:
-        super().__init__(app, most_bytes=MOST_BYTES, loopback_only=loopback_only, answered=shop.metrics.request)
+    def __init__(self, app: FastAPI, shop: SearchService, *, loopback_only: bool) -> None:
+        super().__init__(app, most_bytes=MAX_BYTES, loopback_only=loopback_only, answered=shop.metrics.request)
         self.shop = shop
 
 
 def create_app(
-    load: Callable[[], Finder], *, token: str | None = None, waiting: int = 256, loopback_only: bool = True
+    load: Callable[[], SearchEngine], *, token: str | None = None, waiting: int = 256, loopback_only: bool = True
 ) -> Service:
     """Build the service.
 
     Args:
-        load: Opens the catalogue and its model; called now, and again on ``POST /reload``.
+        load: Opens the catalog and its model; called now, and again on ``POST /reload``.
         token: What writers must send as ``Authorization: Bearer …``; None lets nobody write.
-        waiting: Questions that may wait; further ones get 429.
+        waiting: Requests that may wait; further ones get 429.
         loopback_only: Answer only to names of this machine.
     """
-    shop = Shop(load, waiting=waiting)
+    shop = SearchService(load, waiting=waiting)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -94,7 +94,7 @@ def create_app(
 
     app = FastAPI(
         title="dualtower",
-        description="Search a catalogue by text, by picture, or by both.",
+        description="Search a catalog by text, by image, or by both.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
@@ -122,7 +122,7 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(QueueFull)
     async def busy(_: Request, __: QueueFull) -> JSONResponse:
         await asyncio.sleep(PUT_OFF)
-        return says(429, "too many questions wait; ask again in a moment", **{"retry-after": "1"})
+        return says(429, "too many requests wait; ask again in a moment", **{"retry-after": "1"})
 
     @app.exception_handler(DualTowerError)
     async def refused(_: Request, error: DualTowerError) -> JSONResponse:
@@ -136,39 +136,39 @@ def _add_errors(app: FastAPI) -> None:
         return says(500, "the server failed to answer; its log says why")
 
 
-def _add_search(app: FastAPI, shop: Shop) -> None:
+def _add_search(app: FastAPI, shop: SearchService) -> None:
     @app.post("/search", response_model=Answer, openapi_extra=SEARCH_BODY)
     async def search(request: Request) -> Response:
-        """Find products by text, by picture (JSON with base64, or a multipart form), or by both."""
-        question = await read_question(request)
-        page = await shop.answer(question, is_moot=lambda: GONE in request.scope)
+        """Find products by text, by image (JSON with base64, or a multipart form), or by both."""
+        search_request = await read_search_request(request)
+        page = await shop.answer(search_request, is_moot=lambda: GONE in request.scope)
         if page is None:
             raise ClientDisconnect
         return JSONResponse(page.to_dict())
 
     @app.get("/items/{row_id:path}/similar", response_model=Answer)
     async def similar(row_id: RowId, where: Where = "", limit: Limit = 10, cursor: Cursor = None) -> Any:
-        """Products like one of the catalogue."""
-        find = partial(shop.finder.similar, row_id, where=where, limit=limit, cursor=cursor)
+        """Products like one of the catalog."""
+        find = partial(shop.engine.similar, row_id, where=where, limit=limit, cursor=cursor)
         page = await shop.lookups.run(find)
         if page is None:
             raise HTTPException(404, "there is no such row")
         return JSONResponse(page.to_dict())
 
-    @app.get("/items/{row_id:path}/why", response_model=Why)
+    @app.get("/items/{row_id:path}/explain", response_model=ExplanationOut)
     async def why(row_id: RowId, text: Annotated[str, Query(min_length=1, max_length=500)]) -> Any:
-        """Which words and which regions of the picture made the score of a text and a row."""
+        """Which words and which regions of the image made the score of a text and a row."""
         found = await shop.explain(text, row_id)
         if found is None:
-            raise HTTPException(404, "there is no such row, or it has no picture")
-        picture = await run_in_threadpool(_drawn, found)
+            raise HTTPException(404, "there is no such row, or it has no image")
+        image = await run_in_threadpool(_drawn, found)
         words = [{"word": word, "weight": weight} for word, weight in found.words]
-        return {"score": found.score, "method": found.method, "words": words, "picture": picture}
+        return {"score": found.score, "method": found.method, "words": words, "image": image}
 
 
-def _add_items(app: FastAPI, shop: Shop) -> None:
+def _add_items(app: FastAPI, shop: SearchService) -> None:
     def found(row_id: str) -> Any:
-        rows = shop.finder.store.get([row_id])
+        rows = shop.engine.store.get([row_id])
         if not rows:
             raise HTTPException(404, "there is no such row")
         return rows[0]
@@ -178,10 +178,10 @@ def _add_items(app: FastAPI, shop: Shop) -> None:
 
     @app.get("/items/{row_id:path}/image", response_class=Response)
     def image(row_id: RowId) -> Response:
-        """The picture of a row."""
-        content = shop.finder.store.picture(row_id)
+        """The image of a row."""
+        content = shop.engine.store.image(row_id)
         if content is None:
-            raise HTTPException(404, "there is no such row, or it has no picture")
+            raise HTTPException(404, "there is no such row, or it has no image")
         kind = media_type(content) or "application/octet-stream"
         shown = without_metadata(content) or content  # earlier versions stored it
         return Response(shown, media_type=kind, headers={"cache-control": "private, max-age=600"})
@@ -193,12 +193,12 @@ def _add_items(app: FastAPI, shop: Shop) -> None:
         A row is replaced as a whole, by one that has a title and an image where the row has them, and its product_id;
         attributes that are not sent are gone. `PATCH /items/{id}` changes attributes alone.
         """
-        if len(items) > MOST_ITEMS:
-            raise DataError(f"{len(items)} items in one request; send at most {MOST_ITEMS}")
-        await run_in_threadpool(check_whole, shop.finder.store, items)
+        if len(items) > MAX_ITEMS:
+            raise DataError(f"{len(items)} items in one request; send at most {MAX_ITEMS}")
+        await run_in_threadpool(check_whole, shop.engine.store, items)
         store, made = await shop.embed([item.product() for item in items])
         await run_in_threadpool(store.upsert, made)
-        await run_in_threadpool(shop.tidy)
+        await run_in_threadpool(shop.reindex_if_stale)
         return {"written": len(made)}
 
     @app.patch(
@@ -208,8 +208,8 @@ def _add_items(app: FastAPI, shop: Shop) -> None:
         responses={401: {}, 403: {}, 404: {}, 413: {}},
     )
     async def change(row_id: RowId, given: ItemChange) -> Any:
-        """Change attributes of a row, such as its price; title, picture and vectors stay. Answers with the row."""
-        store = shop.finder.store
+        """Change attributes of a row, such as its price; title, image and vectors stay. Answers with the row."""
+        store = shop.engine.store
         try:
             new = stored_attributes(store.info, row_id, given.attributes)
             await run_in_threadpool(store.update_attributes, {row_id: new})
@@ -220,15 +220,15 @@ def _add_items(app: FastAPI, shop: Shop) -> None:
     @app.delete("/items/{row_id:path}", dependencies=WRITER, responses={401: {}, 403: {}, 404: {}})
     async def remove(row_id: RowId) -> dict[str, int]:
         """Remove a row."""
-        if not await run_in_threadpool(shop.finder.store.delete, [row_id]):
+        if not await run_in_threadpool(shop.engine.store.delete, [row_id]):
             raise HTTPException(404, "there is no such row")
         return {"removed": 1}
 
     @app.post("/reload", dependencies=WRITER, responses={401: {}, 403: {}})
     async def reload() -> dict[str, int]:
-        """Open catalogue and model anew, without a failed question."""
+        """Open catalog and model anew, without a failed request."""
         await run_in_threadpool(shop.reload)
-        return {"rows": len(shop.finder.store)}
+        return {"rows": len(shop.engine.store)}
 
     # Last: a row's id may hold slashes, and must not swallow the routes above.
     @app.get("/items/{row_id:path}", response_model=ItemOut, responses={404: {}})
@@ -237,7 +237,7 @@ def _add_items(app: FastAPI, shop: Shop) -> None:
         return shown(found(row_id))
 
 
-def _add_page(app: FastAPI, shop: Shop) -> None:
+def _add_page(app: FastAPI, shop: SearchService) -> None:
     page = resources.files("dualtower.serving") / "page"
     index = (page / "index.html").read_bytes()
     assets = {name: (page / name).read_bytes() for name in PAGE}
@@ -252,30 +252,30 @@ def _add_page(app: FastAPI, shop: Shop) -> None:
             raise HTTPException(404, "there is no such file")
         return Response(assets[name], media_type=PAGE[name], headers={"cache-control": "no-cache"})
 
-    @app.get("/about", response_model=About)
+    @app.get("/about", response_model=CatalogOut)
     async def about(where: Where = "") -> Any:
-        """What the catalogue holds: rows, kinds of vectors, attributes with the most frequent values."""
-        store = shop.finder.store
+        """What the catalog holds: rows, kinds of vectors, attributes with the most frequent values."""
+        store = shop.engine.store
         attributes: dict[str, Any] = {}
         for name, counts in (await shop.lookups.run(partial(store.counts, where))).items():
-            if counts.kind == "text":
+            if counts.type == "text":
                 values = [{"value": value, "count": count} for value, count in counts.values]
-                attributes[name] = {"kind": "text", "values": values, "approximate": counts.approximate}
+                attributes[name] = {"type": "text", "values": values, "approximate": counts.approximate}
             else:
                 span = {"low": counts.low, "high": counts.high}
-                attributes[name] = {"kind": "number", **span, "approximate": counts.approximate}
+                attributes[name] = {"type": "number", **span, "approximate": counts.approximate}
         info = store.info
         return {
             "card": info.card,
             "rows": await run_in_threadpool(len, store),
-            "kinds": list(info.kinds),
+            "vector_names": list(info.vector_names),
             "attributes": attributes,
         }
 
     @app.get("/healthz")
     def health() -> dict[str, Any]:
         """Whether the service can answer."""
-        return {"status": "ok", "rows": len(shop.finder.store)}
+        return {"status": "ok", "rows": len(shop.engine.store)}
 
     @app.get("/metrics", response_class=Response)
     def metrics() -> Response:

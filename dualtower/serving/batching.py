@@ -1,4 +1,4 @@
-"""Answer concurrent questions together: while one batch is computed, the next one gathers. The rest is background."""
+"""Answer concurrent requests together: while one batch is computed, the next one gathers. The rest is background."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from dualtower.workers import background_worker
+from dualtower.threads import background_thread
 
 __all__ = ["Background", "Batcher", "QueueFull"]
 
 LARGEST = 64
-"""Questions per batch."""
+"""Requests per batch."""
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 Result = TypeVar("Result")
@@ -33,16 +33,16 @@ class _Failed:
 
 
 class Background:
-    """Does what takes longer than a question, one work after the other, in a thread of its own.
+    """Does what takes longer than a request, one work after the other, in a thread of its own.
 
     Args:
         waiting: Works that may wait.
-        stands_back: Whether the thread computes only what questions leave to it.
+        low_priority: Whether the thread computes only what requests leave to it.
     """
 
-    def __init__(self, *, waiting: int = 256, stands_back: bool = True) -> None:
+    def __init__(self, *, waiting: int = 256, low_priority: bool = True) -> None:
         self._most, self._asked = waiting, 0
-        self._thread = background_worker() if stands_back else ThreadPoolExecutor(1, "aside")
+        self._thread = background_thread() if low_priority else ThreadPoolExecutor(1, "aside")
 
     async def run(self, work: Callable[[], Result]) -> Result:
         """Do some work.
@@ -64,14 +64,14 @@ class Background:
 
 
 class Batcher(Generic[Asked, Answer]):
-    """Gathers questions and answers them in one thread, many at a time.
+    """Gathers requests and answers them in one thread, many at a time.
 
-    No clock is involved: a question that finds the thread idle is answered at once, and those that come meanwhile go
+    No clock is involved: a request that finds the thread idle is answered at once, and those that come meanwhile go
     together. Batches grow with the load, and a lone client never waits for company.
 
     Args:
-        answer: ``questions -> answers`` of the same number; runs in a thread of its own.
-        waiting: Questions that may wait.
+        answer: ``requests -> answers`` of the same number; runs in a thread of its own.
+        waiting: Requests that may wait.
     """
 
     def __init__(self, answer: Callable[[list[Asked]], Sequence[Answer]], *, waiting: int = 256) -> None:
@@ -82,15 +82,15 @@ class Batcher(Generic[Asked, Answer]):
         self._task: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
-        """Questions that wait."""
+        """Requests that wait."""
         return len(self._waiting)
 
-    async def ask(self, question: Asked, *, is_moot: Callable[[], bool] = lambda: False) -> Answer | None:
-        """Answer one question.
+    async def ask(self, search_request: Asked, *, is_moot: Callable[[], bool] = lambda: False) -> Answer | None:
+        """Answer one request.
 
         Args:
-            question: What is asked.
-            is_moot: Asked when the question's turn comes: whether nobody wants the answer any more. It is None then.
+            search_request: What is asked.
+            is_moot: Asked when the request's turn comes: whether nobody wants the answer any more. It is None then.
 
         Raises:
             QueueFull: Too many wait already.
@@ -100,7 +100,7 @@ class Batcher(Generic[Asked, Answer]):
         if len(self._waiting) >= self._most:
             raise QueueFull
         future: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((question, is_moot, future))
+        self._waiting.append((search_request, is_moot, future))
         self._asked.set()
         return await future
 
@@ -131,27 +131,27 @@ class Batcher(Generic[Asked, Answer]):
                 self._asked.clear()
 
     def _answer_waiting(self) -> tuple[list[asyncio.Future[Answer | None]], Sequence[Answer | _Failed | None]]:
-        """Answer the questions that wait when the thread gets to them, which may be more than when it was called."""
+        """Answer the requests that wait when the thread gets to them, which may be more than when it was called."""
         moot, asked, futures = list[Any](), list[Asked](), list[Any]()
         while self._waiting and len(asked) < LARGEST:
-            question, is_moot, future = self._waiting.popleft()
+            search_request, is_moot, future = self._waiting.popleft()
             if is_moot() or future.cancelled():
                 moot.append(future)
             else:
-                asked.append(question)
+                asked.append(search_request)
                 futures.append(future)
         answers = self._answers(asked) if asked else []
         return futures + moot, [*answers, *[None] * len(moot)]
 
-    def _answers(self, questions: list[Asked]) -> list[Answer | _Failed]:
-        """One question's error is one question's answer: what fails is halved until it stands alone."""
+    def _answers(self, search_requests: list[Asked]) -> list[Answer | _Failed]:
+        """One request's error is one request's answer: what fails is halved until it stands alone."""
         try:
-            answers: list[Answer | _Failed] = list(self._answer(questions))
-            if len(answers) != len(questions):
-                raise RuntimeError(f"{len(answers)} answers to {len(questions)} questions")
+            answers: list[Answer | _Failed] = list(self._answer(search_requests))
+            if len(answers) != len(search_requests):
+                raise RuntimeError(f"{len(answers)} answers to {len(search_requests)} requests")
             return answers
         except Exception as error:
-            if len(questions) == 1:
+            if len(search_requests) == 1:
                 return [_Failed(error)]
-            middle = len(questions) // 2
-            return self._answers(questions[:middle]) + self._answers(questions[middle:])
+            middle = len(search_requests) // 2
+            return self._answers(search_requests[:middle]) + self._answers(search_requests[middle:])

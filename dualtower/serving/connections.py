@@ -8,26 +8,26 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-__all__ = ["GONE", "MOST_CONNECTIONS", "Impatient", "raise_file_limit"]
+__all__ = ["GONE", "MAX_CONNECTIONS", "TimeLimitedProtocol", "raise_file_limit"]
 
 HEAD_SECONDS = 10.0
 """Time for the head of a request, from the connection's begin or the request's first byte on."""
 BODY_SECONDS = 20.0
-MOST_HEAD = 64_000
+MAX_HEAD = 64_000
 """Bytes of a request's head."""
-MOST_HEADERS = 100
-MOST_AROUND = 1_000_000
+MAX_HEADERS = 100
+MAX_AROUND = 1_000_000
 """Bytes around a body: sizes of its chunks, and what follows the last one."""
-MOST_AT_ONCE = 16
+MAX_AT_ONCE = 16
 """Requests that a client may send before the first of them is answered."""
-LEAST_BYTES = 200_000
+MIN_BYTES = 200_000
 """Bytes of a body in each `BODY_SECONDS` that it takes; slower ones are given up, as by Apache's mod_reqtimeout."""
-MOST_UNREAD = 256_000
+MAX_UNREAD = 256_000
 """Bytes of a body that nobody reads, its request having been answered, until the connection is cut."""
 PIECE = 16_384
 """Bytes of a body for which a request that waits for it is woken."""
-MOST_CONNECTIONS = 1000
-MOST_OUTSIDE = 2000
+MAX_CONNECTIONS = 1000
+MAX_OUTSIDE = 2000
 """Further connections that wait, unread, until one of the others ends or is closed for them."""
 ADMISSION = 0.002
 """Seconds between those that are let in: who comes again and again must leave the time to answer others."""
@@ -37,10 +37,10 @@ GONE = "dualtower.gone"
 LATE = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
-class Impatient(HttpToolsProtocol):
+class TimeLimitedProtocol(HttpToolsProtocol):
     """HTTP/1.1 for uvicorn that closes a connection whose request does not come, or whose answer is not read.
 
-    What of a request is not its body is bounded here; the body is `Guard`'s business. Of more than `MOST_CONNECTIONS`
+    What of a request is not its body is bounded here; the body is `Guard`'s business. Of more than `MAX_CONNECTIONS`
     connections the one that has been waited for longest is closed, so that clients who open many and say nothing only
     keep out each other; whoever comes then waits for his turn.
     """
@@ -53,23 +53,23 @@ class Impatient(HttpToolsProtocol):
     """Requests that are not answered yet."""
 
     @property
-    def _waiting(self) -> dict[Impatient, None]:
+    def _waiting(self) -> dict[TimeLimitedProtocol, None]:
         """The server's connections whose clients are waited for, the longest first."""
-        waiting: dict[Impatient, None] = vars(self.server_state).setdefault("waiting", {})
+        waiting: dict[TimeLimitedProtocol, None] = vars(self.server_state).setdefault("waiting", {})
         return waiting
 
     @property
-    def _outside(self) -> dict[Impatient, None]:
+    def _outside(self) -> dict[TimeLimitedProtocol, None]:
         """The server's connections that are not read yet, the first one first."""
-        outside: dict[Impatient, None] = vars(self.server_state).setdefault("outside", {})
+        outside: dict[TimeLimitedProtocol, None] = vars(self.server_state).setdefault("outside", {})
         return outside
 
     def connection_made(self, transport: Any) -> None:
         """A client has come."""
         super().connection_made(transport)
-        if len(self.connections) <= MOST_CONNECTIONS:
+        if len(self.connections) <= MAX_CONNECTIONS:
             self._wait(HEAD_SECONDS)
-        elif len(self._outside) >= MOST_OUTSIDE:
+        elif len(self._outside) >= MAX_OUTSIDE:
             self._cut()
         else:
             transport.pause_reading()
@@ -89,9 +89,9 @@ class Impatient(HttpToolsProtocol):
         self._received += len(data)
         self._around += len(data)
         super().data_received(data)
-        if self._around > (MOST_AROUND if self._in_body else MOST_HEAD):
+        if self._around > (MAX_AROUND if self._in_body else MAX_HEAD):
             self._cut()
-        elif self._in_body and self._received > MOST_UNREAD and self.cycle.response_complete:
+        elif self._in_body and self._received > MAX_UNREAD and self.cycle.response_complete:
             self._come()
             self.transport.pause_reading()  # what else it sends fills its own buffers
             self.loop.call_later(LINGERING, self._cut)  # until then the answer can be read
@@ -104,7 +104,7 @@ class Impatient(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A line of the head, or one that follows the body. What is raised here is answered with 400."""
-        if self._in_body or len(self.headers) >= MOST_HEADERS:
+        if self._in_body or len(self.headers) >= MAX_HEADERS:
             raise ValueError("more headers than a request may have")
         super().on_header(name, value)
 
@@ -114,7 +114,7 @@ class Impatient(HttpToolsProtocol):
         self._wait(BODY_SECONDS)
         super().on_headers_complete()
         self._asked = (*(cycle for cycle in self._asked if not cycle.response_complete), self.cycle)
-        if len(self.pipeline) > MOST_AT_ONCE:
+        if len(self.pipeline) > MAX_AT_ONCE:
             raise ValueError("more requests at once than a client may send")
 
     def on_body(self, body: bytes) -> None:
@@ -164,7 +164,7 @@ class Impatient(HttpToolsProtocol):
     def _admit(self) -> None:
         """Let in the first of those outside, in the place of whoever has been waited for longest."""
         outside, waiting = self._outside, self._waiting
-        is_full = len(self.connections) - len(outside) >= MOST_CONNECTIONS
+        is_full = len(self.connections) - len(outside) >= MAX_CONNECTIONS
         if outside and is_full and waiting:
             longest = next(iter(waiting))
             longest._come()
@@ -202,7 +202,7 @@ class Impatient(HttpToolsProtocol):
 
     def _late(self) -> None:
         self._timer = None
-        enough, self._received = self._received >= LEAST_BYTES, 0
+        enough, self._received = self._received >= MIN_BYTES, 0
         if enough and self._in_body:
             self._timer = self.loop.call_later(BODY_SECONDS, self._late)
             return
@@ -221,6 +221,6 @@ def raise_file_limit() -> None:
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft < 4 * MOST_CONNECTIONS:
-            wanted = 4 * MOST_CONNECTIONS if hard == resource.RLIM_INFINITY else min(4 * MOST_CONNECTIONS, hard)
+        if soft < 4 * MAX_CONNECTIONS:
+            wanted = 4 * MAX_CONNECTIONS if hard == resource.RLIM_INFINITY else min(4 * MAX_CONNECTIONS, hard)
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

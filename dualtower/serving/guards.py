@@ -32,7 +32,7 @@ HEADERS = {
 OPEN = {"/search"}
 """Paths whose bodies are read before anything is known of who sends them."""
 LOOPBACK = {"localhost", "127.0.0.1", "[::1]", "::1"}
-MOST_HELD = 64_000_000
+MAX_HELD = 64_000_000
 SMALL = 64_000
 """Bytes of a body that is read at once, and however much is held already."""
 BYTES_PER_SECOND = 20_000_000
@@ -53,7 +53,7 @@ class Refused(HTTPException):
     """A request is not read any further."""
 
 
-class Pace:
+class RateLimiter:
     """Keeps all who wait for it together below a rate.
 
     Args:
@@ -95,14 +95,14 @@ class Guard:
         app: App,
         *,
         most_bytes: int,
-        most_held: int = MOST_HELD,
+        most_held: int = MAX_HELD,
         loopback_only: bool,
         answered: Callable[[str, int, float], None],
     ) -> None:
         self._app, self._most_bytes, self._loopback_only = app, most_bytes, loopback_only
         self._most_held, self._held = most_held, 0
-        self._reading = Pace(BYTES_PER_SECOND)
-        self._refusing = Pace(REFUSALS_PER_SECOND, at_once=REFUSED_AT_ONCE, longest=LONGEST_REFUSAL)
+        self._reading = RateLimiter(BYTES_PER_SECOND)
+        self._refusing = RateLimiter(REFUSALS_PER_SECOND, at_once=REFUSED_AT_ONCE, longest=LONGEST_REFUSAL)
         self._answered = answered
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:

@@ -13,8 +13,8 @@ class Metrics:
     """What one service counts; a registry of its own, so that several can live in one process.
 
     Args:
-        rows: Rows of the catalogue.
-        waiting: Questions that wait.
+        rows: Rows of the catalog.
+        waiting: Requests that wait.
     """
 
     def __init__(self, *, rows: Callable[[], int], waiting: Callable[[], int]) -> None:
@@ -26,10 +26,10 @@ class Metrics:
             "dualtower_request_seconds", "Time to answer.", ["route"], buckets=buckets, registry=self._registry
         )
         self._batches = Histogram(
-            "dualtower_batch_size", "Questions per batch.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=self._registry
+            "dualtower_batch_size", "Requests per batch.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=self._registry
         )
-        Gauge("dualtower_rows", "Rows of the catalogue.", registry=self._registry).set_function(lambda: float(rows()))
-        waits = Gauge("dualtower_waiting", "Questions that wait.", registry=self._registry)
+        Gauge("dualtower_rows", "Rows of the catalog.", registry=self._registry).set_function(lambda: float(rows()))
+        waits = Gauge("dualtower_waiting", "Requests that wait.", registry=self._registry)
         waits.set_function(lambda: float(waiting()))
 
     def request(self, route: str, status: int, seconds: float) -> None:

@@ -18,20 +18,20 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 
-from dualtower.retrieval.finder import Question
+from dualtower.search.engine import SearchRequest
 from dualtower.serving.guards import Refused, may_write
-from dualtower.serving.schemas import MOST_CURSOR, SearchIn
+from dualtower.serving.schemas import MAX_CURSOR, SearchIn
 
-__all__ = ["BoundedRequest", "JsonGauge", "read_question", "route_for"]
+__all__ = ["BoundedRequest", "JsonGauge", "read_search_request", "route_for"]
 
 DEEPEST = 8
 """Lists and objects within each other."""
-MOST_VALUES = 100_000
+MAX_VALUES = 100_000
 """Values in a writer's JSON: 200 rows of a hundred attributes each, and more."""
 LARGE = 1 << 20
 """Bytes of a body that is read in one go; a multiple of four characters, as base64 comes."""
-MOST_ASKED = 200
-"""Values of a question's JSON."""
+MAX_ASKED = 200
+"""Values of a request's JSON."""
 _MARK = re.compile(rb'[][{},"]')
 _STRING = re.compile(rb'(?>[^"\\]+|\\.)*+', re.DOTALL)
 
@@ -98,7 +98,7 @@ class BoundedRequest(Request):
             Refused: It has more values than it may, or nests deeper.
         """
         if not hasattr(self, "_body"):
-            gauge = JsonGauge(most=MOST_ASKED if self.url.path == "/search" else MOST_VALUES)
+            gauge = JsonGauge(most=MAX_ASKED if self.url.path == "/search" else MAX_VALUES)
             chunks = []
             async for chunk in self.stream():
                 gauge.feed(chunk)
@@ -126,7 +126,7 @@ class BoundedRequest(Request):
 def route_for(token: str | None) -> type[APIRoute]:
     """The kind of route that lets nobody but a holder of the token change anything.
 
-    What is no question is a write. It is refused by its headers alone: of a request that is not allowed, nothing is
+    What is no request is a write. It is refused by its headers alone: of a request that is not allowed, nothing is
     read.
 
     Args:
@@ -148,8 +148,8 @@ def route_for(token: str | None) -> type[APIRoute]:
     return GuardedRoute
 
 
-async def read_question(request: Request) -> Question:
-    """A question of JSON or of a form.
+async def read_search_request(request: Request) -> SearchRequest:
+    """A request of JSON or of a form.
 
     Raises:
         RequestValidationError: It is none.
@@ -165,39 +165,41 @@ async def read_question(request: Request) -> Question:
         if kind.get_content_type() == "application/json":
             body = await request.body()
             if len(body) <= LARGE:
-                return SearchIn.model_validate_json(body).question()
+                return SearchIn.model_validate_json(body).search_request()
             return await run_in_threadpool(_read_large, body)
     except ValidationError as error:
         raise RequestValidationError(error.errors(include_url=False, include_input=False)) from error
     except ValueError as error:  # of what is too large for pydantic to be asked at once
-        raise HTTPException(422, f"the question cannot be read: {str(error)[:100]}") from error
+        raise HTTPException(422, f"the request cannot be read: {str(error)[:100]}") from error
     raise HTTPException(415, "send application/json or multipart/form-data")
 
 
-def _read_large(body: bytes) -> Question:
-    """A question of JSON with a large picture, read in pieces, between which other threads have their turn."""
+def _read_large(body: bytes) -> SearchRequest:
+    """A request of JSON with a large image, read in pieces, between which other threads have their turn."""
     values = json.loads(body.decode())
     image = values.pop("image", None) if isinstance(values, dict) else None
     if not isinstance(image, str):  # then something else is wrong with it
-        return SearchIn.model_validate_json(body).question()
-    question = SearchIn.model_validate(values).question()
+        return SearchIn.model_validate_json(body).search_request()
+    search_request = SearchIn.model_validate(values).search_request()
     pieces = (image[start : start + LARGE] for start in range(0, len(image), LARGE))
-    return replace(question, image=b"".join(base64.b64decode(piece, validate=True) for piece in pieces))
+    return replace(search_request, image=b"".join(base64.b64decode(piece, validate=True) for piece in pieces))
 
 
-async def _read_form(request: Request) -> Question:
+async def _read_form(request: Request) -> SearchRequest:
     try:
-        form = await request.form(max_files=1, max_fields=30, max_part_size=MOST_CURSOR)
+        form = await request.form(max_files=1, max_fields=30, max_part_size=MAX_CURSOR)
     except Refused:
         raise
     except (MultiPartException, HTTPException, UnicodeError) as error:
         raise HTTPException(400, f"the form cannot be read: {getattr(error, 'detail', error)}") from error
     try:
         values: dict[str, Any] = {name: v for name, v in form.items() if not isinstance(v, UploadFile)}
-        if unwanted := [word for word in form.getlist("unwanted") if isinstance(word, str)]:
-            values["unwanted"] = unwanted
-        question, file = SearchIn.model_validate(values).question(), form.get("image")
-        return replace(question, image=await file.read() or None) if isinstance(file, UploadFile) else question
+        if negative_texts := [word for word in form.getlist("negative_texts") if isinstance(word, str)]:
+            values["negative_texts"] = negative_texts
+        search_request, file = SearchIn.model_validate(values).search_request(), form.get("image")
+        return (
+            replace(search_request, image=await file.read() or None) if isinstance(file, UploadFile) else search_request
+        )
     finally:
         await form.close()
 

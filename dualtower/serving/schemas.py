@@ -6,49 +6,49 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from dualtower.retrieval.finder import Question
-from dualtower.types import Product
+from dualtower.search.engine import SearchRequest
+from dualtower.types import Item
 
-__all__ = ["MOST_CURSOR", "About", "Answer", "ItemChange", "ItemIn", "ItemOut", "SearchIn", "Why"]
+__all__ = ["MAX_CURSOR", "Answer", "CatalogOut", "ExplanationOut", "ItemChange", "ItemIn", "ItemOut", "SearchIn"]
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 Values = dict[str, str | int | float | None]  # an integer stays one: 2005 as a text is no "2005.0"
 Title = Annotated[str, StringConstraints(max_length=2000)]
 Weight = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]
-MOST_CURSOR = 300_000
+MAX_CURSOR = 300_000
 """Characters of a cursor: one of a re-ranked search names up to a hundred rows."""
 
 
 class SearchIn(BaseModel):
-    """A question."""
+    """A request."""
 
     model_config = ConfigDict(extra="forbid")
 
     text: Annotated[str, Field(max_length=2000, description="Words.")] = ""
-    image: Annotated[Base64Bytes | None, Field(description="Picture: JPEG, PNG, WebP, GIF.")] = None
-    unwanted: Annotated[list[Title], Field(max_length=10, description="Words to lead away from.")] = []
+    image: Annotated[Base64Bytes | None, Field(description="Image: JPEG, PNG, WebP, GIF.")] = None
+    negative_texts: Annotated[list[Title], Field(max_length=10, description="Words to lead away from.")] = []
     text_weight: Weight = 1.0
     image_weight: Weight = 1.0
-    against: Annotated[
+    target: Annotated[
         Literal["image", "text", "product"] | None,
         Field(description="What is compared with; by default image, or text where the model embeds texts alone."),
     ] = None
-    where: Annotated[str, Field(max_length=4000, description="Filter, such as colour = 'Red' and price < 50.")] = ""
+    where: Annotated[str, Field(max_length=4000, description="Filter, such as color = 'Red' and price < 50.")] = ""
     limit: Annotated[int, Field(ge=1, le=100)] = 10
-    cursor: Annotated[str | None, Field(max_length=MOST_CURSOR, description="Of the page before.")] = None
-    grouped: Annotated[bool, Field(description="One hit per product.")] = True
+    cursor: Annotated[str | None, Field(max_length=MAX_CURSOR, description="Of the page before.")] = None
+    group_by_product: Annotated[bool, Field(description="One hit per product.")] = True
 
     @classmethod
     def form_schema(cls) -> dict[str, Any]:
-        """The same for a form, in which the picture is a file."""
+        """The same for a form, in which the image is a file."""
         schema = cls.model_json_schema()
         schema["properties"]["image"] = {"type": "string", "format": "binary"}
         return schema
 
-    def question(self) -> Question:
-        """Return the question that the finder answers."""
-        given = {name: getattr(self, name) for name in type(self).model_fields}  # a dump would encode the picture again
-        return Question(**{**given, "unwanted": tuple(self.unwanted)})
+    def search_request(self) -> SearchRequest:
+        """Return the request that the finder answers."""
+        given = {name: getattr(self, name) for name in type(self).model_fields}  # a dump would encode the image again
+        return SearchRequest(**{**given, "negative_texts": tuple(self.negative_texts)})
 
 
 class Row(BaseModel):
@@ -78,7 +78,7 @@ class Answer(BaseModel):
 
 
 class ItemIn(BaseModel):
-    """A row to be written; it needs a title or a picture."""
+    """A row to be written; it needs a title or an image."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -86,12 +86,12 @@ class ItemIn(BaseModel):
     product_id: Id | None = None
     title: Title = ""
     attributes: Values = {}
-    image: Annotated[Base64Bytes | None, Field(description="Picture.")] = None
+    image: Annotated[Base64Bytes | None, Field(description="Image.")] = None
 
-    def product(self) -> Product:
+    def product(self) -> Item:
         """Return the row that the model embeds."""
         texts = (self.title.strip(),) if self.title.strip() else ()
-        return Product(self.id, self.product_id or self.id, texts, self.image or None, self.attributes)
+        return Item(self.id, self.product_id or self.id, texts, self.image or None, self.attributes)
 
 
 class ItemChange(BaseModel):
@@ -117,20 +117,20 @@ class ItemOut(BaseModel):
     row: Row
 
 
-class Word(BaseModel):
-    """A word of the question, and what it added to the score."""
+class WordWeight(BaseModel):
+    """A word of the request, and what it added to the score."""
 
     word: str
     weight: float
 
 
-class Why(BaseModel):
+class ExplanationOut(BaseModel):
     """Why a row was found."""
 
     score: float
     method: str
-    words: list[Word]
-    picture: str
+    words: list[WordWeight]
+    image: str
 
 
 class Value(BaseModel):
@@ -143,17 +143,17 @@ class Value(BaseModel):
 class Attribute(BaseModel):
     """What stands in an attribute."""
 
-    kind: Literal["text", "number"]
+    type: Literal["text", "number"]
     values: list[Value] = []
     low: float | None = None
     high: float | None = None
     approximate: Annotated[bool, Field(description="Some rows were not looked at: there may be more of each.")] = False
 
 
-class About(BaseModel):
-    """What a catalogue holds."""
+class CatalogOut(BaseModel):
+    """What a catalog holds."""
 
     card: str
     rows: int
-    kinds: list[str]
+    vector_names: list[str]
     attributes: dict[str, Attribute]

@@ -1,4 +1,4 @@
-"""Start the service, and stop it without a question left unanswered."""
+"""Start the service, and stop it without a request left unanswered."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dualtower.errors import ConfigError, MissingExtra
-from dualtower.retrieval.milvus_address import shown_address
+from dualtower.search.milvus.address import shown_address
 
 __all__ = ["ServerConfig", "serve"]
 
@@ -23,17 +23,17 @@ class ServerConfig:
     """How to serve.
 
     Attributes:
-        catalogue: Folder, or milvus://host:port/name.
+        catalog: Folder, or milvus://host:port/name.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
         token_file: File with the token of writers; None lets nobody write.
-        model: Where the model lies; default where it lay when the catalogue was made.
-        queue: Questions that may wait; further ones are refused.
-        device: Where questions are embedded, see `dualtower.device.find_device`.
-        rerank: Rows of each question that are put in order again, see `dualtower.retrieval.finder.open_finder`.
+        model: Where the model lies; default where it lay when the catalog was made.
+        queue: Requests that may wait; further ones are refused.
+        device: Where requests are embedded, see `dualtower.device.find_device`.
+        rerank: Rows of each request that are put in order again, see `dualtower.search.engine.open_engine`.
     """
 
-    catalogue: str
+    catalog: str
     host: str = "127.0.0.1"
     port: int = 8000
     token_file: Path | None = None
@@ -48,30 +48,30 @@ class ServerConfig:
 
 
 def serve(config: ServerConfig) -> None:
-    """Serve until SIGINT or SIGTERM; what was asked before is still answered. SIGHUP opens the catalogue anew.
+    """Serve until SIGINT or SIGTERM; what was asked before is still answered. SIGHUP opens the catalog anew.
 
     Raises:
         MissingExtra: The extra ``serve`` is not installed.
         ConfigError: The token file is missing or too short, the address cannot be listened on, or the model has no
             re-ranker where one is asked for.
-        CatalogueError: There is no catalogue, or its model is another one.
+        CatalogError: There is no catalog, or its model is another one.
     """
     try:
         import uvicorn
 
         from dualtower.serving.app import create_app
-        from dualtower.serving.connections import Impatient, raise_file_limit
+        from dualtower.serving.connections import TimeLimitedProtocol, raise_file_limit
     except ImportError as error:
         if error.name and error.name.startswith("dualtower"):
             raise
         raise MissingExtra(error.name or "fastapi", "serve") from None
     from dualtower.device import computing_line
-    from dualtower.retrieval.finder import open_finder
+    from dualtower.search.engine import open_engine
 
     token = _read_token(config.token_file)
     with _bound(config) as listener:  # before the model is loaded, which takes a while
         app = create_app(
-            lambda: open_finder(config.catalogue, config.model, device=config.device, rerank=config.rerank),
+            lambda: open_engine(config.catalog, config.model, device=config.device, rerank=config.rerank),
             token=token,
             waiting=config.queue,
             loopback_only=config.host in LOOPBACK,
@@ -83,22 +83,20 @@ def serve(config: ServerConfig) -> None:
             server_header=False,
             timeout_keep_alive=30,
             timeout_graceful_shutdown=30,
-            http=Impatient,
+            http=TimeLimitedProtocol,
             ws="none",
         )
         raise_file_limit()
-        warnings.filterwarnings(
-            "ignore", module=r"PIL\."
-        )  # about pictures of strangers, who could fill the log with it
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # about images of strangers, who could fill the log with it
         settings.load()
-        signal.signal(signal.SIGHUP, lambda *_: app.shop.reload_beside())
+        signal.signal(signal.SIGHUP, lambda *_: app.shop.reload_in_background())
         try:
             listener.listen(settings.backlog)  # who reads the next line may ask at once
         except OSError as error:  # another process bound the same port, and listens first
             raise _no_listening(config, error) from error
         host, port = listener.getsockname()[:2]
-        log.warning("%s", computing_line(app.shop.finder.model.computes))
-        where = shown_address(config.catalogue)
+        log.warning("%s", computing_line(app.shop.engine.model.computes))
+        where = shown_address(config.catalog)
         log.warning("serving %s on http://%s:%d", where, f"[{host}]" if ":" in host else host, port)
         uvicorn.Server(settings).run(sockets=[listener])
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dualtower.errors import DataError
-from dualtower.retrieval.records import stored_attributes
-from dualtower.retrieval.store import Store
+from dualtower.search.records import stored_attributes
+from dualtower.search.store import Store
 from dualtower.serving.schemas import ItemIn
 
 __all__ = ["check_whole"]
@@ -16,7 +16,7 @@ def check_whole(store: Store, items: Sequence[ItemIn]) -> None:
     """Refuse items that cannot be embedded, or would take away what the rows that they replace have.
 
     Raises:
-        DataError: An item has neither a title nor a picture, lacks one that its row has, names no product although its
+        DataError: An item has neither a title nor an image, lacks one that its row has, names no product although its
             row belongs to one, or has an attribute that does not fit.
     """
     held = {row.id: row for row in store.get([item.id for item in items])}
@@ -25,15 +25,15 @@ def check_whole(store: Store, items: Sequence[ItemIn]) -> None:
         given = {"title": bool(item.title.strip()), "image": bool(item.image)}
         if not any(given.values()):
             raise DataError(f"item {item.id!r}: title and image are missing; {_advice(item)}")
-        embedded = [name for name, kind in (("title", "text"), ("image", "image")) if kind in store.info.kinds]
+        embedded = [name for name, kind in (("title", "text"), ("image", "image")) if kind in store.info.vector_names]
         if not any(given[name] for name in embedded):
             raise DataError(
-                f"item {item.id!r}: {embedded[0]} is missing, and this catalogue is searched by nothing else; "
+                f"item {item.id!r}: {embedded[0]} is missing, and this catalog is searched by nothing else; "
                 f"{_advice(item)}"
             )
         if (row := held.get(item.id)) is None:
             continue
-        had = {"title": "text" in row.kinds, "image": "image" in row.kinds}
+        had = {"title": "text" in row.vector_names, "image": "image" in row.vector_names}
         if lost := [name for name in given if had[name] and not given[name]]:
             raise DataError(f"item {item.id!r}: {lost[0]} is missing, which the row has; {_advice(item)}")
         if item.product_id is None and row.product_id != item.id:

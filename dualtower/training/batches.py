@@ -8,43 +8,43 @@ from typing import Any
 
 from torch import Tensor
 
-from dualtower.data.attributes import fit_classes
-from dualtower.data.augment import Draw, augment, drop_tokens, erase
 from dualtower.data.batches import PREFETCHED, Collator, PixelCache
-from dualtower.data.images import ImageSettings
-from dualtower.data.products import Products
+from dualtower.data.items import ItemDataset
+from dualtower.data.transforms.attributes import fit_classes
+from dualtower.data.transforms.augmentation import BatchRNG, augment, drop_tokens, erase
+from dualtower.data.transforms.images import ImageSettings
 from dualtower.errors import ConfigError
+from dualtower.objectives.base import Objective, Views
 from dualtower.training.config import RunConfig, TrainConfig
-from dualtower.training.objective import Objective, Views
 from dualtower.types import Batch
 
-__all__ = ["augmented", "picture_size", "training_collator"]
+__all__ = ["augmented", "image_size", "training_collator"]
 
 ONE_VIEW = Views()
 
 
-def training_collator(config: RunConfig, objective: Objective, products: Products) -> Collator:
-    """The model's collator with a cache of pictures, where they fit, and the classes that the run learns.
+def training_collator(config: RunConfig, objective: Objective, items: ItemDataset) -> Collator:
+    """The model's collator with a cache of images, where they fit, and the classes that the run learns.
 
     Args:
         config: The run.
-        objective: What it wants of a row decides whether pictures and texts are read.
-        products: Training split.
+        objective: What it wants of a row decides whether images and texts are read.
+        items: Training split.
     """
     collator, views = objective.model.collator(), objective.views
-    classes = {**collator.classes, **fit_classes(config.task.labels, products.attributes)}
+    classes = {**collator.classes, **fit_classes(config.task.labels, items.attributes)}
     return replace(
         collator,
         tokenizer=collator.tokenizer if views.texts else None,
         captions=max(1, views.texts),
         image_settings=collator.image_settings if views.images else None,
-        cache=_pixel_cache(config, products) if views.images else None,
+        cache=_pixel_cache(config, items) if views.images else None,
         classes=classes,
     )
 
 
 def augmented(
-    batch: Batch, config: TrainConfig, tokenizer: Any, draw: Draw, *, size: tuple[int, int], views: Views = ONE_VIEW
+    batch: Batch, config: TrainConfig, tokenizer: Any, rng: BatchRNG, *, size: tuple[int, int], views: Views = ONE_VIEW
 ) -> Batch:
     """A batch as one visit of training sees it.
 
@@ -52,13 +52,13 @@ def augmented(
         batch: On the device.
         config: What is changed, and how far.
         tokenizer: Of the batch's texts.
-        draw: Random numbers, a row of them for each row of the batch.
-        size: Height and width that the pictures get.
+        rng: Random numbers, a row of them for each row of the batch.
+        size: Height and width that the images get.
         views: What the objective wants; a loader may read more than that.
     """
-    images = [] if batch.pixels is None else _views(batch.pixels, config, draw, size, count=views.images)
+    images = [] if batch.pixels is None else _views(batch.pixels, config, rng, size, count=views.images)
     read = [] if batch.tokens is None else [batch.tokens, *batch.more_tokens][: views.texts]
-    texts = [_with_hidden(tokens, config.token_dropout, tokenizer, draw) for tokens in read]
+    texts = [_with_hidden(tokens, config.token_dropout, tokenizer, rng) for tokens in read]
     return replace(
         batch,
         pixels=images[0] if images else None,
@@ -68,12 +68,12 @@ def augmented(
     )
 
 
-def picture_size(settings: ImageSettings, scales: tuple[float, ...], progress: float) -> tuple[int, int]:
-    """Height and width of pictures at a point of the budget.
+def image_size(settings: ImageSettings, scales: tuple[float, ...], progress: float) -> tuple[int, int]:
+    """Height and width of images at a point of the budget.
 
     Args:
-        settings: Of the model, whose size the pictures have in the end.
-        scales: Of equal shares of the budget (`TrainConfig.progressive`); none is full size throughout.
+        settings: Of the model, whose size the images have in the end.
+        scales: Of equal shares of the budget (`TrainConfig.image_size_schedule`); none is full size throughout.
         progress: Share of the budget that is used up.
     """
     if not scales:
@@ -83,24 +83,24 @@ def picture_size(settings: ImageSettings, scales: tuple[float, ...], progress: f
     return height, width
 
 
-def _views(pixels: Tensor, config: TrainConfig, draw: Draw, size: tuple[int, int], *, count: int) -> list[Tensor]:
+def _views(pixels: Tensor, config: TrainConfig, rng: BatchRNG, size: tuple[int, int], *, count: int) -> list[Tensor]:
     views = []
     for _ in range(count):
-        view = augment(pixels, config.augmentation, draw, size=size, strength=config.augmentation_strength)
-        views.append(erase(view, draw, share=config.erasing) if config.erasing else view)
+        view = augment(pixels, config.augmentation, rng, size=size, strength=config.augmentation_strength)
+        views.append(erase(view, rng, share=config.random_erasing_prob) if config.random_erasing_prob else view)
     return views
 
 
-def _pixel_cache(config: RunConfig, products: Products) -> PixelCache | None:
-    """A cache of the split's pictures, where they fit."""
+def _pixel_cache(config: RunConfig, items: ItemDataset) -> PixelCache | None:
+    """A cache of the split's images, where they fit."""
     settings, data = config.model.image_settings, config.data
-    if PixelCache.megabytes(products, settings) > data.cache_mb:
+    if PixelCache.megabytes(items, settings) > data.cache_mb:
         return None
     in_transit = data.workers * (PREFETCHED + 1) * config.train.batch_size * 3 * settings.height * settings.width
-    return PixelCache.if_there_is_room(products, settings, in_transit=in_transit)
+    return PixelCache.if_there_is_room(items, settings, in_transit=in_transit)
 
 
-def _with_hidden(tokens: Mapping[str, Tensor], share: float, tokenizer: Any, draw: Draw) -> Mapping[str, Tensor]:
+def _with_hidden(tokens: Mapping[str, Tensor], share: float, tokenizer: Any, rng: BatchRNG) -> Mapping[str, Tensor]:
     """The tokens with a share of the words hidden."""
     if not share:
         return tokens
@@ -110,4 +110,4 @@ def _with_hidden(tokens: Mapping[str, Tensor], share: float, tokenizer: Any, dra
             "train.token_dropout has no token to hide words behind; this tokenizer has but one for "
             "unknown words and ends of texts. Type --train.token-dropout 0"
         )
-    return drop_tokens(tokens, draw, share=share, unknown=hidden, kept=set(tokenizer.all_special_ids))
+    return drop_tokens(tokens, rng, share=share, unknown=hidden, kept=set(tokenizer.all_special_ids))

@@ -1,4 +1,4 @@
-"""Batch normalisation over the rows of all ranks, on accelerators and on CPUs."""
+"""Batch normalization over the rows of all ranks, on accelerators and on CPUs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 from dualtower.distributed import world_size
 
-__all__ = ["synchronise_batchnorm"]
+__all__ = ["synchronize_batchnorm"]
 
 
-def synchronise_batchnorm(model: nn.Module, device: torch.device) -> None:
-    """Let every batch normalisation inside a model see the rows of all ranks, in place.
+def synchronize_batchnorm(model: nn.Module, device: torch.device) -> None:
+    """Let every batch normalization inside a model see the rows of all ranks, in place.
 
-    timm's layers that normalise and activate at once keep their activation. In evaluation mode nothing changes, nor
+    timm's layers that normalize and activate at once keep their activation. In evaluation mode nothing changes, nor
     do the names and the order of the weights.
 
     Args:
@@ -34,19 +34,19 @@ def synchronise_batchnorm(model: nn.Module, device: torch.device) -> None:
 
 
 class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """What torch's and timm's synchronised layers become on a CPU."""
+    """What torch's and timm's synchronized layers become on a CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
         shared = self.training and world_size() > 1
-        output = self._normalise_jointly(input) if shared else super().forward(input)
+        output = self._normalize_jointly(input) if shared else super().forward(input)
         for name in ("drop", "act"):  # of timm's layers
             if name in self._modules:
                 output = self._modules[name](output)  # type: ignore[misc]
         return output
 
-    def _normalise_jointly(self, input: Tensor) -> Tensor:
+    def _normalize_jointly(self, input: Tensor) -> Tensor:
         output: Tensor
-        output, mean, var, count = _Normalise.apply(input, self.weight, self.bias, self.eps)
+        output, mean, var, count = _Normalize.apply(input, self.weight, self.bias, self.eps)
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             rate = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
@@ -60,8 +60,8 @@ class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             raise ValueError(f"expected at least two dimensions, got {input.dim()}")
 
 
-class _Normalise(torch.autograd.Function):
-    """Normalise by the joined mean and variance (https://arxiv.org/abs/1502.03167); one exchange in each direction."""
+class _Normalize(torch.autograd.Function):
+    """Normalize by the joined mean and variance (https://arxiv.org/abs/1502.03167); one exchange in each direction."""
 
     @staticmethod
     def forward(

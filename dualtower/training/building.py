@@ -10,27 +10,31 @@ import torch
 from accelerate import Accelerator
 
 from dualtower.config import differences
-from dualtower.data.attributes import fit_attributes, fit_classes
-from dualtower.data.batches import BatchPlan
+from dualtower.data.batches import BatchSampler
 from dualtower.data.cards import DataCard
-from dualtower.data.products import Products
+from dualtower.data.items import ItemDataset
+from dualtower.data.transforms.attributes import fit_attributes, fit_classes
 from dualtower.errors import ConfigError
-from dualtower.model import DualTower
-from dualtower.model_config import ModelConfig
+from dualtower.losses import build_loss
+from dualtower.models.config import ModelConfig
+from dualtower.models.dual_tower import DualTower
+from dualtower.objectives.base import Objective
+from dualtower.objectives.contrastive import Contrastive
+from dualtower.objectives.matching import Matching
+from dualtower.objectives.product import ProductFused, log_shares
+from dualtower.objectives.two_views import TwoViews
 from dualtower.training.batches import training_collator
 from dualtower.training.config import RunConfig
 from dualtower.training.loader import ItemLoader
-from dualtower.training.loop import Trainer, Validate
-from dualtower.training.objective import Objective
-from dualtower.training.objectives import build_objective
+from dualtower.training.trainer import Trainer, Validate
 from dualtower.training.vocabulary import shared_tokenizer
 
-__all__ = ["build_loader", "build_model", "build_trainer", "with_known_values"]
+__all__ = ["build_loader", "build_model", "build_objective", "build_trainer", "with_known_values"]
 
 logger = logging.getLogger(__name__)
 
 
-def with_known_values(config: RunConfig, card: DataCard, train: Products) -> RunConfig:
+def with_known_values(config: RunConfig, card: DataCard, train: ItemDataset) -> RunConfig:
     """The run's config, whose model knows the attribute values and classes of the training split."""
     fusion = config.model.fusion
     if fusion is None:
@@ -42,7 +46,7 @@ def with_known_values(config: RunConfig, card: DataCard, train: Products) -> Run
     return replace(config, model=replace(config.model, fusion=fusion))
 
 
-def build_model(config: RunConfig, train: Products) -> DualTower:
+def build_model(config: RunConfig, train: ItemDataset) -> DualTower:
     """The base's towers under the heads that the config asks for, or a model with fresh weights.
 
     Raises:
@@ -59,17 +63,42 @@ def build_model(config: RunConfig, train: Products) -> DualTower:
     return DualTower.create(config.model, tokenizer)
 
 
-def build_loader(config: RunConfig, objective: Objective, train: Products, accelerator: Accelerator) -> ItemLoader:
+def build_objective(config: RunConfig, model: DualTower, items: ItemDataset) -> Objective:
+    """The objective that a run asks for.
+
+    Args:
+        config: The run.
+        model: What is trained.
+        items: Training split, which knows the classes and how frequent they are.
+    """
+    contrastive = build_loss(config.loss, similarity=model.config.similarity)
+    if len(model.config.modalities) == 1:
+        return TwoViews(model, contrastive)
+    kept = None if min(config.train.lock_text, config.train.lock_image) >= 1 else contrastive
+    if config.objective == "matching":
+        return Matching(model, config.matching, contrast=build_loss(config.loss), contrastive=kept)
+    if config.objective == "product":
+        heads = model.config.fusion.tasks if model.config.fusion else {}
+        classes = {**heads, **fit_classes(config.task.labels, items.attributes)}
+        shares = {name: log_shares(known, items.attributes[name]) for name, known in heads.items()}
+        pair_loss = build_loss(config.loss)
+        return ProductFused(
+            model, config.task, classes=classes, log_shares=shares, pair_loss=pair_loss, contrastive=kept
+        )
+    return Contrastive(model, contrastive)
+
+
+def build_loader(config: RunConfig, objective: Objective, train: ItemDataset, accelerator: Accelerator) -> ItemLoader:
     """This process's share of the batches of the training split, with what the objective wants of every row.
 
     Raises:
         ConfigError: The split does not fill one batch, or the sampling does not fit the balance.
     """
-    plan = BatchPlan(
+    plan = BatchSampler(
         train,
         batch_size=config.train.batch_size,
         sampling=config.train.sampling,
-        balance=config.train.balance,
+        balance=config.train.class_balanced_by,
         seed=config.train.seed,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
@@ -80,11 +109,11 @@ def build_loader(config: RunConfig, objective: Objective, train: Products, accel
 def build_trainer(
     config: RunConfig,
     model: DualTower,
-    train: Products,
+    train: ItemDataset,
     *,
     accelerator: Accelerator,
     validate: Validate | None = None,
-    validation: Products | None = None,
+    validation: ItemDataset | None = None,
 ) -> Trainer:
     """The trainer of a run.
 
@@ -107,7 +136,7 @@ def build_trainer(
     return Trainer(config, objective, loader, accelerator=accelerator, validate=validate, splits=splits)
 
 
-def _check_sides(model: ModelConfig, train: Products) -> None:
+def _check_sides(model: ModelConfig, train: ItemDataset) -> None:
     """Refuse rows that lack what a tower embeds, all of them, as those of a card that names no such column do."""
     first = list(islice(train, 100))
     has = {"image": any(row.image is not None for row in first), "text": any(row.texts for row in first)}
@@ -127,7 +156,7 @@ def _based(config: RunConfig, base: str) -> DualTower:
             "leave them out, or leave out --base"
         )
     model = DualTower.from_pretrained(base)
-    logger.info("towers, vocabulary and picture size come from %s, not from the recipe's model settings", base)
+    logger.info("towers, vocabulary and image size come from %s, not from the recipe's model settings", base)
     dropped = [n for n in ("reranker", "fusion") if getattr(model, n) is not None and getattr(config.model, n) is None]
     if dropped:
         logger.info("the %s of %s is left out: it would not fit towers that learn on", " and ".join(dropped), base)

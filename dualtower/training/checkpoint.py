@@ -1,6 +1,6 @@
 """Checkpoints that a killed run goes on from, bit for bit.
 
-One file holds the weights, the state of the objective, the averages of both, the optimiser, the gradient scaler, and
+One file holds the weights, the state of the objective, the averages of both, the optimizer, the gradient scaler, and
 every rank's random state and place in the data. It is written beside its final name, synced and renamed, so a file with
 the final name is complete.
 """
@@ -40,7 +40,7 @@ __all__ = [
 _FREE = {"out", "resume", "overwrite", "evaluation"}
 _FREE_WITHIN = {
     "data": {"card", "source", "on_error", "check_images", "workers", "cache_mb"},  # the rows themselves are compared
-    "train": {"trackers", "keep", "checkpoint_steps", "checkpoint_minutes", *BUDGET},
+    "train": {"trackers", "max_checkpoints", "checkpoint_steps", "checkpoint_minutes", *BUDGET},
 }
 
 
@@ -74,14 +74,14 @@ class Checkpoint:
         position: Where it stands.
         model: Weights.
         objective: State of the objective's own parts.
-        optimizer: State of the optimiser.
+        optimizer: State of the optimizer.
         ema: Averaged weights, or None.
         objective_ema: Averaged state of the objective's own parts.
         scaler: State of the gradient scaler, or None.
         rng: One random state per rank.
         loader: One state of a loader per rank.
         inputs: What the run was made from besides its config (`run_inputs`).
-        left_out: Rows whose pictures broke on the way (`LeftOut`).
+        skipped_rows: Rows whose images broke on the way (`SkippedRows`).
     """
 
     config: Mapping[str, Any]
@@ -95,11 +95,11 @@ class Checkpoint:
     rng: list[Mapping[str, torch.Tensor]] = field(default_factory=list)
     loader: list[Mapping[str, Any]] = field(default_factory=list)
     inputs: Mapping[str, str] = field(default_factory=dict)
-    left_out: list[tuple[str, str, str, int]] = field(default_factory=list)
+    skipped_rows: list[tuple[str, str, str, int]] = field(default_factory=list)
 
 
-def save_checkpoint(checkpoint: Checkpoint, folder: Path, *, keep: int) -> Path:
-    """Write ``step_<n>.pt`` atomically and then drop all but the `keep` newest.
+def save_checkpoint(checkpoint: Checkpoint, folder: Path, *, max_checkpoints: int) -> Path:
+    """Write ``step_<n>.pt`` atomically and then drop all but the `max_checkpoints` newest.
 
     Raises:
         CheckpointError: The file system refused (disk full, no permission); older checkpoints are untouched.
@@ -109,7 +109,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, *, keep: int) -> Path:
     parts = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint)}
     parts["position"] = to_dict(checkpoint.position)
     write_atomically(parts, path)
-    for old in _steps(folder)[:-keep]:
+    for old in _steps(folder)[:-max_checkpoints]:
         old.unlink()
     return path
 

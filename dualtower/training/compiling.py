@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from dualtower.model import DualTower
+from dualtower.models.dual_tower import DualTower
 
 __all__ = ["compile_towers"]
 

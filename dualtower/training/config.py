@@ -6,14 +6,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from dualtower.data.augment import Augmentation
 from dualtower.data.batches import Sampling
+from dualtower.data.transforms.augmentation import Augmentation
 from dualtower.errors import ConfigError
+from dualtower.evaluation.config import EvaluationConfig
 from dualtower.losses import LossConfig
-from dualtower.model_config import ModelConfig
-from dualtower.precision import TowerPrecision
+from dualtower.models.config import ModelConfig
+from dualtower.models.precision import TowerPrecision
+from dualtower.objectives.config import MatchingConfig, TaskConfig
 
-__all__ = ["DataConfig", "EvaluationConfig", "MatchingConfig", "RunConfig", "TaskConfig", "TrainConfig"]
+__all__ = ["DataConfig", "RunConfig", "TrainConfig"]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 ObjectiveName = Literal["contrastive", "matching", "product"]
@@ -23,15 +25,15 @@ ObjectiveName = Literal["contrastive", "matching", "product"]
 class DataConfig:
     """Which products, and how they are read."""
 
-    card: Path = Path("data_cards/drawn.md")
-    """Data card (Markdown with YAML front matter) of the catalogue."""
+    card: Path = Path("data_cards/synthetic.md")
+    """Data card (Markdown with YAML front matter) of the catalog."""
     source: str | None = None
     """Folder or Hub dataset to read instead of the card's own source."""
     on_error: Literal["raise", "skip"] = "raise"
-    """Stop at the first bad row, or leave bad rows out and list them in the report. That includes a picture that breaks
+    """Stop at the first bad row, or leave bad rows out and list them in the report. That includes an image that breaks
     while training goes on: another row of its batch stands in for it."""
     check_images: Literal["once", "always", "never"] = "once"
-    """Decode every picture before training: `once`, until a picture changes; at `always` every start; or `never`."""
+    """Decode every image before training: `once`, until an image changes; at `always` every start; or `never`."""
     train_split: str = "train"
     """Split to train on."""
     validation_split: str = "validation"
@@ -39,38 +41,38 @@ class DataConfig:
     workers: int = 1
     """Loader processes per rank; 0 reads in the training process."""
     cache_mb: float = 2000
-    """Keep decoded pictures in shared memory when they fit into this many MB; 0 never does."""
+    """Keep decoded images in shared memory when they fit into this many MB; 0 never does."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The budget, the optimiser, and what to save."""
+    """The budget, the optimizer, and what to save."""
 
     epochs: float | None = None
     """Budget in passes over the training split. Give exactly one of epochs, steps and minutes."""
     steps: int | None = None
-    """Budget in optimiser steps."""
+    """Budget in optimizer steps."""
     minutes: float | None = None
     """Budget in minutes of wall clock, validation included; the schedule follows the clock."""
 
     batch_size: int = 256
     """Rows per process and forward pass; the loss sees the joined batch of all processes."""
     accumulate: int = 1
-    """Forward passes per optimiser step. Each has its own negatives."""
+    """Forward passes per optimizer step. Each has its own negatives."""
     sampling: Sampling = "rows"
-    """How rows become batches. `rows`: each once per epoch; `distinct`: and no product twice in one batch."""
-    balance: str | None = None
+    """How rows become batches. `rows`: each once per epoch; `no_duplicate_products`: and no product twice in one batch."""
+    class_balanced_by: str | None = None
     """Attribute whose classes are drawn equally often, for long tails; rows then repeat within an epoch."""
     augmentation: Augmentation = "product"
-    """Picture augmentation preset."""
+    """Image augmentation preset."""
     augmentation_strength: float = 1.0
-    """How far zoom, shift and colours may go, as a share of the preset's own reach; flips stay."""
-    erasing: float = 0.0
-    """Share of the pictures of which a rectangle is hidden."""
+    """How far zoom, shift and colors may go, as a share of the preset's own reach; flips stay."""
+    random_erasing_prob: float = 0.0
+    """Share of the images of which a rectangle is hidden."""
     token_dropout: float = 0.0
     """Share of a title's tokens that are hidden, anew in every batch."""
-    progressive: tuple[float, ...] = ()
-    """Picture scales of equal shares of the budget, such as 0.6 0.8 1.0: small pictures first, full size last."""
+    image_size_schedule: tuple[float, ...] = ()
+    """Image scales of equal shares of the budget, such as 0.6 0.8 1.0: small images first, full size last."""
 
     optimizer: str = "adamw"
     """Any optimizer of timm: adamw, nmuon (Muon with Nesterov momentum), sgd, lamb, lion, ..."""
@@ -80,7 +82,7 @@ class TrainConfig:
     """Peak learning rate of the text tower; default `lr`."""
     image_lr: float | None = None
     """Peak learning rate of the image tower; default `lr`."""
-    fallback_lr: float | None = None
+    adamw_lr: float | None = None
     """Peak learning rate of what a Muon optimizer leaves to AdamW (embeddings, norms, biases, scale); default `lr`."""
     layer_decay: float = 1.0
     """Each layer further from the head learns slower by this factor; 1 is off."""
@@ -107,7 +109,7 @@ class TrainConfig:
     """What `auto` has measured; a resumed run keeps it."""
     sync_batchnorm: bool = False
     """Take batch statistics over the rows of all processes instead of each one's own."""
-    threads: int | None = None
+    cpu_threads: int | None = None
     """CPU threads per process; default all cores, shared out among the processes of this machine."""
     compile: bool = False
     """Compile the towers with torch.compile."""
@@ -122,7 +124,7 @@ class TrainConfig:
     """Save a checkpoint every so many steps."""
     checkpoint_minutes: float | None = 5.0
     """Save a checkpoint every so many minutes."""
-    keep: int = 2
+    max_checkpoints: int = 2
     """Step checkpoints to keep; `best` is kept besides."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Experiment trackers of Accelerate: tensorboard, wandb, ..."""
@@ -134,7 +136,7 @@ class TrainConfig:
                 f"the budget is given {len(given)} times ({', '.join(f'--train.{n}' for n in given)}); "
                 "give one, and set the recipe's own to None, e.g. --train.epochs None --train.minutes 10"
             )
-        for name in ("batch_size", "accumulate", "keep"):
+        for name in ("batch_size", "accumulate", "max_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
         if self.tower_precision is not None and self.precision != "auto":
@@ -144,88 +146,18 @@ class TrainConfig:
             )
         if not 0 <= self.augmentation_strength <= 2:
             raise ConfigError(f"train.augmentation_strength is {self.augmentation_strength}; it must be from 0 to 2")
-        for name in ("warmup", "lock_text", "lock_image", "erasing", "token_dropout"):
+        for name in ("warmup", "lock_text", "lock_image", "random_erasing_prob", "token_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it is a share between 0 and 1")
-        for name in ("epochs", "steps", "minutes", "lr", "fallback_lr", "validate_every"):
+        for name in ("epochs", "steps", "minutes", "lr", "adamw_lr", "validate_every"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"train.{name} is {value}; it must be above 0")
-        if self.fallback_lr is not None and "muon" not in self.optimizer:
+        if self.adamw_lr is not None and "muon" not in self.optimizer:
             raise ConfigError(
-                f"train.fallback_lr is for a Muon optimiser, and train.optimizer is {self.optimizer}; "
+                f"train.adamw_lr is for a Muon optimizer, and train.optimizer is {self.optimizer}; "
                 "leave it out, or set --train.optimizer nmuon"
             )
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """How the finished model is measured."""
-
-    split: str = "test"
-    """Split to measure on."""
-    ks: tuple[int, ...] = (1, 5, 10)
-    """Cut-offs of recall@K and hit@K."""
-    qrels: Path | None = None
-    """Relevance file (Marqo JSON or TREC); the gallery is then the whole card."""
-    breakdown: tuple[str, ...] = ()
-    """Attributes to break the figures down by."""
-    bootstrap: int = 1000
-    """Resamples behind the 95 % intervals."""
-    batch_size: int = 256
-    """Rows embedded at a time."""
-    rerank: int = 50
-    """How many of each query's best hits a re-ranker puts in order again, where the model has one."""
-
-
-@dataclass(frozen=True)
-class MatchingConfig:
-    """Which wrong partners a re-ranker learns to tell from the right one."""
-
-    negatives: int = 4
-    """Hard negatives of every text and of every picture, out of the joined batch."""
-    temperature: float = 1.0
-    """Negatives are drawn like the softmax of the towers' logits divided by this; 0 takes the hardest."""
-
-    def __post_init__(self) -> None:
-        if self.negatives < 1:
-            raise ConfigError(f"matching.negatives is {self.negatives}; it must be at least 1")
-        if self.temperature < 0:
-            raise ConfigError(f"matching.temperature is {self.temperature}; it must not be negative")
-
-
-@dataclass(frozen=True)
-class TaskConfig:
-    """What the vector of a whole product is trained for."""
-
-    labels: tuple[str, ...] = ()
-    """Attributes; products that share the values of all of them attract each other. None: rows of one product do."""
-    supervised: float = 1.0
-    """Weight of the supervised contrastive loss over `labels`."""
-    identity: float = 1.0
-    """Weight of `loss` (InfoNCE, hinge ...) between two views of a product, each with other inputs hidden."""
-    temperature: float = 0.1
-    """Temperature of the contrastive losses."""
-    heads: tuple[str, ...] = ()
-    """Attributes to predict from the vector."""
-    weights: tuple[float, ...] = ()
-    """Weight of each head's loss; default 1 each."""
-    logit_adjustment: float = 0.0
-    """Factor of the log of a class's share that is added to its logit while training, for long tails; 1 is balanced."""
-
-    def __post_init__(self) -> None:
-        for name in ("labels", "heads"):  # both `a b` and `a,b` on the command line
-            parts = tuple(part for given in getattr(self, name) for part in given.split(",") if part)
-            object.__setattr__(self, name, parts)
-        if self.weights and len(self.weights) != len(self.heads):
-            raise ConfigError(f"task.weights has {len(self.weights)} numbers for {len(self.heads)} task.heads")
-        if min(self.supervised, self.identity, *self.weights, 0.0) < 0 or not self.temperature > 0:
-            raise ConfigError("task: weights must not be negative, and the temperature must be above 0")
-
-    @property
-    def head_weights(self) -> dict[str, float]:
-        """Weight of each head."""
-        return dict(zip(self.heads, self.weights or [1.0] * len(self.heads), strict=True))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dualtower.data.products import Products
+from dualtower.data.items import ItemDataset
 from dualtower.distributed import from_main
 from dualtower.errors import CheckpointError, ConfigError
 from dualtower.sharding import rank
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 PROCESSES, TOKENIZER = "processes", "tokenizer"
 
 
-def run_inputs(tokenizer: Any, splits: Mapping[str, Products], *, processes: int) -> dict[str, str]:
+def run_inputs(tokenizer: Any, splits: Mapping[str, ItemDataset], *, processes: int) -> dict[str, str]:
     """Describe the inputs of a run, each in a few words that change when it does.
 
     Args:
@@ -30,9 +30,9 @@ def run_inputs(tokenizer: Any, splits: Mapping[str, Products], *, processes: int
         processes: That train together; their number decides which rows meet in a batch.
     """
     described = {PROCESSES: str(processes), TOKENIZER: _fingerprint(tokenizer)}
-    for name, products in splits.items():
-        described[f"split {name}"] = f"{len(products):,} rows, fingerprint {products.rows_fingerprint}"
-        described[_pictures(name)] = f"fingerprint {products.sizes_fingerprint} of their sizes"
+    for name, items in splits.items():
+        described[f"split {name}"] = f"{len(items):,} rows, fingerprint {items.rows_fingerprint}"
+        described[_images(name)] = f"fingerprint {items.sizes_fingerprint} of their sizes"
     return described
 
 
@@ -43,7 +43,7 @@ def check_inputs(before: Mapping[str, str], now: Mapping[str, str], *, path: Pat
         before: Of the checkpoint at `path`; one of an older version has none.
         now: Of the run.
         path: For messages.
-        lenient: Whether pictures may have changed under unchanged rows: broken ones are left out of the batches then.
+        lenient: Whether images may have changed under unchanged rows: broken ones are left out of the batches then.
 
     Raises:
         CheckpointError: They differ; says in what, and what to type.
@@ -53,7 +53,7 @@ def check_inputs(before: Mapping[str, str], now: Mapping[str, str], *, path: Pat
             logger.warning("%s does not say from which rows it was trained; they are taken to be the same", path)
         return
     changed = [name for name in before if name in now and before[name] != now[name]]
-    if lenient and changed and all(name.startswith(_pictures("")) for name in changed):
+    if lenient and changed and all(name.startswith(_images("")) for name in changed):
         logger.warning("%s have changed since %s was written; the run goes on with them", " and ".join(changed), path)
         return
     if changed:
@@ -89,8 +89,8 @@ def _advice(changed: list[str], before: Mapping[str, str], path: Path) -> str:
     )
 
 
-def _pictures(split: str) -> str:
-    return f"pictures of {split}"
+def _images(split: str) -> str:
+    return f"images of {split}"
 
 
 def _fingerprint(tokenizer: Any) -> str:

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from torch.utils.data import DataLoader
 
-from dualtower.data.batches import BatchPlan, Collator, training_loader
-from dualtower.data.products import Products
+from dualtower.data.batches import BatchSampler, Collator, training_loader
+from dualtower.data.items import ItemDataset
 from dualtower.errors import CheckpointError
 from dualtower.types import Batch
 
@@ -51,15 +51,15 @@ class ItemLoader:
     """Batches of a split whose rows are at hand, in the order of a plan.
 
     Args:
-        products: Rows of the split.
+        items: Rows of the split.
         plan: Which rows make which batch.
         collator: Makes batches of them.
         workers: Processes that decode and tokenise; their number changes no batch.
     """
 
-    def __init__(self, products: Products, plan: BatchPlan, collator: Collator, *, workers: int = 0) -> None:
+    def __init__(self, items: ItemDataset, plan: BatchSampler, collator: Collator, *, workers: int = 0) -> None:
         self.plan = plan
-        self.loader: DataLoader[Batch] = training_loader(products, plan, collator, workers=workers)
+        self.loader: DataLoader[Batch] = training_loader(items, plan, collator, workers=workers)
         self._epoch = self._batch = 0
 
     def __iter__(self) -> Iterator[Batch]:

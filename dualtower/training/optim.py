@@ -1,4 +1,4 @@
-"""Parameter groups, the optimiser, and what happens to the learning rates while a run goes on."""
+"""Parameter groups, the optimizer, and what happens to the learning rates while a run goes on."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from dualtower.errors import UnknownName
+from dualtower.objectives.base import Objective
 from dualtower.training.budget import learning_rate_factor
 from dualtower.training.config import TrainConfig
-from dualtower.training.objective import Objective
 
 __all__ = [
     "create_optimizer",
@@ -34,7 +34,7 @@ def parameter_groups(objective: Objective, config: TrainConfig) -> list[dict[str
 
     Matrices and kernels decay; norms, biases, the scale and the bias of the similarity do not. Each group remembers
     its `part` (image_tower, text_head, logit_scale ... or an own part's name) and its `peak_lr`, from which every
-    step's rate is computed. A Muon optimiser is told which groups are not its own: embeddings and whatever is no linear
+    step's rate is computed. A Muon optimizer is told which groups are not its own: embeddings and whatever is no linear
     map go to AdamW.
     """
     muon, model = "muon" in config.optimizer, objective.model
@@ -47,7 +47,7 @@ def parameter_groups(objective: Objective, config: TrainConfig) -> list[dict[str
         if parameter.requires_grad:
             part = name.split(".")[0]
             fallback = muon and (parameter.ndim < 2 or id(parameter) not in maps)
-            peak = config.fallback_lr if fallback else rates.get(part)
+            peak = config.adamw_lr if fallback else rates.get(part)
             lr = (config.lr if peak is None else peak) * factor
             groups[part, lr, parameter.ndim > 1, fallback].append(parameter)
     return [
@@ -64,14 +64,14 @@ def parameter_groups(objective: Objective, config: TrainConfig) -> list[dict[str
 
 
 def create_optimizer(objective: Objective, config: TrainConfig) -> torch.optim.Optimizer:
-    """Build the optimiser named in the config.
+    """Build the optimizer named in the config.
 
     Raises:
-        UnknownName: timm has no optimiser of that name.
+        UnknownName: timm has no optimizer of that name.
     """
     known = timm.optim.list_optimizers()
     if config.optimizer not in known:
-        raise UnknownName("optimiser", config.optimizer, known)
+        raise UnknownName("optimizer", config.optimizer, known)
     groups = parameter_groups(objective, config)
     extra = {"betas": (0.9, config.beta2)} if "adam" in config.optimizer or "muon" in config.optimizer else {}
     return timm.optim.create_optimizer_v2(
@@ -80,7 +80,7 @@ def create_optimizer(objective: Objective, config: TrainConfig) -> torch.optim.O
 
 
 def freeze_locked(objective: Objective, config: TrainConfig) -> None:
-    """Take what is locked for the whole run out of the graph; the optimiser never hears of it.
+    """Take what is locked for the whole run out of the graph; the optimizer never hears of it.
 
     Args:
         objective: Its model has parts that it gives no gradient.

@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from dualtower.config import from_dict, to_dict
-from dualtower.data.products import Products
+from dualtower.data.items import ItemDataset
 from dualtower.errors import ConfigError
-from dualtower.model import DualTower
-from dualtower.precision import ROWS, TowerPrecision, measure_precision
+from dualtower.models.dual_tower import DualTower
+from dualtower.models.precision import ROWS, TowerPrecision, measure_precision
 from dualtower.training.config import RunConfig, TrainConfig
 
 __all__ = ["autocast_precision", "with_tower_precision"]
@@ -40,7 +40,7 @@ def autocast_precision(train: TrainConfig) -> str:
 
 
 def with_tower_precision(
-    config: RunConfig, model: DualTower, products: Products, accelerator: Accelerator
+    config: RunConfig, model: DualTower, items: ItemDataset, accelerator: Accelerator
 ) -> RunConfig:
     """The run's config with the towers' precision, under which the model computes from now on.
 
@@ -51,7 +51,7 @@ def with_tower_precision(
     measures = accelerator.device.type == "cpu"
     if train.precision != "auto" or not (measures or config.resume or train.tower_precision):
         return config
-    chosen = [_chosen(config, model, products) if accelerator.is_main_process else None]
+    chosen = [_chosen(config, model, items) if accelerator.is_main_process else None]
     broadcast_object_list(chosen)
     if chosen[0] is None:  # a run that began on an accelerator
         return config
@@ -60,7 +60,7 @@ def with_tower_precision(
     return replace(config, train=replace(train, tower_precision=precision))
 
 
-def _chosen(config: RunConfig, model: DualTower, products: Products) -> dict[str, object] | None:
+def _chosen(config: RunConfig, model: DualTower, items: ItemDataset) -> dict[str, object] | None:
     train = config.train
     if config.resume:
         kept: dict[str, object] | None = json.loads((config.out / "config.json").read_text())["train"].get(
@@ -69,10 +69,10 @@ def _chosen(config: RunConfig, model: DualTower, products: Products) -> dict[str
         return kept
     if train.tower_precision is not None:
         return to_dict(train.tower_precision)
-    rows = range(min(ROWS, train.batch_size, len(products)))
+    rows = range(min(ROWS, train.batch_size, len(items)))
     tokens = None
     if model.text_tower is not None:
-        tokens = model.collator().tokens([products.texts[row][0] for row in rows])
+        tokens = model.collator().tokens([items.texts[row][0] for row in rows])
     measured = measure_precision(model, tokens, learns=(train.lock_text < 1, train.lock_image < 1))
     logger.info("precision: %s; measured to be fastest here, --train.precision fp32 is float32 everywhere", measured)
     return to_dict(measured)

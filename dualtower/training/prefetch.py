@@ -35,7 +35,7 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
 
 def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
     """Let the computation wait for the copy, and its memory live until the computation is done with it."""
-    stream = torch.cuda.current_stream(batch.products.device)
+    stream = torch.cuda.current_stream(batch.product_codes.device)
     stream.wait_event(copied)
 
     def lent(tensor: torch.Tensor) -> torch.Tensor:

@@ -16,23 +16,22 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from dualtower.config import to_dict
 from dualtower.data.cards import DataCard, load_card
-from dualtower.data.loading import load_products, without_broken_images
-from dualtower.data.products import Products
+from dualtower.data.items import ItemDataset
+from dualtower.data.loading import load_items, without_broken_images
 from dualtower.distributed import from_main
 from dualtower.errors import ConfigError, MissingExtra, RowError, SourceError
 from dualtower.evaluation import check_measurable, evaluate, load_qrels, write_report
 from dualtower.files import write_text_atomically
-from dualtower.folder import README
-from dualtower.model import DualTower
-from dualtower.model_card import ModelCard
+from dualtower.hub.model_card import ModelCard
+from dualtower.hub.model_folder import README
+from dualtower.models.dual_tower import DualTower
+from dualtower.objectives.base import Objective
 from dualtower.sharding import sharded
-from dualtower.training.building import build_model, build_trainer, with_known_values
+from dualtower.training.building import build_model, build_objective, build_trainer, with_known_values
 from dualtower.training.config import RunConfig
-from dualtower.training.journal import read_history
-from dualtower.training.loop import Outcome
-from dualtower.training.objective import Objective
-from dualtower.training.objectives import build_objective
+from dualtower.training.metric_logger import read_history
 from dualtower.training.precision import autocast_precision, with_tower_precision
+from dualtower.training.trainer import Outcome
 
 __all__ = ["run"]
 
@@ -57,7 +56,7 @@ def run(config: RunConfig) -> bool:
 
     Raises:
         ConfigError: The folder already holds a run, or a setting does not fit.
-        DataError: The catalogue cannot be read.
+        DataError: The catalog cannot be read.
         NonFiniteLoss: Training diverged.
     """
     accelerator = _accelerator(config)
@@ -85,7 +84,7 @@ def run(config: RunConfig) -> bool:
     if outcome.ended == "stopped":
         logger.info("stopped at step %d, saved. To go on, type the same command with --resume", outcome.position.step)
     else:
-        skipped = [*train.skipped, *validation.skipped, *outcome.left_out]
+        skipped = [*train.skipped, *validation.skipped, *outcome.skipped_rows]
         _save_and_measure(outcome, card, config, accelerator, train=train, skipped=skipped)
     accelerator.free_memory()  # DDP must let go of the process group before it ends, or the exit may abort
     accelerator.end_training()
@@ -115,7 +114,7 @@ def _accelerator(config: RunConfig) -> Accelerator:
     if accelerator.device.type == "cpu":
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         # Accelerate's launcher and torchrun leave every process one thread: half of the speed on two cores.
-        torch.set_num_threads(config.train.threads or max(1, (os.cpu_count() or 1) // processes))
+        torch.set_num_threads(config.train.cpu_threads or max(1, (os.cpu_count() or 1) // processes))
     return accelerator
 
 
@@ -151,30 +150,30 @@ def _splits(config: RunConfig) -> tuple[str, str]:
     return config.data.train_split, config.data.validation_split
 
 
-def _load(card: DataCard, split: str, config: RunConfig, accelerator: Accelerator) -> Products:
-    """The rows of one split; all processes check its pictures together."""
+def _load(card: DataCard, split: str, config: RunConfig, accelerator: Accelerator) -> ItemDataset:
+    """The rows of one split; all processes check its images together."""
     data = config.data
     with accelerator.main_process_first():  # it fetches and converts for those of its machine
-        products = load_products(card, split, source=data.source, on_error=data.on_error, check_images=False)
+        items = load_items(card, split, source=data.source, on_error=data.on_error, check_images=False)
     read = config.model.image is not None and bool(card.columns.image_columns)
-    if not read or data.check_images == "never" or (card.source.drawn is not None and data.source is None):
-        return products
+    if not read or data.check_images == "never" or (card.source.synthetic is not None and data.source is None):
+        return items
     with sharded():
-        return _checked(products, config, remember=data.check_images == "once")
+        return _checked(items, config, remember=data.check_images == "once")
 
 
-def _checked(products: Products, config: RunConfig, *, remember: bool) -> Products:
-    """The rows whose pictures can be decoded; called by all processes, under `sharded`."""
-    where = f"{config.data.source or products.card} ({products.split})"
-    checked = without_broken_images(products, where, on_error=config.data.on_error, remember=remember)
-    if len(checked) < len(products):
-        logger.warning("%s: left out %d rows with broken pictures", where, len(products) - len(checked))
+def _checked(items: ItemDataset, config: RunConfig, *, remember: bool) -> ItemDataset:
+    """The rows whose images can be decoded; called by all processes, under `sharded`."""
+    where = f"{config.data.source or items.card} ({items.split})"
+    checked = without_broken_images(items, where, on_error=config.data.on_error, remember=remember)
+    if len(checked) < len(items):
+        logger.warning("%s: left out %d rows with broken images", where, len(items) - len(checked))
     if not len(checked):
-        raise SourceError(f"{where}: no picture can be decoded; the first: {checked.skipped[-len(products)]}")
+        raise SourceError(f"{where}: no image can be decoded; the first: {checked.skipped[-len(items)]}")
     return checked
 
 
-def _log_start(config: RunConfig, train: Products, model: DualTower, accelerator: Accelerator) -> None:
+def _log_start(config: RunConfig, train: ItemDataset, model: DualTower, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         logger.info(
             "%s: %d rows of %d products; %.1f M parameters; %d process(es) on %s, %s",
@@ -188,11 +187,11 @@ def _log_start(config: RunConfig, train: Products, model: DualTower, accelerator
         )
 
 
-def _validated(objective: Objective, products: Products, config: RunConfig) -> dict[str, float]:
+def _validated(objective: Objective, items: ItemDataset, config: RunConfig) -> dict[str, float]:
     """What picks the best checkpoint; where bad rows are skipped, so are those that have broken since the start."""
     if config.data.on_error == "skip" and objective.model.image_tower is not None:
-        products = _checked(products, config, remember=True)  # a look at what has changed
-    return objective.validate(products, batch_size=config.evaluation.batch_size)
+        items = _checked(items, config, remember=True)  # a look at what has changed
+    return objective.validate(items, batch_size=config.evaluation.batch_size)
 
 
 def _save_and_measure(
@@ -201,7 +200,7 @@ def _save_and_measure(
     config: RunConfig,
     accelerator: Accelerator,
     *,
-    train: Products,
+    train: ItemDataset,
     skipped: list[RowError],
 ) -> None:
     """Save first: what took hours must not hang on the minutes of the measurement, which all processes share.
@@ -209,7 +208,7 @@ def _save_and_measure(
     Only the main process writes.
     """
     settings, model, main = config.evaluation, outcome.model, accelerator.is_main_process
-    model.seal()
+    model.record_tower_fingerprint()
     folder = config.out / "model"
     if main:
         model.save_pretrained(folder, card=ModelCard.of_run(config))
@@ -228,7 +227,7 @@ def _save_and_measure(
             breakdown=settings.breakdown,
             progress=main,
         )
-        sections = build_objective(config, model, train).sections(result, train, config, progress=main)
+        sections = build_objective(config, model, train).sections(result, train, config.evaluation, progress=main)
     if not main:
         return
     measured = ModelCard.of_run(config, result.report)

@@ -15,7 +15,8 @@ from timm.utils import ModelEmaV3
 
 from dualtower.config import to_dict
 from dualtower.distributed import broadcast_, from_main, world_size
-from dualtower.model import DualTower
+from dualtower.models.dual_tower import DualTower
+from dualtower.objectives.base import Objective
 from dualtower.training.budget import Budget, say_budget
 from dualtower.training.checkpoint import (
     Checkpoint,
@@ -28,9 +29,8 @@ from dualtower.training.checkpoint import (
     save_checkpoint,
 )
 from dualtower.training.config import RunConfig
-from dualtower.training.left_out import LeftOut
 from dualtower.training.loader import StatefulLoader
-from dualtower.training.objective import Objective
+from dualtower.training.skipped_rows import SkippedRows
 
 __all__ = ["TrainingState"]
 
@@ -52,7 +52,7 @@ class TrainingState:
         optimizer: Moves its parameters.
         ema: Averages the objective, or None.
         loader: Gives this process its batches.
-        left_out: Rows whose pictures broke on the way.
+        skipped_rows: Rows whose images broke on the way.
     """
 
     config: RunConfig
@@ -62,7 +62,7 @@ class TrainingState:
     optimizer: AcceleratedOptimizer
     ema: ModelEmaV3 | None
     loader: StatefulLoader
-    left_out: LeftOut
+    skipped_rows: SkippedRows
 
     @property
     def folder(self) -> Path:
@@ -86,7 +86,7 @@ class TrainingState:
             CheckpointError: The file system refused; older checkpoints are untouched.
         """
         ranks = _of_all_ranks({"rng": self._random_state(), "loader": loader})
-        left_out = self.left_out.everywhere()
+        skipped_rows = self.skipped_rows.everywhere()
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             checkpoint = Checkpoint(
@@ -101,9 +101,9 @@ class TrainingState:
                 rng=[state["rng"] for state in ranks],
                 loader=[state["loader"] for state in ranks],
                 inputs=self.inputs,
-                left_out=left_out,
+                skipped_rows=skipped_rows,
             )
-            save_checkpoint(checkpoint, self.folder, keep=self.config.train.keep)
+            save_checkpoint(checkpoint, self.folder, max_checkpoints=self.config.train.max_checkpoints)
         self.accelerator.wait_for_everyone()
 
     def restore(self, budget: Budget) -> Position:
@@ -138,7 +138,7 @@ class TrainingState:
             if "cuda" in checkpoint.rng[rank] and self.accelerator.device.type == "cuda":
                 torch.cuda.set_rng_state(checkpoint.rng[rank]["cuda"], self.accelerator.device)
         logger.info("resuming from %s", path)
-        self.left_out.restore(checkpoint.left_out)
+        self.skipped_rows.restore(checkpoint.skipped_rows)
         used = budget.progress(checkpoint.position.step, checkpoint.position.seconds)
         say_budget(checkpoint.config["train"], self.config.train, used)
         return checkpoint.position

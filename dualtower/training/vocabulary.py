@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dualtower.data.text import load_tokenizer, train_tokenizer
+from dualtower.data.transforms.tokenizer import load_tokenizer, train_tokenizer
 from dualtower.distributed import from_main
 from dualtower.sharding import rank
 from dualtower.training.checkpoint import latest_checkpoint
@@ -21,10 +21,10 @@ __all__ = ["shared_tokenizer"]
 
 
 def shared_tokenizer(config: RunConfig, texts: Sequence[Sequence[str]]) -> Any:
-    """The tokenizer of the pretrained text tower, or one that is trained on the catalogue.
+    """The tokenizer of the pretrained text tower, or one that is trained on the catalog.
 
     The main process loads or trains it and keeps it in ``config.out/tokenizer``, from where a resumed run takes it
-    even if the catalogue has grown. The others get its files from the main process.
+    even if the catalog has grown. The others get its files from the main process.
 
     Args:
         config: The run.

@@ -1,9 +1,9 @@
 "use strict";
 
-// One page, no build: a form, filters, hits. Everything that comes from the catalogue is set as text, never as HTML.
+// One page, no build: a form, filters, hits. Everything that comes from the catalog is set as text, never as HTML.
 
 const $ = (id) => document.getElementById(id);
-const state = { cursor: null, about: null, chosen: new Map(), similar: null, number: 0, picture: null };
+const state = { cursor: null, about: null, chosen: new Map(), similar: null, number: 0, image: null };
 
 async function ask(path, options) {
   const response = await fetch(path, options);
@@ -12,14 +12,14 @@ async function ask(path, options) {
   return body;
 }
 
-// Whether the model of the catalogue embeds such a side ("image" or "text").
-function has(kind) {
-  return !state.about || state.about.kinds.includes(kind);
+// Whether the model of the catalog embeds such a side ("image" or "text").
+function has(modality) {
+  return !state.about || state.about.vector_names.includes(modality);
 }
 
 function invitation() {
-  if (!has("text")) return "Drop a picture.";
-  return has("image") ? "Type words, drop a picture, or both." : "Type words.";
+  if (!has("text")) return "Drop an image.";
+  return has("image") ? "Type words, drop an image, or both." : "Type words.";
 }
 
 function say(words, error = false) {
@@ -53,8 +53,8 @@ function question() {
   const form = new FormData();
   const text = $("text").value.trim();
   if (text) form.set("text", text);
-  if (state.picture) form.set("image", state.picture);
-  if (text && state.picture) {
+  if (state.image) form.set("image", state.image);
+  if (text && state.image) {
     const share = Number($("blend").value) / 100;
     form.set("text_weight", String(1 - share));
     form.set("image_weight", String(share));
@@ -113,7 +113,7 @@ function card(hit) {
   image.addEventListener("error", () => image.removeAttribute("src"), { once: true });
   const open = node.querySelector(".open");
   open.href = image.src;
-  open.setAttribute("aria-label", `Picture of ${hit.row.title}`);
+  open.setAttribute("aria-label", `Image of ${hit.row.title}`);
   node.querySelector("h2").textContent = hit.row.title;
   node.querySelector(".facts").textContent = Object.values(hit.row.attributes).filter((v) => v !== null && v !== "").join(" · ");
   node.querySelector(".score").textContent = hit.score.toFixed(3);
@@ -132,7 +132,7 @@ async function explain(hit, place) {
   if (!place.hidden) { place.hidden = true; return; }
   try {
     const query = new URLSearchParams({ text: $("text").value.trim() });
-    const found = await ask(`items/${encodeURIComponent(hit.id)}/why?${query}`);
+    const found = await ask(`items/${encodeURIComponent(hit.id)}/explain?${query}`);
     const strongest = Math.max(...found.words.map((w) => Math.abs(w.weight)), 1e-9);
     const words = found.words.flatMap((word) => {
       const mark = document.createElement("mark");
@@ -142,10 +142,10 @@ async function explain(hit, place) {
       return [mark, " "];
     });
     place.replaceChildren(...words);
-    if (found.picture) {
+    if (found.image) {
       const image = document.createElement("img");
       image.alt = "Where the model looked";
-      image.src = found.picture;
+      image.src = found.image;
       place.append(image);
     }
     place.hidden = false;
@@ -161,7 +161,7 @@ function filters(about) {
     const group = document.createElement("fieldset");
     const legend = document.createElement("legend");
     legend.textContent = name;
-    group.append(legend, ...(attribute.kind === "number" ? range(name, attribute) : values(name, attribute)));
+    group.append(legend, ...(attribute.type === "number" ? range(name, attribute) : values(name, attribute)));
     return group;
   });
   $("filters").replaceChildren(...groups);
@@ -211,18 +211,18 @@ function filtered() {
   search();
 }
 
-// Pictures
+// Images
 
 function take(file) {
-  state.picture = file && file.type.startsWith("image/") ? file : null;
-  if (file && !state.picture) say(`${file.name} is no picture`, true);
+  state.image = file && file.type.startsWith("image/") ? file : null;
+  if (file && !state.image) say(`${file.name} is no image`, true);
   if ($("preview").src) URL.revokeObjectURL($("preview").src);
-  $("preview").hidden = $("forget").hidden = !state.picture;
-  $("drop-words").hidden = Boolean(state.picture);
-  if (state.picture) $("preview").src = URL.createObjectURL(state.picture);
+  $("preview").hidden = $("forget").hidden = !state.image;
+  $("drop-words").hidden = Boolean(state.image);
+  if (state.image) $("preview").src = URL.createObjectURL(state.image);
   else $("image").value = "";
-  $("blend-label").hidden = !state.picture;
-  if (state.picture || !file) { state.similar = null; search(); }
+  $("blend-label").hidden = !state.image;
+  if (state.image || !file) { state.similar = null; search(); }
 }
 
 for (const kind of ["dragover", "dragleave", "drop"]) {

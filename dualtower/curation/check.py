@@ -1,0 +1,240 @@
+"""What a catalog holds and what is wrong with it, before a model is trained on it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from dualtower.config import to_dict
+from dualtower.data.cards import DataCard
+from dualtower.data.items import ItemDataset
+from dualtower.data.loading import read_split
+from dualtower.data.splits import split_names
+from dualtower.data.transforms.tokenizer import normalize_title
+from dualtower.errors import BrokenImage
+from dualtower.markdown import markdown_table
+
+__all__ = ["AttributeValues", "CheckReport", "Leak", "Repeated", "SplitCheck", "check_card"]
+
+OVER_LONG = 1_000  # characters; a tokeniser cuts far earlier, so that most of such a text is never read
+SHOWN = 10  # bad rows and attribute values in the report
+
+
+@dataclass(frozen=True)
+class SplitCheck:
+    """One split.
+
+    Attributes:
+        split: Its name.
+        rows: Usable rows.
+        products: Different products among them.
+        left_out: Reason -> number of rows that cannot be used.
+        over_long: Usable rows with a text of more than 1,000 characters.
+    """
+
+    split: str
+    rows: int
+    products: int
+    left_out: dict[str, int]
+    over_long: int
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Values that stand in more than one row.
+
+    Attributes:
+        values: How many values do.
+        rows: In how many rows they stand together.
+        largest: Rows of the most frequent one.
+        example: A row id of the most frequent one.
+    """
+
+    values: int
+    rows: int
+    largest: int
+    example: str
+
+
+@dataclass(frozen=True)
+class Leak:
+    """What two splits share: different products, images (byte for byte) and titles."""
+
+    splits: tuple[str, str]
+    products: int
+    images: int
+    titles: int
+
+
+@dataclass(frozen=True)
+class AttributeValues:
+    """One attribute: how many different values, rows without one, and the most frequent values."""
+
+    name: str
+    different: int
+    missing: int
+    top: list[tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """The state of a catalog.
+
+    Attributes:
+        card: Name of the card.
+        splits: Rows per split.
+        products: Products with several rows, over all splits.
+        titles: Equal first texts, character by character, over all splits.
+        images: Byte-identical images, over all splits.
+        duplicate_ids: Ids that stand in more than one split. (Those within one are among the rows left out.)
+        leaks: What each pair of splits shares.
+        attributes: Values of the attributes, over all splits.
+        bad_rows: The first rows that were left out, with their reasons.
+    """
+
+    card: str
+    splits: list[SplitCheck]
+    products: Repeated
+    titles: Repeated
+    images: Repeated
+    duplicate_ids: int
+    leaks: list[Leak]
+    attributes: list[AttributeValues]
+    bad_rows: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Values that JSON can hold."""
+        return to_dict(self)
+
+    def problems(self) -> list[str]:
+        """What makes figures on this catalog doubtful: rows left out, duplicates, and what two splits share."""
+        left_out = sum(sum(split.left_out.values()) for split in self.splits)
+        found = [
+            (left_out, "rows cannot be used"),
+            (self.duplicate_ids, "ids stand in more than one split"),
+            (self.images.values, "groups of byte-identical images"),
+        ]
+        for leak in self.leaks:
+            shared = f"shared by {leak.splits[0]} and {leak.splits[1]}"
+            found += [(getattr(leak, what), f"{what} {shared}") for what in ("products", "images", "titles")]
+        return [f"{count:,} {what}" for count, what in found if count]
+
+    def to_markdown(self) -> str:
+        """A short report for people."""
+        reasons = sorted({reason for split in self.splits for reason in split.left_out})
+        head = ["split", "rows", "products", *reasons, f"text over {OVER_LONG:,} characters"]
+        cells = [
+            [s.split, s.rows, s.products, *(s.left_out.get(r, 0) for r in reasons), s.over_long] for s in self.splits
+        ]
+        lines = [f"# {self.card}", "", markdown_table(head, cells)]
+        lines += ["", _repeated_line("products have several rows", self.products)]
+        lines += [_repeated_line("titles are shared", self.titles)]
+        lines += [_repeated_line("groups of byte-identical images", self.images)]
+        lines += [f"- {self.duplicate_ids:,} ids stand in more than one split"]
+        if self.leaks:
+            shared = [[" and ".join(leak.splits), leak.products, leak.images, leak.titles] for leak in self.leaks]
+            table = markdown_table(["splits", "products", "images", "titles"], shared)
+            lines += ["", "Shared between splits:", "", table]
+        if self.attributes:
+            rows = [[a.name, a.different, a.missing, _top(a.top)] for a in self.attributes]
+            table = markdown_table(["name", "values", "missing", "most frequent"], rows, left=(0, 3))
+            lines += ["", "Attributes:", "", table]
+        if self.bad_rows:
+            lines += ["", "Rows left out:", "", *(f"- {line}" for line in self.bad_rows)]
+            hidden = sum(sum(s.left_out.values()) for s in self.splits) - len(self.bad_rows)
+            lines += [f"- and {hidden:,} more"] if hidden else []
+        return "\n".join(lines) + "\n"
+
+
+def check_card(card: DataCard, *, source: str | Path | None = None) -> CheckReport:
+    """Read every row and decode every image of a catalog.
+
+    Args:
+        card: See `dualtower.data.cards.load_card`.
+        source: Local file or folder, or ``hub:user/name``, to read in place of the card's own source.
+
+    Raises:
+        SourceError: The source is missing, empty or unreadable.
+        CardError: The card does not fit its source.
+    """
+    splits = split_names(card, source=source)
+    parts = [read_split(card, split, source=source, on_error="skip") for split in splits]
+    ids = [row_id for part in parts for row_id in part.ids]
+    images = [digest for part in parts for digest in part.image_digests + part.extra_image_digests]
+    of_images = [part.ids[row] for part in parts for row in (*range(len(part)), *part.extra_images.rows)]
+    return CheckReport(
+        card=card.name,
+        splits=[_check_split(part) for part in parts],
+        products=_repeated([p for part in parts for p in part.product_ids], ids),
+        titles=_repeated([texts[0] if texts else "" for part in parts for texts in part.texts], ids),
+        images=_repeated(images, of_images),
+        duplicate_ids=_ids_in_several(parts),
+        leaks=_leaks(parts),
+        attributes=[_attribute(name, parts) for name in parts[0].attributes],
+        bad_rows=[str(error) for part in parts for error in part.skipped][:SHOWN],
+    )
+
+
+def _check_split(products: ItemDataset) -> SplitCheck:
+    reasons = Counter(_kind(error) for error in products.skipped)
+    return SplitCheck(
+        split=products.split,
+        rows=len(products),
+        products=len(set(products.product_ids)),
+        left_out=dict(reasons),
+        over_long=sum(any(len(text) > OVER_LONG for text in texts) for texts in products.texts),
+    )
+
+
+def _kind(error: Any) -> str:
+    """A reason that rows have in common."""
+    if isinstance(error, BrokenImage):
+        return "missing image" if error.reason.startswith("no image") else "broken image"
+    return str(error.reason)
+
+
+def _repeated(values: Sequence[Hashable], ids: Sequence[str]) -> Repeated:
+    counts = {value: n for value, n in Counter(values).items() if n > 1 and value}
+    if not counts:
+        return Repeated(0, 0, 0, "")
+    most, largest = max(counts.items(), key=lambda item: item[1])
+    return Repeated(len(counts), sum(counts.values()), largest, ids[values.index(most)])
+
+
+def _ids_in_several(parts: Sequence[ItemDataset]) -> int:
+    return sum(n > 1 for n in Counter(row_id for part in parts for row_id in set(part.ids)).values())
+
+
+def _leaks(parts: Sequence[ItemDataset]) -> list[Leak]:
+    products = [set(p.product_ids) for p in parts]
+    images = [{*p.image_digests, *p.extra_image_digests} - {b""} for p in parts]
+    titles = [{normalize_title(text) for texts in p.texts for text in texts} for p in parts]
+    return [
+        Leak(
+            splits=(parts[a].split, parts[b].split),
+            products=len(products[a] & products[b]),
+            images=len(images[a] & images[b]),
+            titles=len(titles[a] & titles[b]),
+        )
+        for a, b in combinations(range(len(parts)), 2)
+    ]
+
+
+def _attribute(name: str, parts: Iterable[ItemDataset]) -> AttributeValues:
+    values = (value for part in parts for value in part.attributes[name])
+    counts = Counter("" if value is None or value != value else str(value) for value in values)
+    missing = counts.pop("", 0)
+    return AttributeValues(name, len(counts), missing, counts.most_common(SHOWN))
+
+
+def _repeated_line(what: str, found: Repeated) -> str:
+    line = f"- {found.values:,} {what}"
+    return line + (f": {found.rows:,} rows, the largest {found.largest} (row {found.example})" if found.values else "")
+
+
+def _top(values: Sequence[tuple[str, int]]) -> str:
+    return ", ".join(f"{value} {count:,}" for value, count in values[:5])
