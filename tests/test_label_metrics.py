@@ -29,7 +29,7 @@ def case(kind: str, rows: int = 240) -> tuple[np.ndarray, np.ndarray]:
     return random.normal(size=(rows, 8)).astype(np.float32), labels
 
 
-@pytest.mark.parametrize("kind", ["no_duplicate_products", "ties", "all equal"])
+@pytest.mark.parametrize("kind", ["distinct", "ties", "all equal"])
 @pytest.mark.parametrize("ks", [(1, 3), (1, 5, 10), (20,), (500,)])
 def test_equal_to_all_pairs(kind: str, ks: tuple[int, ...]) -> None:
     vectors, labels = case(kind)
@@ -44,7 +44,7 @@ def test_equal_to_all_pairs(kind: str, ks: tuple[int, ...]) -> None:
         np.testing.assert_allclose(values, wanted[name], rtol=1e-13, atol=0, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", ["no_duplicate_products", "ties", "all equal"])
+@pytest.mark.parametrize("kind", ["distinct", "ties", "all equal"])
 def test_the_tie_groups_are_the_same_whole_numbers(kind: str) -> None:
     vectors, labels = case(kind)
     ranks, depth = from_pairs(vectors, labels), 10

@@ -19,7 +19,7 @@ def case(kind: str, rows: int, columns: int) -> np.ndarray:
     return scores
 
 
-@pytest.mark.parametrize("kind", ["no_duplicate_products", "ties", "left out"])
+@pytest.mark.parametrize("kind", ["distinct", "ties", "left out"])
 @pytest.mark.parametrize("columns", [1, 7, 64, 640, 5000])
 @pytest.mark.parametrize("k", [1, 3, 10, 100, 9000])
 def test_equal_to_a_full_sort(kind: str, columns: int, k: int) -> None:
@@ -30,7 +30,7 @@ def test_equal_to_a_full_sort(kind: str, columns: int, k: int) -> None:
     assert np.array_equal(scores, before)
 
 
-@pytest.mark.parametrize("kind", ["no_duplicate_products", "ties", "left out"])
+@pytest.mark.parametrize("kind", ["distinct", "ties", "left out"])
 @pytest.mark.parametrize("size", [1, 30, 999])
 @pytest.mark.parametrize("k", [1, 10, 200])
 def test_blocks_do_not_matter(kind: str, size: int, k: int) -> None:

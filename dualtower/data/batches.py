@@ -261,9 +261,7 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
         self.chances = None if balance is None else _balanced(items, balance, sampling)
         counts = np.unique(self.codes, return_counts=True)[1]
         self.batches = len(self.codes) // self.joined
-        if (
-            sampling == "no_duplicate_products"
-        ):  # capping large products leaves fewer rows, which may fill fewer batches
+        if sampling == "no_duplicate_products":  # capping large products leaves fewer rows, so perhaps fewer batches
             while self.batches and np.minimum(counts, self.batches).sum() < self.batches * self.joined:
                 self.batches -= 1
         if not self.batches:
@@ -314,7 +312,8 @@ def _balanced(items: ItemDataset, attribute: str, sampling: Sampling) -> np.ndar
     """Chance of each row, float64 ``[N]``, such that every class of the attribute is as likely as any other."""
     if sampling == "no_duplicate_products":
         raise ConfigError(
-            "train.class_balanced_by repeats rows, which train.sampling 'no_duplicate_products' forbids; choose one of them"
+            "train.class_balanced_by repeats rows, which train.sampling 'no_duplicate_products' forbids; "
+            "choose one of them"
         )
     classes = fit_classes([attribute], items.attributes)
     labels = class_labels(classes, [{attribute: value} for value in items.attributes[attribute]])[:, 0].numpy()

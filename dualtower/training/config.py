@@ -60,7 +60,8 @@ class TrainConfig:
     accumulate: int = 1
     """Forward passes per optimizer step. Each has its own negatives."""
     sampling: Sampling = "rows"
-    """How rows become batches. `rows`: each once per epoch; `no_duplicate_products`: and no product twice in one batch."""
+    """How rows become batches. `rows`: each once per epoch; `no_duplicate_products`: and no product twice in one
+    batch."""
     class_balanced_by: str | None = None
     """Attribute whose classes are drawn equally often, for long tails; rows then repeat within an epoch."""
     augmentation: Augmentation = "product"
