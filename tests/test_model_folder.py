@@ -476,3 +476,13 @@ def test_pretrained_encoder_from_the_hub_is_not_needed_again(
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     assert DualTower.from_pretrained(tmp_path / "model").fingerprint == fingerprint
+
+
+def test_a_folder_with_the_names_of_an_earlier_version_is_loaded(tmp_path: Path) -> None:
+    model().save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    told = json.loads(path.read_text())
+    del told["model"]["flip_tta"]
+    told["model"]["mirror"] = True
+    path.write_text(json.dumps(told))
+    assert DualTower.from_pretrained(tmp_path / "model").config.flip_tta
