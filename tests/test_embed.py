@@ -78,11 +78,11 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 from test_serving import items
 from dualtower.models.dual_tower import DualTower
-from dualtower.search.ingest import embed
+from dualtower.search.ingest import embed as room
 from dualtower.search.local.catalog import Catalog
-embed.BLOCK = 10
+room.BLOCK = 10
 model, catalog = DualTower.from_pretrained({model!r}), Catalog({shop!r})
-blocks, embed = 0, embed.embed
+blocks, embed = 0, room.embed
 def counted(*args, **more):
     global blocks
     blocks += 1
@@ -90,8 +90,8 @@ def counted(*args, **more):
     if blocks == {stop}:
         os.kill(os.getpid(), signal.SIGKILL)
     return embed(*args, **more)
-embed.embed = counted
-print(embed.index_products(catalog, model, items(60)), flush=True)
+room.embed = counted
+print(room.index_products(catalog, model, items(60)), flush=True)
 """
 
 
