@@ -267,7 +267,7 @@ def json_without_token() -> Attack:
 
 def json_that_unfolds() -> Attack:
     """The same, deep and wide, where anybody may ask."""
-    wide, deep = b'{"unwanted": [' + b"[]," * 2_000_000 + b"[]]}", b"[" * 6_000_000
+    wide, deep = b'{"negative_texts": [' + b"[]," * 2_000_000 + b"[]]}", b"[" * 6_000_000
     return hammer([raw("POST", "/search", wide), raw("POST", "/search", deep)], 4)
 
 

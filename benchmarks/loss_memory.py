@@ -31,7 +31,7 @@ from dualtower.losses import info_nce, siglip
 Values = dict[str, Tensor]
 
 
-def textbook_clip(image: Tensor, text: Tensor, *, scale: Tensor, bias: Tensor, items: Tensor) -> Tensor:
+def textbook_clip(image: Tensor, text: Tensor, *, scale: Tensor, bias: Tensor, product_codes: Tensor) -> Tensor:
     logits = scale * image @ text.T
     labels = torch.arange(len(image))
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2 + 0 * bias
@@ -52,8 +52,8 @@ def inputs(rows: int, dim: int) -> Values:
     random = torch.Generator().manual_seed(0)
     image, text = (F.normalize(torch.randn(rows, dim, generator=random), dim=1) for _ in range(2))
     values = {"image": image, "text": text, "scale": torch.tensor(30.0), "bias": torch.tensor(-10.0)}
-    items = torch.randint(0, 2 * rows, (rows,), generator=random)
-    return {name: value.requires_grad_() for name, value in values.items()} | {"products": items}
+    codes = torch.randint(0, 2 * rows, (rows,), generator=random)
+    return {name: value.requires_grad_() for name, value in values.items()} | {"product_codes": codes}
 
 
 def gradients(name: str, values: Values) -> list[Tensor]:

@@ -190,7 +190,7 @@ def test_bad_products_are_named() -> None:
         FusionConfig(attributes=AttributesConfig(("color",)), tasks={"color": ["a", "b"]})
 
 
-def test_training_hides_a_title_or_a_image_but_never_both() -> None:
+def test_training_hides_a_title_or_an_image_but_never_both() -> None:
     model = fusing(modality_dropout=0.5).train()
     torch.manual_seed(0)
     side = torch.randn(4000, 12)

@@ -218,7 +218,7 @@ def memory(server: Server, name: str) -> float:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "P", "LA", "WEBP", "I;16", "1", "CMYK"])
 @pytest.mark.parametrize("turned", [1, 6])
-def test_a_image_that_is_made_smaller_while_it_is_decoded_looks_the_same(kind: str, turned: int) -> None:
+def test_an_image_that_is_made_smaller_while_it_is_decoded_looks_the_same(kind: str, turned: int) -> None:
     smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8))
     large = smooth.resize((1400, 1800), Image.Resampling.BICUBIC)
     exif = Image.Exif()

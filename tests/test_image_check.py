@@ -84,7 +84,7 @@ def test_a_changed_image_is_looked_at_again(decoded: list[str], tmp_path: Path) 
     assert len(decoded) == 1, "a broken one is remembered, and looked at for its reason"
 
 
-def test_a_image_that_was_broken_and_can_be_read_now_is_taken_back(decoded: list[str], tmp_path: Path) -> None:
+def test_an_image_that_was_broken_and_can_be_read_now_is_taken_back(decoded: list[str], tmp_path: Path) -> None:
     """As after an update of Pillow, which changes no file."""
     items = catalog(tmp_path / "shop")
     broken_images(items, "shop", remember=True)
@@ -163,7 +163,7 @@ def trainer(out: Path, items: ItemDataset, on_error: str, workers: int) -> Train
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_image_that_breaks_later_is_left_out_and_listed(workers: int, tmp_path: Path) -> None:
+def test_an_image_that_breaks_later_is_left_out_and_listed(workers: int, tmp_path: Path) -> None:
     items = catalog(tmp_path / "shop")
     made = trainer(tmp_path / "run", items, "skip", workers)
     (tmp_path / "shop" / "7.png").write_bytes(b"")

@@ -73,7 +73,7 @@ def test_what_follows_the_image_or_hides_in_it_goes() -> None:
     assert np.array_equal(np.asarray(open_image(bare)), np.asarray(open_image(content)))
 
 
-def test_a_image_made_anew_has_no_comment_either() -> None:
+def test_an_image_made_anew_has_no_comment_either() -> None:
     given = photo("JPEG", orientation=3)
     made = make_thumbnail(given, most_bytes=10)
     assert not [secret for secret in SECRETS if secret in made]

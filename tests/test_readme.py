@@ -72,6 +72,14 @@ def test_files_and_cards_that_are_named_exist() -> None:
     assert [path for path in named if not (REPOSITORY / path).exists()] == []
 
 
+def test_files_that_the_documents_name_are_there() -> None:
+    """Also in benchmarks/README.md and CONTRIBUTING.md, whose commands nobody runs here."""
+    for document in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md"):
+        text = (REPOSITORY / document).read_text(encoding="utf-8").replace("data_cards/yours.md", "")
+        named = set(re.findall(r"\b(?:benchmarks|recipes|data_cards|dualtower|tests)/[\w/]+\.(?:py|md)\b", text))
+        assert named and [path for path in sorted(named) if not (REPOSITORY / path).is_file()] == [], document
+
+
 def test_headline_figures_stand_in_the_tables() -> None:
     """The README's few ratios are those of the measurements, which scripts write anew."""
     tables = (REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8")

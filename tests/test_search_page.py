@@ -90,7 +90,7 @@ def test_words_find_products_and_more_of_them(page: Any) -> None:
     assert hits(page)[:24] == first and len(hits(page)) == 30 and not page.is_visible("#more")
 
 
-def test_a_image_is_dropped_blended_and_taken_away(page: Any) -> None:
+def test_an_image_is_dropped_blended_and_taken_away(page: Any) -> None:
     data = list(factories.png(factories.photo(9)))
     page.evaluate(
         """bytes => {

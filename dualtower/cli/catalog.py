@@ -208,7 +208,7 @@ class Search:
             return self._print(page)
         if self.image is not None:
             open_image(self.image, where="--image", row=self.image)  # a missing file is named
-        question = SearchRequest(
+        request = SearchRequest(
             text=self.text,
             image=self.image.read_bytes() if self.image else None,
             negative_texts=self.negative_texts,
@@ -220,11 +220,11 @@ class Search:
             cursor=self.cursor,
             group_by_product=not self.every_row,
         )
-        if self.rerank is not None and not self.cursor and not engine.reorders(question):
+        if self.rerank is not None and not self.cursor and not engine.reorders(request):
             raise ConfigError(
                 "--rerank compares images with words alone; give --text without --image, --not, or another --target"
             )
-        self._print(engine.find(question))
+        self._print(engine.find(request))
 
     def _print(self, page: Page) -> None:
         if self.json:

@@ -298,10 +298,10 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
 
     def _deal(self, rng: np.random.Generator) -> np.ndarray:
         shuffled = rng.permutation(len(self.codes))
-        codes, item = np.unique(self.codes[shuffled], return_inverse=True)
-        item = rng.permutation(len(codes))[item]  # a random order of products ...
-        order = np.argsort(item, kind="stable")  # ... with the rows of each together, themselves shuffled
-        grouped = item[order]
+        codes, product = np.unique(self.codes[shuffled], return_inverse=True)
+        product = rng.permutation(len(codes))[product]  # a random order of products ...
+        order = np.argsort(product, kind="stable")  # ... with the rows of each together, themselves shuffled
+        grouped = product[order]
         nth_of_product = np.arange(len(grouped)) - np.searchsorted(grouped, grouped)
         kept = shuffled[order][nth_of_product < self.batches][: self.batches * self.joined]
         table = kept.reshape(self.joined, self.batches).T  # row k goes to batch k mod batches

@@ -67,7 +67,7 @@ class ProductRetrieval:
     def section(self) -> Section:
         """Return the section of a run's report."""
         title = f"Product to product: {self.protocol['relevance']}"
-        return Section("evaluate_product_retrieval", title, self.table(), self.to_dict())
+        return Section("product_retrieval", title, self.table(), self.to_dict())
 
 
 def evaluate_product_retrieval(

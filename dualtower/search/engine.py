@@ -153,7 +153,7 @@ class SearchEngine:
             raise DataError(f"weights must be finite numbers, not {_weights(request)}")
         if request.target == "product":
             if _negative_texts(request):
-                raise ConfigError("unwanted words lead nowhere among fused products; search against image or text")
+                raise ConfigError("negative texts lead nowhere among fused products; search against image or text")
             return _Terms([], None)
         texts = [request.text.strip()] if request.text.strip() else []
         texts += _negative_texts(request)

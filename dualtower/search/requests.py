@@ -39,7 +39,7 @@ class SearchRequest:
         negative_texts: Words to lead away from.
         text_weight: Of the words.
         image_weight: Of the image.
-        negative_weight: Of each of the unwanted words.
+        negative_weight: Of each of the negative texts.
         target: Vectors to compare with. ``image`` finds images, ``text`` titles; ``product``, in catalogs that
             have fused vectors, finds products like one that has this title and image. None is ``image`` where the
             catalog has such vectors, else ``text``.

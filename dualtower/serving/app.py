@@ -1,4 +1,4 @@
-"""The HTTP service: search, items, the page. Routes are thin; the work is the finder's."""
+"""The HTTP service: search, items, the page. Routes are thin; the work is the search engine's."""
 
 from __future__ import annotations
 

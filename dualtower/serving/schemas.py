@@ -46,7 +46,7 @@ class SearchIn(BaseModel):
         return schema
 
     def search_request(self) -> SearchRequest:
-        """Return the request that the finder answers."""
+        """Return the request that the search engine answers."""
         given = {name: getattr(self, name) for name in type(self).model_fields}  # a dump would encode the image again
         return SearchRequest(**{**given, "negative_texts": tuple(self.negative_texts)})
 

@@ -35,10 +35,10 @@ log = logging.getLogger(__name__)
 
 
 class SearchService:
-    """The finder that answers now; another can take its place between two batches.
+    """The search engine that answers now; another can take its place between two batches.
 
     Args:
-        load: Makes a finder.
+        load: Makes a search engine.
         waiting: Requests that may wait.
     """
 
@@ -153,7 +153,7 @@ class SearchService:
 
 @dataclass(frozen=True)
 class _Opened:
-    """A finder, and its model once more for each of those who compute beside it."""
+    """A search engine, and its model once more for each of those who compute beside it."""
 
     engine: SearchEngine
     writing: DualTower

@@ -37,10 +37,8 @@ __all__ = ["SPLITS", "synthesize_catalog"]
 SPLITS = ("train", "validation", "test")
 HELD_OUT = (0.1, 0.3)  # shares of validation and test
 FAMILY = 4  # products that differ from one of them in one respect
-MIN, MAX = (
-    200,
-    10_000,
-)  # products: with fewer, the words of the held-out ones might not all be in training
+# Products: with fewer, the words of the held-out ones might not all be in training.
+MIN, MAX = 200, 10_000
 
 
 def synthesize_catalog(

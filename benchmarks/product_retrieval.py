@@ -4,7 +4,7 @@ r"""Similar products: the fused vector against title, image and their average; i
     python recipes/train_product_fusion.py --base runs/compare/quality/60_minutes/model \
         --data.card data_cards/fashion_products.md --data.source FOLDER --task.labels articleType,baseColour \
         --task.heads articleType,baseColour --train.minutes 8 --train.batch-size 512
-    python benchmarks/evaluate_product_retrieval.py --source FOLDER --model runs/product_fusion/model
+    python benchmarks/product_retrieval.py --source FOLDER --model runs/product_fusion/model
 
 Protocol: every test row searches the other test rows; relevant is what shares articleType and baseColour. The probes
 are logistic regressions on the embeddings of one tower alone, fitted on the train rows, their regularization chosen on
@@ -51,7 +51,7 @@ def main() -> None:
         rows.append([f"fused − {other}", *cells])
     heads = head_rows(model, train, validation, test)
     save_results(
-        "evaluate_product_retrieval",
+        "product_retrieval",
         title="Similar products on the test rows",
         tables=[
             (["vector", *METRICS], rows),
