@@ -232,8 +232,8 @@ def _one_side(
     codes = items.codes[gallery.rows]
     if len(np.unique(codes)) == len(codes):
         raise DataError(
-            f"{items.card}, split {items.split}: no two {modality}s belong to one product, so there is nothing "
-            f"for an {modality} to find; let columns.product_id of the card name what several rows share"
+            f"{items.card}, split {items.split}: no two {modality}s belong to one product, so none has "
+            "another one to find; let columns.product_id of the card name what several rows share"
         )
     return gallery, gallery, Relevance.from_products(codes, codes)
 
