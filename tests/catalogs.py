@@ -21,8 +21,9 @@ COLORS = {"red": (200, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 200), "
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`datasets` converts what it reads into its cache: each test gets one of its own."""
+    """`datasets` converts what it reads into its cache, and rows are kept beside it: each test gets its own."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "rows-cache"))
     datasets.disable_progress_bars()
     yield
     datasets.enable_progress_bars()

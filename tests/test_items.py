@@ -6,7 +6,6 @@ import os
 import pickle
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +277,7 @@ def test_drawn_catalog() -> None:
 
 
 INTERRUPT = """
-import io, os, signal, sys, threading
+import io, os, signal, sys, threading, time
 from PIL import Image
 from dualtower.data import loading, items
 from dualtower.types import Item
@@ -286,17 +285,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 Image.effect_noise((500, 500), 50).save(buffer := io.BytesIO(), "PNG")  # milliseconds each: minutes for all
 rows = items.ItemDataset.from_rows([Item(str(i), str(i), ("t",), image=buffer.getvalue()) for i in range(10**5)])
 threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+begin = time.monotonic()  # not with the imports, which a busy machine may need half a minute for
 try:
     loading.find_broken_images(rows)
 except KeyboardInterrupt:
-    sys.exit(42)
+    sys.exit(42 if time.monotonic() - begin < 30 else "stopped too late")
 """
 
 
 def test_ctrl_c_stops_the_check() -> None:
-    begin = time.monotonic()
-    assert subprocess.run([sys.executable, "-c", INTERRUPT], timeout=60).returncode == 42
-    assert time.monotonic() - begin < 30
+    assert subprocess.run([sys.executable, "-c", INTERRUPT], timeout=300).returncode == 42
 
 
 @pytest.mark.shared

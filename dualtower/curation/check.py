@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dualtower.config import to_dict
 from dualtower.data.cards import DataCard
+from dualtower.data.image_columns import digest
 from dualtower.data.items import ItemDataset
 from dualtower.data.loading import read_split
+from dualtower.data.row_check import shared_codes
+from dualtower.data.row_table import ID, RowTable, codes_of
 from dualtower.data.splits import split_names
 from dualtower.data.transforms.tokenizer import normalize_title
 from dualtower.errors import BrokenImage
 from dualtower.markdown import markdown_table
+from dualtower.types import product_code
 
 __all__ = ["AttributeValues", "CheckReport", "Leak", "Repeated", "SplitCheck", "check_card"]
 
 OVER_LONG = 1_000  # characters; a tokeniser cuts far earlier, so that most of such a text is never read
 SHOWN = 10  # bad rows and attribute values in the report
+NOTHING = -1  # in place of the code of an image or a text that is not there
 
 
 @dataclass(frozen=True)
@@ -163,20 +170,34 @@ def check_card(card: DataCard, *, source: str | Path | None = None) -> CheckRepo
     """
     splits = split_names(card, source=source)
     parts = [read_split(card, split, source=source, on_error="skip") for split in splits]
-    ids = [row_id for part in parts for row_id in part.ids]
-    images = [digest for part in parts for digest in part.image_digests + part.extra_image_digests]
-    of_images = [part.ids[row] for part in parts for row in (*range(len(part)), *part.extra_images.rows)]
+    ids = _whole([part.columns.codes(ID) for part in parts])
+    titles = [_title_codes(part) for part in parts]
+    images = [_image_codes(part) for part in parts]
+    places = _whole([np.concatenate([np.arange(len(part)), part.extra_images.rows]) + s for part, s in _starts(parts)])
+
+    def example(row: int) -> str:
+        return next(str(part.columns.ids[row - start]) for part, start in _starts(parts) if row < start + len(part))
+
     return CheckReport(
         card=card.name,
         splits=[_check_split(part) for part in parts],
-        products=_repeated([p for part in parts for p in part.product_ids], ids),
-        titles=_repeated([texts[0] if texts else "" for part in parts for texts in part.texts], ids),
-        images=_repeated(images, of_images),
-        duplicate_ids=_ids_in_several(parts),
-        leaks=_leaks(parts),
-        attributes=[_attribute(name, parts) for name in parts[0].attributes],
+        products=_repeated(_whole([part.codes for part in parts]), example),
+        titles=_repeated(_whole(titles), example),
+        images=_repeated(_whole(images), lambda place: example(int(places[place]))),
+        duplicate_ids=len(shared_codes(ids)),
+        leaks=_leaks(parts, images),
+        attributes=[_attribute(name, parts) for name in parts[0].columns.attributes],
         bad_rows=[str(error) for part in parts for error in part.skipped][:SHOWN],
     )
+
+
+def _starts(parts: Sequence[ItemDataset]) -> list[tuple[ItemDataset, int]]:
+    """Each part, and the number of rows before it."""
+    return list(zip(parts, np.cumsum([0, *map(len, parts)]).tolist(), strict=False))
+
+
+def _whole(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.empty(0, np.int64), *parts])
 
 
 def _check_split(products: ItemDataset) -> SplitCheck:
@@ -184,9 +205,9 @@ def _check_split(products: ItemDataset) -> SplitCheck:
     return SplitCheck(
         split=products.split,
         rows=len(products),
-        products=len(set(products.product_ids)),
+        products=len(np.unique(products.codes)),
         left_out=dict(reasons),
-        over_long=sum(any(len(text) > OVER_LONG for text in texts) for texts in products.texts),
+        over_long=sum(any(len(text) > OVER_LONG for text in texts) for texts in products.columns.texts),
     )
 
 
@@ -197,38 +218,67 @@ def _kind(error: Any) -> str:
     return str(error.reason)
 
 
-def _repeated(values: Sequence[Hashable], ids: Sequence[str]) -> Repeated:
-    counts = {value: n for value, n in Counter(values).items() if n > 1 and value}
-    if not counts:
+def _title_codes(products: ItemDataset) -> np.ndarray:
+    """A number for the first text of each row, int64; NOTHING without one."""
+    codes = codes_of(texts[0] if texts else "" for texts in products.columns.texts)
+    codes[codes == product_code("")] = NOTHING
+    return codes
+
+
+def _image_codes(products: ItemDataset) -> np.ndarray:
+    """A number for the bytes of each image, the first ones before the further ones, int64; NOTHING without bytes."""
+    images = chain(products.images, products.extra_images.images)
+    count = len(products) + len(products.extra_images)
+    digests = (digest(image)[:8] for image in images)
+    return np.fromiter((int.from_bytes(d, "big") >> 1 if d else NOTHING for d in digests), np.int64, count)
+
+
+def _repeated(codes: np.ndarray, example: Callable[[int], str]) -> Repeated:
+    """Codes that stand there several times; `example` is the id of the row at a place among them."""
+    found, first, counts = np.unique(codes, return_index=True, return_counts=True)
+    several = (counts > 1) & (found != NOTHING)
+    if not several.any():
         return Repeated(0, 0, 0, "")
-    most, largest = max(counts.items(), key=lambda item: item[1])
-    return Repeated(len(counts), sum(counts.values()), largest, ids[values.index(most)])
+    first, counts = first[several], counts[several]
+    largest = int(counts.max())
+    return Repeated(len(counts), int(counts.sum()), largest, example(int(first[counts == largest].min())))
 
 
-def _ids_in_several(parts: Sequence[ItemDataset]) -> int:
-    return sum(n > 1 for n in Counter(row_id for part in parts for row_id in set(part.ids)).values())
+def _leaks(parts: Sequence[ItemDataset], images: Sequence[np.ndarray]) -> list[Leak]:
+    products = [np.unique(part.codes) for part in parts]
+    images = [np.unique(codes[codes != NOTHING]) for codes in images]
+    titles = [np.unique(codes_of(normalize_title(t) for texts in p.columns.texts for t in texts)) for p in parts]
 
+    def shared(of: Sequence[np.ndarray], a: int, b: int) -> int:
+        return len(np.intersect1d(of[a], of[b], assume_unique=True))
 
-def _leaks(parts: Sequence[ItemDataset]) -> list[Leak]:
-    products = [set(p.product_ids) for p in parts]
-    images = [{*p.image_digests, *p.extra_image_digests} - {b""} for p in parts]
-    titles = [{normalize_title(text) for texts in p.texts for text in texts} for p in parts]
     return [
         Leak(
             splits=(parts[a].split, parts[b].split),
-            products=len(products[a] & products[b]),
-            images=len(images[a] & images[b]),
-            titles=len(titles[a] & titles[b]),
+            products=shared(products, a, b),
+            images=shared(images, a, b),
+            titles=shared(titles, a, b),
         )
         for a, b in combinations(range(len(parts)), 2)
     ]
 
 
-def _attribute(name: str, parts: Iterable[ItemDataset]) -> AttributeValues:
-    values = (value for part in parts for value in part.attributes[name])
-    counts = Counter("" if value is None or value != value else str(value) for value in values)
-    missing = counts.pop("", 0)
-    return AttributeValues(name, len(counts), missing, counts.most_common(SHOWN))
+def _attribute(name: str, parts: Sequence[ItemDataset]) -> AttributeValues:
+    """Values counted by their codes: an attribute may be as different as the rows are many."""
+    codes = _whole([codes_of(map(_said, part.columns.attributes[name])) for part in parts])
+    found, first, counts = np.unique(codes, return_index=True, return_counts=True)
+    known = found != product_code("")
+    missing = int(counts[~known].sum())
+    first, counts = first[known], counts[known]
+    top = np.lexsort((first, -counts))[:SHOWN]  # of equally frequent ones the first
+    values = RowTable.concatenate([part.columns for part in parts]).attributes[name]
+    shown = [(_said(values[int(first[i])]), int(counts[i])) for i in top]
+    return AttributeValues(name, len(counts), missing, shown)
+
+
+def _said(value: Any) -> str:
+    """The text of a value; half a character, which JSON may say, by its number."""
+    return "" if value is None or value != value else str(value).encode(errors="backslashreplace").decode()
 
 
 def _repeated_line(what: str, found: Repeated) -> str:

@@ -7,6 +7,7 @@ batch number n of epoch e holds. That is what makes a killed and resumed run equ
 from __future__ import annotations
 
 import bisect
+import gc
 import logging
 import os
 import signal
@@ -20,7 +21,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dualtower.data.items import ItemDataset
-from dualtower.data.transforms.attributes import AttributesConfig, attribute_values, class_labels, fit_classes
+from dualtower.data.row_table import IdIndex
+from dualtower.data.transforms.attributes import (
+    AttributesConfig,
+    attribute_values,
+    class_labels,
+    column_labels,
+    fit_classes,
+)
 from dualtower.data.transforms.images import ImageSettings, open_image, to_pixels
 from dualtower.data.transforms.tokenizer import tokenize
 from dualtower.errors import BrokenImage, ConfigError, DataError
@@ -151,7 +159,7 @@ class PixelCache:
 
     def __init__(self, items: ItemDataset, settings: ImageSettings) -> None:
         self.settings = settings
-        self.row_of = {row_id: i for i, row_id in enumerate(items.ids)}
+        self.index = IdIndex(items.columns)
         self.extra_images = {row: len(items) + first for row, first in _first_places(items.extra_images.rows)}
         count = len(items) + len(items.extra_images)
         shape = (count, 3, settings.height, settings.width)
@@ -192,16 +200,16 @@ class PixelCache:
 
     def read(self, items: Sequence[Item]) -> torch.Tensor:
         """Images of these products, uint8 ``[B, 3, H, W]``; decodes those that nobody has asked for yet."""
-        places = [self._place(item) for item in items]
+        rows = self.index.rows([item.id for item in items]).tolist()
+        places = [self._place(row, item) for row, item in zip(rows, items, strict=True)]
         for place, item in zip(places, items, strict=True):
             if not self.filled[place]:
                 self.stored[place] = torch.from_numpy(decode(item, self.settings))
                 self.filled[place] = True  # after the pixels: another worker must never see half an image
         return self.stored[places]
 
-    def _place(self, item: Item) -> int:
+    def _place(self, row: int, item: Item) -> int:
         """First images stand at their rows, further ones behind all of them."""
-        row = self.row_of[item.id]
         return row if item.image_number == 0 else self.extra_images[row] + item.image_number - 1
 
 
@@ -261,7 +269,9 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
         self.chances = None if balance is None else _balanced(items, balance, sampling)
         counts = np.unique(self.codes, return_counts=True)[1]
         self.batches = len(self.codes) // self.joined
-        if sampling == "no_duplicate_products":  # capping large products leaves fewer rows, so perhaps fewer batches
+        if (
+            sampling == "no_duplicate_products"
+        ):  # capping large products leaves fewer rows, so perhaps fewer batches
             while self.batches and np.minimum(counts, self.batches).sum() < self.batches * self.joined:
                 self.batches -= 1
         if not self.batches:
@@ -315,8 +325,9 @@ def _balanced(items: ItemDataset, attribute: str, sampling: Sampling) -> np.ndar
             "train.class_balanced_by repeats rows, which train.sampling 'no_duplicate_products' forbids; "
             "choose one of them"
         )
-    classes = fit_classes([attribute], items.attributes)
-    labels = class_labels(classes, [{attribute: value} for value in items.attributes[attribute]])[:, 0].numpy()
+    columns = items.columns.attributes
+    classes = fit_classes([attribute], columns)
+    labels = column_labels(attribute, classes[attribute], columns[attribute])
     counts = np.bincount(labels[labels >= 0], minlength=len(classes[attribute]))
     return np.where(labels >= 0, 1 / (len(counts) * counts[labels]), 0.0)
 
@@ -353,3 +364,4 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
     """Ctrl-C reaches every process of the terminal; a worker that died of it would break the step to be saved."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    gc.freeze()  # a collection would write to, and so copy, all that the fork shares with the trainer

@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
+from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dualtower.data.image_columns import CHECKED_AT_ONCE, ImageColumn, undecodable_images
 from dualtower.data.items import ItemDataset
+from dualtower.data.row_cache import cache_folder
 from dualtower.errors import BrokenImage
 from dualtower.files import write_text_atomically
 from dualtower.sharding import combine, is_sharded, shard, world_size
@@ -43,7 +44,7 @@ def broken_images(
     images = ImageColumn.concatenate([items.images, extra_images.images])
     rows = np.concatenate([np.arange(len(items)), extra_images.rows]).astype(np.int64)
     numbers = np.arange(len(extra_images)) - np.searchsorted(extra_images.rows, extra_images.rows) + 2
-    names = items.ids + [f"{items.ids[r]}, image {n}" for r, n in zip(extra_images.rows, numbers, strict=True)]
+    names = _Names(items.columns.ids, rows, np.concatenate([np.ones(len(items), np.int64), numbers]))
     stamp = _Stamp(images) if remember else None
     known = stamp.read() if stamp is not None else None
     if _everywhere(known is not None):
@@ -57,11 +58,11 @@ def broken_images(
 
 
 def _broken(
-    images: ImageColumn, names: list[str], chosen: np.ndarray, *, where: str, stop_early: bool = False
+    images: ImageColumn, names: _Names, chosen: np.ndarray, *, where: str, stop_early: bool = False
 ) -> dict[int, BrokenImage]:
     """Position, ascending, and error of each image that a process cannot decode, each looking at those it chose."""
     flags, errors = np.zeros(len(names), np.int64), {}
-    with closing(undecodable_images(images.select(chosen), [names[i] for i in chosen], where=where)) as found:
+    with closing(undecodable_images(images.select(chosen), names.select(chosen), where=where)) as found:
         for place, error in found:
             flags[chosen[place]], errors[int(chosen[place])] = 1, error
             if stop_early:
@@ -69,7 +70,7 @@ def _broken(
     combine(flags)
     all_found = np.flatnonzero(flags)
     other = np.array([i for i in all_found if i not in errors], np.int64)  # found by others; here for the reasons
-    for place, error in undecodable_images(images.select(other), [names[i] for i in other], where=where):
+    for place, error in undecodable_images(images.select(other), names.select(other), where=where):
         errors[int(other[place])] = error
     unseen = "could not be decoded by another process"
     return {i: errors.get(i) or BrokenImage(where, names[i], unseen) for i in all_found.tolist()}
@@ -88,6 +89,30 @@ def _everywhere(true: bool) -> bool:
     return int(count[0]) == (world_size() if is_sharded() else 1)
 
 
+class _Names(Sequence[str]):
+    """What messages call each image: the id of its row, and which of its images it is.
+
+    Args:
+        ids: Of the rows.
+        rows: Row of each image, int64 ``[M]``.
+        numbers: Which of its row it is, from 1, int64 ``[M]``.
+    """
+
+    def __init__(self, ids: Sequence[str], rows: np.ndarray, numbers: np.ndarray) -> None:
+        self.ids, self.rows, self.numbers = ids, rows, numbers
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: Any) -> Any:
+        row_id, number = self.ids[int(self.rows[place])], int(self.numbers[place])
+        return row_id if number == 1 else f"{row_id}, image {number}"
+
+    def select(self, places: np.ndarray) -> _Names:
+        """The names of some images."""
+        return _Names(self.ids, self.rows[places], self.numbers[places])
+
+
 class _Stamp:
     """What is known of a set of images."""
 
@@ -95,8 +120,7 @@ class _Stamp:
         state = hashlib.blake2b(digest_size=16)
         for part in images.identity():
             state.update(part)
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self.path = cache / "dualtower" / "checked" / f"{state.hexdigest()}.json"
+        self.path = cache_folder() / "checked" / f"{state.hexdigest()}.json"
         self.count = len(images)
 
     def read(self) -> np.ndarray | None:

@@ -251,7 +251,13 @@ def _bytes_and_paths(column: Any, name: str) -> tuple[Any, Any]:
 
 def _first(column: Any) -> str:
     """The first text that is not empty."""
-    return next((text for value in column if (text := value.as_py())), "")
+    import pyarrow.compute as pc
+
+    for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+        place = pc.index(pc.greater(pc.binary_length(chunk), 0), True).as_py()
+        if place >= 0:
+            return str(chunk[place])
+    return ""
 
 
 def _is_base64(text: str, name: str) -> bool:

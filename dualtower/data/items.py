@@ -1,11 +1,11 @@
-"""Products: the checked rows of one split. Images stay undecoded, on disk, until a collator needs them."""
+"""Items: the checked rows of one split. Rows and images stay on disk until somebody looks at them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, overload
 
@@ -13,8 +13,10 @@ import numpy as np
 
 from dualtower.data.extra_images import ExtraImages
 from dualtower.data.image_columns import ImageColumn, digest
+from dualtower.data.row_check import shared_codes
+from dualtower.data.row_table import AT_ONCE, ID, PRODUCT_ID, HeldRows, RowAttributes, RowTable
 from dualtower.errors import DataError, RowError
-from dualtower.types import Item, product_code
+from dualtower.types import Item
 
 __all__ = ["ItemDataset"]
 
@@ -22,44 +24,65 @@ __all__ = ["ItemDataset"]
 class ItemDataset(Sequence[Item]):
     """Rows of one split of a catalog.
 
-    Attributes:
-        card: Name of the data card.
-        split: Name of the split.
-        ids: Unique row ids.
-        product_ids: Identity of each row; rows of one product are positives of each other.
-        codes: `product_code` of each row, int64 ``[N]``.
-        texts: Captions of each row; none where the card names no text.
+    What a row says is read from `columns` when somebody asks for it, so that a million rows cost as little memory as
+    a thousand. `ids`, `product_ids`, `texts` and `attributes` are the same as whole lists, made anew at each look: for
+    small catalogs.
+
+    Args:
+        columns: Ids, identities, captions and attributes.
         images: The first image of each row, or None.
         extra_images: Further images of the rows that have several.
-        attributes: Attribute -> values, one per row.
+        card: Name of the data card.
+        split: Name of the split.
         skipped: The rows that ``on_error="skip"`` left out, each with its reason.
+
+    Attributes:
+        codes: `product_code` of each row, int64 ``[N]``.
+
+    Raises:
+        DataError: Two rows have the same id.
     """
 
     def __init__(
         self,
-        ids: list[str],
-        product_ids: list[str],
+        columns: RowTable,
         *,
-        texts: list[tuple[str, ...]],
         images: ImageColumn,
         extra_images: ExtraImages | None = None,
-        attributes: Mapping[str, list[Any]],
         card: str,
         split: str,
         skipped: Sequence[RowError] = (),
     ) -> None:
         self.card, self.split = card, split
-        self.ids, self.product_ids, self.texts = ids, product_ids, texts
-        self.images, self.attributes = images, attributes
+        self.columns, self.images = columns, images
         self.extra_images = extra_images or ExtraImages.none()
         self.skipped = list(skipped)
-        if len(set(ids)) < len(ids):
-            raise DataError(f"{card}: id {Counter(ids).most_common(1)[0][0]!r} stands for more than one row")
-        code_of = {product_id: product_code(product_id) for product_id in set(product_ids)}
-        self.codes = np.array([code_of[p] for p in product_ids], dtype=np.int64)
+        if (twice := _most_common_id(columns)) is not None:
+            raise DataError(f"{card}: id {twice!r} stands for more than one row")
+        self.codes = columns.codes(PRODUCT_ID)
+
+    @property
+    def ids(self) -> list[str]:
+        """Unique row ids."""
+        return list(self.columns.ids)
+
+    @property
+    def product_ids(self) -> list[str]:
+        """Identity of each row; rows of one product are positives of each other."""
+        return list(self.columns.product_ids)
+
+    @property
+    def texts(self) -> list[tuple[str, ...]]:
+        """Captions of each row; none where the card names no text."""
+        return list(self.columns.texts)
+
+    @property
+    def attributes(self) -> Mapping[str, list[Any]]:
+        """Attribute -> values, one per row."""
+        return _Lists(self.columns.attributes)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.columns)
 
     @overload
     def __getitem__(self, index: int) -> Item: ...
@@ -68,17 +91,15 @@ class ItemDataset(Sequence[Item]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return self.select(range(len(self))[index])
-        return Item(
-            id=self.ids[index],
-            product_id=self.product_ids[index],
-            texts=self.texts[index],
-            image=self.images[index],
-            attributes={name: values[index] for name, values in self.attributes.items()},
-            more_images=self.extra_images.of(index % len(self)),
-        )
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self):,}")
+        row = index % len(self)
+        row_id, product_id, texts = self.columns.row(row)
+        attributes = dict(RowAttributes(self.columns, row))
+        return Item(row_id, product_id, texts, self.images[row], attributes, self.extra_images.of(row))
 
     def __repr__(self) -> str:
-        return f"Products(card={self.card!r}, split={self.split!r}, rows={len(self)})"
+        return f"ItemDataset(card={self.card!r}, split={self.split!r}, rows={len(self)})"
 
     def visit(self, row: int, draw: int) -> Item:
         """A row with one of its images, and its captions beginning with one of them.
@@ -87,16 +108,16 @@ class ItemDataset(Sequence[Item]):
             row: Its number.
             draw: Chooses both, a number from 0 to 2^31.
         """
+        row_id, product_id, captions = self.columns.row(row)
         first, last = self.extra_images.span(row)
-        captions, images = self.texts[row], 1 + last - first
-        several = max(1, len(captions))
+        images, several = 1 + last - first, max(1, len(captions))
         caption, number = draw % several, draw // several % images
         return Item(
-            id=self.ids[row],
-            product_id=self.product_ids[row],
+            id=row_id,
+            product_id=product_id,
             texts=captions[caption:] + captions[:caption],
             image=self.images[row] if number == 0 else self.extra_images.images[first + number - 1],
-            attributes={name: values[row] for name, values in self.attributes.items()},
+            attributes=RowAttributes(self.columns, row),
             image_number=number,
         )
 
@@ -118,12 +139,9 @@ class ItemDataset(Sequence[Item]):
         """The rows of these numbers, in their order."""
         chosen = np.fromiter(indices, dtype=np.int64)
         return ItemDataset(
-            [self.ids[i] for i in chosen],
-            [self.product_ids[i] for i in chosen],
-            texts=[self.texts[i] for i in chosen],
+            self.columns.select(chosen),
             images=self.images.select(chosen),
             extra_images=self.extra_images.select(chosen),
-            attributes={name: [values[i] for i in chosen] for name, values in self.attributes.items()},
             card=self.card,
             split=self.split,
             skipped=self.skipped,
@@ -131,19 +149,22 @@ class ItemDataset(Sequence[Item]):
 
     @classmethod
     def from_rows(cls, rows: Sequence[Item], *, card: str = "in-memory", split: str = "all") -> ItemDataset:
-        """Products from rows in memory.
+        """Items from rows in memory, where they stay.
 
         Raises:
             DataError: Two rows have the same id.
         """
         names = dict.fromkeys(name for row in rows for name in row.attributes)
-        return cls(
+        held = HeldRows(
             [row.id for row in rows],
             [row.product_id for row in rows],
-            texts=[row.texts for row in rows],
+            [row.texts for row in rows],
+            {name: [row.attributes.get(name) for row in rows] for name in names},
+        )
+        return cls(
+            RowTable([held]),
             images=ImageColumn([[row.image for row in rows]]),
             extra_images=ExtraImages.of_lists([row.more_images for row in rows]),
-            attributes={name: [row.attributes.get(name) for row in rows] for name in names},
             card=card,
             split=split,
         )
@@ -161,53 +182,43 @@ class ItemDataset(Sequence[Item]):
         """
         if not parts:
             raise DataError("nothing to concatenate")
-        names = dict.fromkeys(name for part in parts for name in part.attributes)
         return ItemDataset(
-            [row_id for part in parts for row_id in part.ids],
-            [product_id for part in parts for product_id in part.product_ids],
-            texts=[texts for part in parts for texts in part.texts],
+            RowTable.concatenate([part.columns for part in parts]),
             images=ImageColumn.concatenate([part.images for part in parts]),
             extra_images=ExtraImages.concatenate([(len(part), part.extra_images) for part in parts]),
-            attributes={
-                name: [value for part in parts for value in part.attributes.get(name, [None] * len(part))]
-                for name in names
-            },
             card="+".join(dict.fromkeys(part.card for part in parts)),
             split=split or "+".join(dict.fromkeys(part.split for part in parts)),
             skipped=[error for part in parts for error in part.skipped],
         )
 
-    @cached_property
+    @property
     def image_digests(self) -> list[bytes]:
         """A hash of the bytes of each row's first image; empty where there is none. Reads them all."""
         return [digest(image) for image in self.images]
 
     @cached_property
-    def extra_image_digests(self) -> list[bytes]:
-        """A hash of the bytes of each further image. Reads them all."""
-        return [digest(image) for image in self.extra_images.images]
-
-    @cached_property
     def fingerprint(self) -> str:
         """Twelve hex digits over ids, product ids, texts and image bytes; the same on every machine."""
         state = hashlib.blake2b(digest_size=6)
-        for row, (row_id, product_id, texts, image) in enumerate(
-            zip(self.ids, self.product_ids, self.texts, self.image_digests, strict=True)
-        ):
-            extra_images = self.extra_image_digests[slice(*self.extra_images.span(row))]
-            state.update(
-                json.dumps([row_id, product_id, texts, image.hex(), *(d.hex() for d in extra_images)]).encode()
-            )
+        columns, extra_images = self.columns, self.extra_images
+        told = zip(columns.ids, columns.product_ids, columns.texts, self.images, strict=True)
+        for row, (row_id, product_id, texts, image) in enumerate(told):
+            digests = [digest(p).hex() for p in (image, *extra_images.of(row))]
+            state.update(json.dumps([row_id, product_id, texts, *digests]).encode())
         return state.hexdigest()
 
     @cached_property
     def rows_fingerprint(self) -> str:
         """Twelve hex digits over ids, product ids, texts and attributes, in their order."""
-        state = hashlib.blake2b(digest_size=6)
-        for row in zip(self.ids, self.product_ids, self.texts, strict=True):
+        state, columns = hashlib.blake2b(digest_size=6), self.columns
+        for row in zip(columns.ids, columns.product_ids, columns.texts, strict=True):
             state.update(json.dumps(row).encode())
-        for name, values in sorted(self.attributes.items()):
-            state.update(json.dumps([name, values], default=str).encode())
+        for name, values in sorted(columns.attributes.items()):  # as JSON of the list [name, values], piece by piece
+            state.update(f"[{json.dumps(name)}, [".encode())
+            for start in range(0, len(values), AT_ONCE):
+                said = json.dumps(values[start : start + AT_ONCE], default=str)[1:-1]
+                state.update((", " if start else "").encode() + said.encode())
+            state.update(b"]]")
         return state.hexdigest()
 
     @cached_property
@@ -217,3 +228,36 @@ class ItemDataset(Sequence[Item]):
         for numbers in (self.images.sizes(), self.extra_images.images.sizes(), self.extra_images.rows):
             state.update(numbers.tobytes())
         return state.hexdigest()
+
+
+class _Lists(Mapping[str, list[Any]]):
+    """Columns by name, each as a whole list."""
+
+    def __init__(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        self._columns = columns
+
+    def __getitem__(self, name: str) -> list[Any]:
+        return list(self._columns[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def __contains__(self, name: object) -> bool:  # without making the list
+        return name in self._columns
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def _most_common_id(columns: RowTable) -> str | None:
+    """The id that stands for the most rows, if one stands for several."""
+    codes = columns.codes(ID)
+    shared = shared_codes(codes)
+    if not len(shared):
+        return None
+    ids = [columns.ids[row] for row in np.flatnonzero(np.isin(codes, shared)).tolist()]
+    ((most, count),) = Counter(ids).most_common(1)
+    return most if count > 1 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,9 +11,14 @@ from typing import Any, Literal
 import numpy as np
 
 from dualtower.data.cards import DataCard
+from dualtower.data.extra_images import read_image_lists
 from dualtower.data.image_check import broken_images
 from dualtower.data.items import ItemDataset
-from dualtower.data.rows import bad_rows, hash_values, read_rows
+from dualtower.data.row_check import bad_rows
+from dualtower.data.row_file import HASHED
+from dualtower.data.row_source import stored_rows
+from dualtower.data.row_table import ID, PRODUCT_ID, RowTable
+from dualtower.data.rows import require_columns
 from dualtower.data.sources import OpenSource, open_source
 from dualtower.data.splits import EVERYTHING, Share, hashed, split_parts
 from dualtower.errors import BrokenImage, RowError, SourceError
@@ -22,6 +28,7 @@ __all__ = ["find_broken_images", "load_items", "read_split", "with_advice", "wit
 logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "skip"]
+HASH_COLUMNS = {"id": ID, "product_id": PRODUCT_ID}
 
 
 def load_items(
@@ -75,9 +82,10 @@ def read_split(
         return _draw(card, split)
     opened = open_source(card, source=source)
     parts: list[ItemDataset] = []
-    taken: set[str] = set()  # ids, which must differ between the splits of the source as well
+    unseen: list[ItemDataset] = []  # before the check of their images: ids must differ between all of these rows
     for name, share in split_parts(card, opened, split):
-        part = _load_part(card, opened, name, share, on_error, taken)
+        part = _load_part(card, opened, name, share, on_error, unseen)
+        unseen.append(part)
         if check_images and card.columns.image is not None:
             where = f"{opened.where} ({name})"
             part = without_broken_images(part, where, on_error=on_error, remember=remember)
@@ -105,31 +113,40 @@ def _draw(card: DataCard, split: str) -> ItemDataset:
 
 
 def _load_part(
-    card: DataCard, opened: OpenSource, name: str, share: Share, on_error: OnError, taken: set[str]
+    card: DataCard, opened: OpenSource, name: str, share: Share, on_error: OnError, before: Sequence[ItemDataset]
 ) -> ItemDataset:
     """The good rows of one split of the source, of those whose hash lies in `share`."""
-    dataset = opened.splits[name]
-    rows = read_rows(dataset, card.columns, where=f"{opened.where} ({name})", split=name, folder=opened.folder)
-    chosen = list(range(len(dataset)))
+    dataset, where = opened.splits[name], f"{opened.where} ({name})"
+    require_columns(card.columns.named(), dataset, where)
+    rows = stored_rows(card, opened, name, hashed=_hashed_column(card, dataset, where, share))
+    chosen = np.arange(len(rows))
     if share != EVERYTHING:
         assert card.splits.by_hash is not None
-        shares = hashed(hash_values(rows, dataset, card.splits.by_hash.column))
-        chosen = np.flatnonzero((share[0] <= shares) & (shares < share[1])).tolist()
-    problems = bad_rows(rows, chosen, taken, titled=bool(card.columns.captions), numeric=card.columns.numeric)
+        shares = hashed(rows.codes(HASH_COLUMNS.get(card.splits.by_hash.column, HASHED)))
+        chosen = np.flatnonzero((share[0] <= shares) & (shares < share[1]))
+    images, extra_images = read_image_lists(dataset, card.columns.image_columns, opened.folder, count=len(rows))
+    problems = bad_rows(rows, chosen, [part.columns for part in before], where=where)
     if problems and on_error == "raise":
         raise with_advice(next(iter(problems.values())))
-    good = [i for i in chosen if i not in problems]
+    good = chosen[~np.isin(chosen, np.fromiter(problems, np.int64, len(problems)))] if problems else chosen
+    everything = len(good) == len(rows)
     return ItemDataset(
-        [rows.ids[i] for i in good],
-        [rows.product_ids[i] for i in good],
-        texts=[rows.texts[i] for i in good],
-        images=rows.images.select(np.array(good, dtype=np.int64)),
-        extra_images=rows.extra_images.select(np.array(good, dtype=np.int64)),
-        attributes={name: [values[i] for i in good] for name, values in rows.attributes.items()},
+        RowTable([rows], None if everything else good),
+        images=images if everything else images.select(good),
+        extra_images=extra_images if everything else extra_images.select(good),
         card=card.name,
         split=name,
         skipped=list(problems.values()),
     )
+
+
+def _hashed_column(card: DataCard, dataset: Any, where: str, share: Share) -> str | None:
+    """The column whose hash divides the rows, where it is neither the id nor the identity."""
+    rule = card.splits.by_hash
+    if share == EVERYTHING or rule is None or rule.column in HASH_COLUMNS:
+        return None
+    require_columns({"splits.by_hash": [rule.column]}, dataset, where)
+    return rule.column
 
 
 def without_broken_images(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["column_paths", "column_values", "has_column", "undecoded_column"]
+__all__ = ["column_paths", "column_values", "has_column", "outer_column", "undecoded_column"]
 
 
 def column_values(dataset: Any, name: str) -> list[Any]:
@@ -38,6 +38,11 @@ def undecoded_column(dataset: Any, name: str) -> Any:
     dataset = dataset.select_columns([outer])
     column = (dataset if dataset._indices is None else dataset.flatten_indices()).data.column(outer)
     return pc.struct_field(column, fields) if fields else column
+
+
+def outer_column(dataset: Any, name: str) -> str:
+    """The column of the dataset in which column `name` lies, which may be a field of it."""
+    return _outer_column(dataset, name)[0]
 
 
 def column_paths(features: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -2,137 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 from dualtower.data.cards import NORMALIZED_TEXT, PLACEHOLDER, Columns
-from dualtower.data.extra_images import ExtraImages, read_image_lists
-from dualtower.data.image_columns import ImageColumn
-from dualtower.data.reading import column_paths, column_values, has_column
+from dualtower.data.reading import column_paths, column_values, has_column, outer_column
 from dualtower.data.transforms.tokenizer import normalize_title
 from dualtower.data.values import value_problem
-from dualtower.errors import CardError, RowError, brief, did_you_mean
+from dualtower.errors import CardError, brief, did_you_mean
 
-__all__ = ["Rows", "bad_rows", "hash_values", "read_rows"]
+__all__ = ["MISSING_ID", "Block", "read_blocks", "require_columns"]
+
+ROWS_AT_ONCE = 10_000
+MISSING_ID = "missing id"
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Values of all rows of one split of a source, good or bad.
+class Block:
+    """Values of some consecutive rows of one split of a source, good or bad.
 
     Attributes:
-        where: The source and its split, for messages.
         ids: Row ids; an empty string where there is none.
-        product_ids: Identities.
+        product_ids: Identities; the very list of the ids where each row is a product of its own.
         texts: Captions without the empty ones; an empty tuple where there is none.
         attributes: Attribute -> values.
-        images: Undecoded first image of each row; all None for a card without an image column.
-        extra_images: The images beyond the first.
+        problems: What is wrong with each row by itself, or None. An id that another row has is for others to find.
+        hashed: The values by whose hash the rows are divided, where these are neither ids nor identities.
     """
 
-    where: str
     ids: list[str]
     product_ids: list[str]
     texts: list[tuple[str, ...]]
     attributes: Mapping[str, list[Any]]
-    images: ImageColumn
-    extra_images: ExtraImages
+    problems: list[str | None]
+    hashed: list[str] | None
 
 
-def read_rows(dataset: Any, columns: Columns, *, where: str, split: str, folder: Path | None) -> Rows:
-    """Read the columns that a card names; images stay on disk.
+def read_blocks(dataset: Any, columns: Columns, *, split: str, hashed: str | None = None) -> Iterator[Block]:
+    """Read the columns that a card names, one block after the other; images stay on disk.
 
     Args:
-        dataset: A `datasets.Dataset`.
+        dataset: A `datasets.Dataset` with all of these columns (`require_columns`).
         columns: The card's mapping.
-        where: The source and its split, for messages.
         split: Name of the source's split, with which rows without an id column are numbered.
-        folder: Where relative image paths start.
+        hashed: Further column to read as texts, for a rule by hash.
 
-    Raises:
-        CardError: The card names a column that the source lacks.
+    Yields:
+        Blocks of 10,000 rows; an empty one where there is no row at all.
     """
-    _require(columns.named(), dataset, where)
+    named = [name for role, names in columns.named().items() if role != "image" for name in names]
+    named += [] if hashed is None else [hashed]
+    if named:  # a dataset without columns would have no rows
+        dataset = dataset.select_columns(list(dict.fromkeys(outer_column(dataset, name) for name in named)))
+    for start in range(0, max(1, len(dataset)), ROWS_AT_ONCE):
+        rows = range(start, min(start + ROWS_AT_ONCE, len(dataset)))
+        yield _read(dataset.select(rows), columns, rows, split, hashed)
 
+
+def _read(dataset: Any, columns: Columns, rows: range, split: str, hashed: str | None) -> Block:
     def values(name: str) -> list[Any]:
         return column_values(dataset, name)
 
-    count = len(dataset)
-    texts = _read_texts(columns.captions, values, count)
-    ids = [_as_text(v) for v in values(columns.id)] if columns.id else [f"{split}-{i}" for i in range(count)]
+    texts = _read_texts(columns.captions, values, len(rows))
+    ids = [_as_text(v) for v in values(columns.id)] if columns.id else [f"{split}-{i}" for i in rows]
     if columns.product_id == NORMALIZED_TEXT:
         product_ids = [normalize_title(captions[0]) if captions else "" for captions in texts]
     elif columns.product_id:
         product_ids = [_as_text(v) for v in values(columns.product_id)]
     else:
         product_ids = ids
-    images, extra_images = read_image_lists(dataset, columns.image_columns, folder, count=count)
     attributes = {name: [_as_attribute(value) for value in values(name)] for name in columns.attributes}
-    return Rows(where, ids, product_ids, texts, attributes, images, extra_images)
+    unusable = _unusable_values(attributes, columns.numeric)
+    problems = _problems(ids, product_ids, texts if columns.captions else None, unusable)
+    divided = None if hashed is None else [_as_text(value) for value in values(hashed)]
+    return Block(ids, product_ids, texts, attributes, problems, divided)
 
 
-def bad_rows(
-    rows: Rows, chosen: Iterable[int], taken: set[str], *, titled: bool = True, numeric: Collection[str] = ()
-) -> dict[int, RowError]:
-    """Row number -> what is wrong with its id, product id, text or attributes.
-
-    Of two rows with one id the second is bad.
-
-    Args:
-        rows: All rows of a split of the source.
-        chosen: Numbers of the rows to look at.
-        taken: Ids that other rows have; those of the good rows are added.
-        titled: Whether a row must have a text.
-        numeric: Attributes that must be numbers.
-    """
-    unusable = _unusable_values(rows, numeric)
-    problems: dict[int, RowError] = {}
-    for i in chosen:
-        row_id = rows.ids[i]
+def _problems(
+    ids: list[str], product_ids: list[str], texts: list[tuple[str, ...]] | None, unusable: Mapping[int, str]
+) -> list[str | None]:
+    """What is wrong with each row; without `texts`, rows need none."""
+    found = [unusable.get(i) for i in range(len(ids))]
+    for i, (row_id, product_id) in enumerate(zip(ids, product_ids, strict=True)):
         if not row_id:
-            reason = "missing id"
-        elif row_id in taken:
-            reason = "duplicate id"
-        elif titled and not rows.texts[i]:
-            reason = "empty text"
-        elif not rows.product_ids[i]:
-            reason = "missing product id"
-        elif i in unusable:
-            reason = unusable[i]
-        else:
-            taken.add(row_id)
-            continue
-        problems[i] = RowError(rows.where, f"{i} (id {row_id})" if row_id else i, reason)
-    return problems
+            found[i] = MISSING_ID
+        elif texts is not None and not texts[i]:
+            found[i] = "empty text"
+        elif not product_id:
+            found[i] = "missing product id"
+    return found
 
 
-def _unusable_values(rows: Rows, numeric: Collection[str]) -> dict[int, str]:
-    """Row number -> the first of its attributes that no catalog takes, and why."""
+def _unusable_values(attributes: Mapping[str, list[Any]], numeric: Collection[str]) -> dict[int, str]:
+    """Row of the block -> the first of its attributes that no catalog takes, and why."""
     found: dict[int, str] = {}
-    for name, values in rows.attributes.items():
+    for name, values in attributes.items():
         number = name in numeric
         for i, value in enumerate(values):
             if (number or isinstance(value, int | float)) and (problem := value_problem(value, number=number)):
                 found.setdefault(i, f"column {name!r} {problem}")
     return found
-
-
-def hash_values(rows: Rows, dataset: Any, column: str) -> list[str]:
-    """What a rule by hash looks at: the identity, the row id, or a column of the source.
-
-    Raises:
-        CardError: There is no such column.
-    """
-    if column == "product_id":
-        return rows.product_ids
-    if column == "id":
-        return rows.ids
-    _require({"splits.by_hash": [column]}, dataset, rows.where)
-    return [_as_text(value) for value in column_values(dataset, column)]
 
 
 def _read_texts(captions: tuple[str, ...], values: Callable[[str], list[Any]], count: int) -> list[tuple[str, ...]]:
@@ -170,7 +142,17 @@ def _as_attribute(value: Any) -> Any:
     return float(value) if isinstance(value, Decimal) else value
 
 
-def _require(wanted: Mapping[str, list[str]], dataset: Any, where: str) -> None:
+def require_columns(wanted: Mapping[str, list[str]], dataset: Any, where: str) -> None:
+    """Refuse a card that does not fit its source.
+
+    Args:
+        wanted: Role -> columns.
+        dataset: A `datasets.Dataset`.
+        where: The source and its split, for messages.
+
+    Raises:
+        CardError: The source lacks a column.
+    """
     for role, names in wanted.items():
         for name in names:
             if has_column(dataset, name):

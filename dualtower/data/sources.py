@@ -17,7 +17,7 @@ from __future__ import annotations
 import glob
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,13 @@ class OpenSource:
         where: The Hub id or path, for messages.
         splits: Split of the source -> `datasets.Dataset` with undecoded images. All have the same columns.
         folder: Where relative image paths start; None for a Hub dataset.
+        files: Split of the source -> files that its rows were read from, where they are known.
     """
 
     where: str
     splits: Mapping[str, Any]
     folder: Path | None
+    files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
 
 
 def open_source(card: DataCard, *, source: str | Path | None = None) -> OpenSource:
@@ -94,7 +96,8 @@ def _open_hub(card: DataCard, hub: CardSource) -> OpenSource:
             "`hf auth login` if the dataset is gated, or give a local copy with --data.source FOLDER"
         ) from error
     folder = tables.folder if tables else None
-    return OpenSource(f"{hub.hub} on the Hub", _aligned(splits, f"{hub.hub} on the Hub", card), folder)
+    read = tables.splits if tables else {}
+    return OpenSource(f"{hub.hub} on the Hub", _aligned(splits, f"{hub.hub} on the Hub", card), folder, read)
 
 
 def _open_local(card: DataCard, path: Path) -> OpenSource:
@@ -108,7 +111,7 @@ def _open_local(card: DataCard, path: Path) -> OpenSource:
         raise
     except Exception as error:  # pyarrow and tar readers have no common error
         raise SourceError(f"cannot read {path} as {layout.builder}: {brief(_innermost(error))}") from error
-    return OpenSource(str(path), _aligned(splits, str(path), card), layout.folder)
+    return OpenSource(str(path), _aligned(splits, str(path), card), layout.folder, layout.splits)
 
 
 def _saved_to_disk(path: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from dualtower.data.cards import DataCard, is_pattern
 from dualtower.data.layout import SPLIT_WORDS
 from dualtower.data.sources import OpenSource, open_source
 from dualtower.errors import CardError, UnknownSplit, brief, did_you_mean
-from dualtower.types import product_code
 
 __all__ = ["EVERYTHING", "Share", "hashed", "split_names", "split_parts"]
 
@@ -57,9 +56,9 @@ def split_parts(card: DataCard, opened: OpenSource, split: str) -> list[tuple[st
     return [(whole, ranges[split])]
 
 
-def hashed(values: list[str]) -> np.ndarray:
-    """A number in [0, 1) for each value: the same for equal values, on every machine, in every run."""
-    return np.array([product_code(value) for value in values], dtype=np.float64) / 2.0**63
+def hashed(codes: np.ndarray) -> np.ndarray:
+    """A number in [0, 1) for each value, given by its `product_code`: the same on every machine, in every run."""
+    return codes.astype(np.float64) / 2.0**63
 
 
 def _named(card: DataCard, opened: OpenSource) -> dict[str, str]:

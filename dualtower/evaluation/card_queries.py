@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import repeat
+
 from dualtower.data.cards import QueryColumns
 from dualtower.data.items import ItemDataset
 from dualtower.errors import QrelsError, brief
@@ -28,20 +30,21 @@ def card_queries(items: ItemDataset, columns: QueryColumns) -> tuple[ItemDataset
         QrelsError: A grade is no number, one query id has two texts, or no row is relevant to any query.
     """
     gallery: dict[str, int] = {}
-    for row, product in enumerate(items.product_ids):
+    rows = items.columns
+    for row, product in enumerate(rows.product_ids):
         gallery.setdefault(product, row)
-    texts = items.attributes[columns.text]
-    ids = texts if columns.id is None else items.attributes[columns.id]
-    grades = [1.0] * len(items) if columns.grade is None else items.attributes[columns.grade]
+    texts = rows.attributes[columns.text]
+    ids = texts if columns.id is None else rows.attributes[columns.id]
+    grades = repeat(1.0, len(items)) if columns.grade is None else rows.attributes[columns.grade]
     text_of: dict[str, str] = {}
     relevant: dict[str, dict[str, float]] = {}
     for row, (query, text, grade) in enumerate(zip(ids, texts, grades, strict=True)):
         if query in (None, "") or text in (None, ""):
             continue
-        where = f"{items.card}, row {brief(items.ids[row], 60)}"
+        where = f"{items.card}, row {brief(rows.ids[row], 60)}"
         if text_of.setdefault(str(query), str(text)) != str(text):
             raise QrelsError(f"{where}: query {brief(query, 40)!r} has another text than before, {brief(text, 60)!r}")
-        document = items.ids[gallery[items.product_ids[row]]]
+        document = rows.ids[gallery[rows.product_ids[row]]]
         judged = relevant.setdefault(str(query), {})
         value = checked_grade(columns.grades.get(str(grade), grade), f"{where}: column {columns.grade!r}")
         judged[document] = max(value, judged.get(document, value))

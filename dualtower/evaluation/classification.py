@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dualtower.data.items import ItemDataset
-from dualtower.data.transforms.attributes import class_labels
+from dualtower.data.transforms.attributes import column_labels
 from dualtower.errors import ConfigError
 from dualtower.evaluation.reports.report import Section
 from dualtower.markdown import markdown_table
@@ -113,11 +113,8 @@ def evaluate_heads(model: DualTower, items: ItemDataset, train: Mapping[str, Seq
     tasks = model.config.fusion.tasks if model.config.fusion else {}
     figures = {}
     for name, predicted in predicted_classes(model, items).items():
-        classes = {name: tasks[name]}
-        truth, seen = (
-            class_labels(classes, [{name: value} for value in values])[:, 0].numpy()
-            for values in (items.attributes[name], train[name])
-        )
+        values = items.columns.attributes[name]
+        truth, seen = (column_labels(name, tasks[name], some) for some in (values, train[name]))
         counts = np.bincount(seen[seen >= 0], minlength=len(tasks[name]))
         figures[name] = class_metrics(truth, predicted, training_counts=counts)
     header = ["head", "rows", "accuracy", "macro-F1", *(f"recall, {kind} classes" for kind in FREQUENCIES)]

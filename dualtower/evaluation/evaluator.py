@@ -172,8 +172,8 @@ def evaluate(
         UnknownName: No such attribute.
     """
     for attribute in breakdown:
-        if attribute not in items.attributes:
-            raise UnknownName("attribute", attribute, items.attributes)
+        if attribute not in items.columns.attributes:
+            raise UnknownName("attribute", attribute, items.columns.attributes)
     device = getattr(model, "device", None)
     if _is_one_sided(model):
         asked, gallery, relevance = _one_side(model, items, queries, missing)
@@ -256,7 +256,7 @@ def _asked(
     queries: Qrels, gallery: Side, items: ItemDataset, missing: Literal["raise", "drop"]
 ) -> tuple[Side, Relevance]:
     """The texts of a relevance file, and which items of a gallery are relevant to them."""
-    relevance = Relevance.from_qrels(queries, [items.ids[i] for i in gallery.rows], missing=missing)
+    relevance = Relevance.from_qrels(queries, items.columns.ids.at(gallery.rows), missing=missing)
     rows = _best_rows(relevance, gallery.rows)
     return Side(NOTHING, rows, list(queries.ids), list(queries.texts)), relevance
 
@@ -272,7 +272,7 @@ def _images_of(items: ItemDataset) -> Side:
 def _texts_of(items: ItemDataset) -> Side:
     """All captions of all rows, equal captions of one product merged into one."""
     first: dict[tuple[str, str], tuple[int, int]] = {}  # (caption, product) -> row, number of the caption in it
-    for row, (product, captions) in enumerate(zip(items.product_ids, items.texts, strict=True)):
+    for row, (product, captions) in enumerate(zip(items.columns.product_ids, items.columns.texts, strict=True)):
         for number, caption in enumerate(captions):
             first.setdefault((caption, product), (row, number))
     if not first:
@@ -283,8 +283,8 @@ def _texts_of(items: ItemDataset) -> Side:
 
 def _keys(items: ItemDataset, rows: np.ndarray, numbers: np.ndarray, what: str) -> list[str]:
     """The row's id for its first caption or image, ``id#2`` for its second."""
-    pairs = zip(rows, numbers, strict=True)
-    keys = [items.ids[row] + (f"#{number + 1}" if number else "") for row, number in pairs]
+    pairs = zip(items.columns.ids.at(rows), numbers, strict=True)
+    keys = [row_id + (f"#{number + 1}" if number else "") for row_id, number in pairs]
     taken: set[str] = set()
     for key in keys if numbers.any() else ():
         if key in taken:
@@ -358,11 +358,11 @@ def _one_direction(
 def _break_down(
     attribute: str, directions: Mapping[str, Direction], items: ItemDataset, *, bootstrap: int, seed: int
 ) -> dict[str, list[BreakdownRow]]:
-    values = items.attributes[attribute]
+    values = items.columns.attributes[attribute]
     return {
         name: breakdown(
             d.per_query,
-            [values[row] for row in d.queries.rows[d.ranks.judged]],
+            values.at(d.queries.rows[d.ranks.judged]),
             groups=d.groups,
             bootstrap=bootstrap,
             seed=seed,
@@ -414,7 +414,7 @@ def _sizes_of_rows(items: ItemDataset, directions: Collection[Direction], *, cap
     """How many captions and images the rows have."""
     sizes: dict[str, Any] = {}
     if captions and any(direction.gallery.texts is not None for direction in directions):
-        total = sum(map(len, items.texts))
+        total = sum(map(len, items.columns.texts))
         sizes |= {"captions": total, "captions_per_row": total / len(items)}
     with_images = [len(direction.gallery.keys) for direction in directions if direction.gallery.images is not None]
     return sizes | ({"images": with_images[0], "images_per_row": with_images[0] / len(items)} if with_images else {})

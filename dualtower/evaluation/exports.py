@@ -55,7 +55,7 @@ def save_run(
     searched = result.directions[direction]
     documents = searched.gallery.keys
     if searched.gallery.images is not None or direction == "text_to_text":
-        documents = [result.items.ids[row] for row in searched.gallery.rows]
+        documents = result.items.columns.ids.at(searched.gallery.rows)
     for what, keys in (("query", searched.queries.keys), ("row", documents)):
         if spaced := next((key for key in keys if re.search(r"\s", key)), None):
             raise DataError(f"id {spaced!r} of a {what} has a space, which a run file cannot hold; rename it")

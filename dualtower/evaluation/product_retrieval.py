@@ -141,7 +141,7 @@ def evaluate_product_retrieval(
 
 def _left_out(items: ItemDataset) -> dict[str, Any]:
     """What a row's vectors are made of where it has several captions or images."""
-    several = len(items.extra_images) or any(len(captions) > 1 for captions in items.texts)
+    several = len(items.extra_images) or any(len(captions) > 1 for captions in items.columns.texts)
     return {"of_each_row": "first caption and first image"} if several else {}
 
 
@@ -154,18 +154,18 @@ def _labels(items: ItemDataset, relevance: Sequence[str]) -> np.ndarray:
     if not relevance:
         return items.codes
     for name in relevance:
-        if name not in items.attributes:
-            raise UnknownName("attribute", name, items.attributes)
+        if name not in items.columns.attributes:
+            raise UnknownName("attribute", name, items.columns.attributes)
     numbers: dict[tuple[str, ...], int] = {}
     labels = np.empty(len(items), np.int64)
-    for row, values in enumerate(zip(*(items.attributes[name] for name in relevance), strict=True)):
+    for row, values in enumerate(zip(*(items.columns.attributes[name] for name in relevance), strict=True)):
         lacking = any(value is None or value == "" for value in values)
         labels[row] = -1 - row if lacking else numbers.setdefault(tuple(map(str, values)), len(numbers))
     return labels
 
 
 def _vectors(model: DualTower, items: ItemDataset, *, batch_size: int, progress: bool) -> dict[str, np.ndarray]:
-    texts = [captions[0] if captions else "" for captions in items.texts]
+    texts = [captions[0] if captions else "" for captions in items.columns.texts]
     images: Any = items.images
     titled, with_images = any(texts), any(image is not None for image in images)
     modalities, vectors = model.config.modalities, {}
@@ -178,7 +178,9 @@ def _vectors(model: DualTower, items: ItemDataset, *, batch_size: int, progress:
     if not vectors:
         raise DataError(f"{items.card}, {items.split}: no row has what this model embeds, {modalities[0]}s")
     if model.fusion is not None:
-        rows = [{n: v[i] for n, v in items.attributes.items()} for i in range(len(items))]
+        named = items.columns.attributes
+        each = zip(*named.values(), strict=True) if named else [()] * len(items)
+        rows = [dict(zip(named, values, strict=True)) for values in each]
         vectors["fused"] = model.encode_product(
             text=texts, image=images, attributes=rows, batch_size=batch_size, progress=progress
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dualtower.data.items import ItemDataset
-from dualtower.data.transforms.attributes import class_labels
+from dualtower.data.transforms.attributes import column_labels
 from dualtower.data.transforms.augmentation import BatchRNG
 from dualtower.distributed import all_gather_with_grad
 from dualtower.errors import ConfigError
@@ -133,7 +133,7 @@ class ProductFused(Objective):
             bootstrap=settings.bootstrap,
             batch_size=settings.batch_size,
         )
-        heads = [evaluate_heads(self.model, result.items, train.attributes)] if self.config.heads else []
+        heads = [evaluate_heads(self.model, result.items, train.columns.attributes)] if self.config.heads else []
         return [similar.section(), *heads]
 
     def _joint_label(self, labels: Tensor) -> Tensor:
@@ -148,6 +148,6 @@ class ProductFused(Objective):
 
 def log_shares(classes: Sequence[str], values: Sequence[Any]) -> Tensor:
     """Log of each class's share of the rows whose class is known, float32 ``[classes]``."""
-    labels = class_labels({"": classes}, [{"": value} for value in values])[:, 0]
+    labels = torch.from_numpy(column_labels("", classes, values))
     counts = torch.bincount(labels[labels >= 0], minlength=len(classes)).float()
     return (counts / counts.sum()).clamp(min=1e-12).log()

@@ -32,7 +32,7 @@ def training_collator(config: RunConfig, objective: Objective, items: ItemDatase
         items: Training split.
     """
     collator, views = objective.model.collator(), objective.views
-    classes = {**collator.classes, **fit_classes(config.task.labels, items.attributes)}
+    classes = {**collator.classes, **fit_classes(config.task.labels, items.columns.attributes)}
     return replace(
         collator,
         tokenizer=collator.tokenizer if views.texts else None,

@@ -41,8 +41,8 @@ def with_known_values(config: RunConfig, card: DataCard, train: ItemDataset) -> 
         return config
     numeric = card.columns.numeric
     if fusion.attributes is not None:
-        fusion = replace(fusion, attributes=fit_attributes(fusion.attributes, train.attributes, numeric))
-    fusion = replace(fusion, tasks=fit_classes(config.task.heads, train.attributes, numeric))
+        fusion = replace(fusion, attributes=fit_attributes(fusion.attributes, train.columns.attributes, numeric))
+    fusion = replace(fusion, tasks=fit_classes(config.task.heads, train.columns.attributes, numeric))
     return replace(config, model=replace(config.model, fusion=fusion))
 
 
@@ -58,7 +58,7 @@ def build_model(config: RunConfig, train: ItemDataset) -> DualTower:
         _check_sides(based.config, train)
         return based
     _check_sides(config.model, train)
-    tokenizer = None if config.model.text is None else shared_tokenizer(config, train.texts)
+    tokenizer = None if config.model.text is None else shared_tokenizer(config, train.columns.texts)
     torch.manual_seed(config.train.seed)
     return DualTower.create(config.model, tokenizer)
 
@@ -79,8 +79,8 @@ def build_objective(config: RunConfig, model: DualTower, items: ItemDataset) -> 
         return Matching(model, config.matching, contrast=build_loss(config.loss), contrastive=kept)
     if config.objective == "product":
         heads = model.config.fusion.tasks if model.config.fusion else {}
-        classes = {**heads, **fit_classes(config.task.labels, items.attributes)}
-        shares = {name: log_shares(known, items.attributes[name]) for name, known in heads.items()}
+        classes = {**heads, **fit_classes(config.task.labels, items.columns.attributes)}
+        shares = {name: log_shares(known, items.columns.attributes[name]) for name, known in heads.items()}
         pair_loss = build_loss(config.loss)
         return ProductFused(
             model, config.task, classes=classes, log_shares=shares, pair_loss=pair_loss, contrastive=kept

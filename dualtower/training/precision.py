@@ -72,7 +72,7 @@ def _chosen(config: RunConfig, model: DualTower, items: ItemDataset) -> dict[str
     rows = range(min(ROWS, train.batch_size, len(items)))
     tokens = None
     if model.text_tower is not None:
-        tokens = model.collator().tokens([items.texts[row][0] for row in rows])
+        tokens = model.collator().tokens([items.columns.texts[row][0] for row in rows])
     measured = measure_precision(model, tokens, learns=(train.lock_text < 1, train.lock_image < 1))
     logger.info("precision: %s; measured to be fastest here, --train.precision fp32 is float32 everywhere", measured)
     return to_dict(measured)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
@@ -179,7 +180,7 @@ def _log_start(config: RunConfig, train: ItemDataset, model: DualTower, accelera
             "%s: %d rows of %d products; %.1f M parameters; %d process(es) on %s, %s",
             train.card,
             len(train),
-            len(set(train.product_ids)),
+            len(np.unique(train.codes)),
             sum(p.numel() for p in model.parameters()) / 1e6,
             accelerator.num_processes,
             accelerator.device,

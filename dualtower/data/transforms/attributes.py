@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,15 @@ import torch
 from dualtower.errors import ConfigError, DataError, UnknownName
 from dualtower.types import AttributeValues
 
-__all__ = ["UNKNOWN", "AttributesConfig", "attribute_values", "class_labels", "fit_attributes", "fit_classes"]
+__all__ = [
+    "UNKNOWN",
+    "AttributesConfig",
+    "attribute_values",
+    "class_labels",
+    "column_labels",
+    "fit_attributes",
+    "fit_classes",
+]
 
 BUCKETS = 5  # classes of a quantity
 _BUCKET = "from "
@@ -61,16 +69,18 @@ def fit_attributes(
     for name in config.names:
         if name not in attributes:
             raise UnknownName("attribute", name, attributes)
-        known = [value for value in attributes[name] if not _missing(value)]
-        if not known:
-            raise DataError(f"attribute {name!r} is empty in all {len(attributes[name])} training rows; leave it out")
+        known = (value for value in attributes[name] if not _missing(value))
         if name in numeric:
-            values = [_number(name, value) for value in known]
+            values = array("d", (_number(name, value) for value in known))
+            if not values:
+                raise _empty(name, attributes)
             mean = sum(values) / len(values)
             deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / len(values))
             numbers[name] = [mean, deviation or 1.0]
         else:
-            categories[name] = sorted(Counter(map(str, known)))
+            categories[name] = sorted(set(map(str, known)))
+            if not categories[name]:
+                raise _empty(name, attributes)
     return replace(config, categories=categories, numbers=numbers)
 
 
@@ -100,17 +110,21 @@ def fit_classes(
     for name in names:
         if name not in attributes:
             raise UnknownName("attribute", name, attributes)
-        known = [value for value in attributes[name] if not _missing(value)]
-        if name in numeric and known:
-            numbers = [_number(name, value) for value in known]
+        known = (value for value in attributes[name] if not _missing(value))
+        if name in numeric and (numbers := array("d", (_number(name, value) for value in known))):
             inner = np.unique(np.quantile(numbers, np.arange(1, BUCKETS) / BUCKETS))
             classes[name] = [_bucket_name(-math.inf), *(_bucket_name(edge) for edge in inner if edge > min(numbers))]
         else:
-            classes[name] = sorted({str(value) for value in known})
+            classes[name] = sorted(set(map(str, known)))
         if len(classes[name]) < 2:
             found = f"one class, {classes[name][0]!r}" if classes[name] else "no value at all"
             raise DataError(f"attribute {name!r} has {found} in the training split; a head needs two or more classes")
     return classes
+
+
+def column_labels(name: str, known: Sequence[str], values: Iterable[Any]) -> np.ndarray:
+    """`class_labels` of one attribute, given by its values, int64 ``[N]``."""
+    return np.fromiter(map(_label_reader(name, known), values), np.int64)
 
 
 def class_labels(classes: Mapping[str, Sequence[str]], rows: Sequence[Mapping[str, Any]]) -> torch.Tensor:
@@ -118,6 +132,10 @@ def class_labels(classes: Mapping[str, Sequence[str]], rows: Sequence[Mapping[st
     readers = [_label_reader(name, known) for name, known in classes.items()]
     labels = [[read(row.get(name)) for name, read in zip(classes, readers, strict=True)] for row in rows]
     return torch.tensor(labels, dtype=torch.int64).reshape(len(rows), -1)
+
+
+def _empty(name: str, attributes: Mapping[str, Sequence[Any]]) -> DataError:
+    return DataError(f"attribute {name!r} is empty in all {len(attributes[name])} training rows; leave it out")
 
 
 def _label_reader(name: str, known: Sequence[str]) -> Callable[[Any], int]:

@@ -139,9 +139,10 @@ def check_model(info: CatalogInfo, model: DualTower) -> None:
 def attribute_types_of(items: ItemDataset, numeric: Sequence[str] = ()) -> dict[str, str]:
     """Attribute -> ``number`` where the card says so or every value is one, else ``text``."""
     vector_names = {}
-    for name, values in items.attributes.items():
-        known = [value for value in values if value is not None and value != ""]
-        numbers = bool(known) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in known)
+    for name, values in items.columns.attributes.items():
+        known = (value for value in values if value is not None and value != "")
+        of_numbers = {isinstance(v, int | float) and not isinstance(v, bool) for v in known}
+        numbers = of_numbers == {True}
         vector_names[name] = "number" if name in numeric or numbers else "text"
     return vector_names
 
@@ -245,7 +246,7 @@ def unseen_rows(items: ItemDataset, model: DualTower) -> int:
     if len(model.config.modalities) > 1:
         return 0
     (modality,) = model.config.modalities
-    lacking = items.images.sizes() < 0 if modality == "image" else [not captions for captions in items.texts]
+    lacking = items.images.sizes() < 0 if modality == "image" else [not captions for captions in items.columns.texts]
     unseen = int(np.sum(lacking))
     if unseen and unseen == len(items):
         raise DataError(
@@ -267,7 +268,7 @@ def said_of_rows(items: ItemDataset, model: DualTower) -> list[str]:
         said.append(
             f"{with_images:,} rows have several images: their image vector is the mean of all, the first is shown"
         )
-    titled = sum(len(captions) > 1 for captions in items.texts) if "text" in modalities else 0
+    titled = sum(len(captions) > 1 for captions in items.columns.texts) if "text" in modalities else 0
     if titled:
         said.append(f"{titled:,} rows have several captions: their text vector is that of the first, their title")
     return said

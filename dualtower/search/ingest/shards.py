@@ -57,12 +57,13 @@ def plan_shards(items: Sequence[Item], info: CatalogInfo, folder: Path, *, held:
         folder: For the files.
         held: Id -> digest of what the catalog holds already.
     """
-    ids = items.ids if isinstance(items, ItemDataset) else [item.id for item in items]
+    ids = items.columns.ids if isinstance(items, ItemDataset) else [item.id for item in items]
     shards = []
     for start in range(0, len(ids), ROWS):
-        rows = tuple(range(start, min(start + ROWS, len(ids))))
-        digests = tuple(held.get(ids[i], "") for i in rows)
-        content = [info.fingerprint, *(f"{ids[i]} {digest}" for i, digest in zip(rows, digests, strict=True))]
+        some = ids[start : start + ROWS]
+        rows = tuple(range(start, start + len(some)))
+        digests = tuple(held.get(row_id, "") for row_id in some)
+        content = [info.fingerprint, *(f"{row_id} {digest}" for row_id, digest in zip(some, digests, strict=True))]
         name = hashlib.blake2b("\n".join(content).encode(errors="surrogatepass"), digest_size=12).hexdigest()
         shards.append(Shard(folder / f"{name}.parquet", rows, digests))
     return shards
