@@ -7,8 +7,9 @@ import sys
 
 from test_batches import SETTINGS, png
 
-from dualtower.data.batches import BatchSampler, Collator, PixelCache, training_loader
+from dualtower.data.batches import Collator, PixelCache, training_loader
 from dualtower.data.items import ItemDataset
+from dualtower.data.sampling import BatchSampler
 from dualtower.types import Item
 
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dualtower.data.batches import BatchSampler, Collator, PixelCache, training_loader
+from dualtower.data.batches import Collator, PixelCache, training_loader
 from dualtower.data.items import ItemDataset
+from dualtower.data.sampling import BatchSampler
 from dualtower.data.transforms.images import ImageSettings
 from dualtower.data.transforms.tokenizer import train_tokenizer
 from dualtower.errors import BrokenImage, ConfigError

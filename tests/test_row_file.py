@@ -21,7 +21,7 @@ import pytest
 from catalogs import own_cache  # noqa: F401
 
 from dualtower.data import row_source, row_table
-from dualtower.data.batches import BatchSampler, training_loader
+from dualtower.data.batches import training_loader
 from dualtower.data.cards import HashSplit, Splits
 from dualtower.data.items import ItemDataset
 from dualtower.data.loading import load_items
@@ -30,6 +30,7 @@ from dualtower.data.row_check import bad_rows
 from dualtower.data.row_file import RowFile
 from dualtower.data.row_table import HeldRows, IdIndex, RowTable
 from dualtower.data.rows import ROWS_AT_ONCE, Block
+from dualtower.data.sampling import BatchSampler
 from dualtower.errors import RowError
 from dualtower.types import product_code
 
@@ -332,7 +333,8 @@ def test_a_visit_says_what_the_row_says(tmp_path: Path) -> None:
     for row, whole in enumerate(items):
         for draw in range(4):
             visited = items.visit(row, draw)
-            assert visited == replace(whole, texts=(whole.texts[draw % len(whole.texts)],))
+            first = draw % len(whole.texts)
+            assert visited == replace(whole, texts=whole.texts[first:] + whole.texts[:first])
             assert (
                 visited.attributes
                 == dict(visited.attributes)

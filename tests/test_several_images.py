@@ -20,10 +20,11 @@ from test_catalog import stored_vectors
 from test_cli import command
 
 from dualtower.curation.check import check_card
-from dualtower.data.batches import BatchSampler, Collator, PixelCache, training_loader
+from dualtower.data.batches import Collator, PixelCache, training_loader
 from dualtower.data.cards import DataCard
 from dualtower.data.items import ItemDataset
 from dualtower.data.loading import find_broken_images, load_items
+from dualtower.data.sampling import BatchSampler
 from dualtower.data.transforms.images import ImageSettings
 from dualtower.errors import BrokenImage, DataError, QrelsError
 from dualtower.evaluation import Qrels, evaluate

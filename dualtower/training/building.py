@@ -10,9 +10,9 @@ import torch
 from accelerate import Accelerator
 
 from dualtower.config import differences
-from dualtower.data.batches import BatchSampler
 from dualtower.data.cards import DataCard
 from dualtower.data.items import ItemDataset
+from dualtower.data.sampling import BatchSampler
 from dualtower.data.transforms.attributes import fit_attributes, fit_classes
 from dualtower.errors import ConfigError
 from dualtower.losses import build_loss

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from dualtower.data.batches import Sampling
+from dualtower.data.sampling import Sampling
 from dualtower.data.transforms.augmentation import Augmentation
 from dualtower.errors import ConfigError
 from dualtower.evaluation.config import EvaluationConfig

@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 from torch.utils.data import DataLoader
 
-from dualtower.data.batches import BatchSampler, Collator, training_loader
+from dualtower.data.batches import Collator, training_loader
 from dualtower.data.items import ItemDataset
+from dualtower.data.sampling import BatchSampler
 from dualtower.errors import CheckpointError
 from dualtower.types import Batch
 
