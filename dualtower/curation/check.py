@@ -16,6 +16,7 @@ from dualtower.data.cards import DataCard
 from dualtower.data.image_columns import digest
 from dualtower.data.items import ItemDataset
 from dualtower.data.loading import read_split
+from dualtower.data.memory import release_unused_memory
 from dualtower.data.row_check import shared_codes
 from dualtower.data.row_table import ID, RowTable, codes_of
 from dualtower.data.splits import split_names
@@ -173,6 +174,7 @@ def check_card(card: DataCard, *, source: str | Path | None = None) -> CheckRepo
     ids = _whole([part.columns.codes(ID) for part in parts])
     titles = [_title_codes(part) for part in parts]
     images = [_image_codes(part) for part in parts]
+    release_unused_memory()
     places = _whole([np.concatenate([np.arange(len(part)), part.extra_images.rows]) + s for part, s in _starts(parts)])
 
     def example(row: int) -> str:
@@ -235,16 +237,20 @@ def _image_codes(products: ItemDataset) -> np.ndarray:
 
 def _repeated(codes: np.ndarray, example: Callable[[int], str]) -> Repeated:
     """Codes that stand there several times; `example` is the id of the row at a place among them."""
-    found, first, counts = np.unique(codes, return_index=True, return_counts=True)
+    found, counts = np.unique(codes, return_counts=True)
     several = (counts > 1) & (found != NOTHING)
     if not several.any():
         return Repeated(0, 0, 0, "")
-    first, counts = first[several], counts[several]
+    found, counts = found[several], counts[several]
     largest = int(counts.max())
-    return Repeated(len(counts), int(counts.sum()), largest, example(int(first[counts == largest].min())))
+    first = int(np.argmax(np.isin(codes, found[counts == largest])))
+    return Repeated(len(counts), int(counts.sum()), largest, example(first))
 
 
 def _leaks(parts: Sequence[ItemDataset], images: Sequence[np.ndarray]) -> list[Leak]:
+    """What each two of the parts share."""
+    if len(parts) < 2:
+        return []
     products = [np.unique(part.codes) for part in parts]
     images = [np.unique(codes[codes != NOTHING]) for codes in images]
     titles = [np.unique(codes_of(normalize_title(t) for texts in p.columns.texts for t in texts)) for p in parts]

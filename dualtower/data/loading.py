@@ -14,6 +14,7 @@ from dualtower.data.cards import DataCard
 from dualtower.data.extra_images import read_image_lists
 from dualtower.data.image_check import broken_images
 from dualtower.data.items import ItemDataset
+from dualtower.data.memory import release_unused_memory
 from dualtower.data.row_check import bad_rows
 from dualtower.data.row_file import HASHED
 from dualtower.data.row_source import stored_rows
@@ -90,7 +91,9 @@ def read_split(
             where = f"{opened.where} ({name})"
             part = without_broken_images(part, where, on_error=on_error, remember=remember)
         parts.append(part)
-    return ItemDataset.concatenate(parts, split=split)
+    items = ItemDataset.concatenate(parts, split=split)
+    release_unused_memory()
+    return items
 
 
 def find_broken_images(items: ItemDataset) -> list[BrokenImage]:
