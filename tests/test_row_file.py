@@ -28,7 +28,7 @@ from dualtower.data.loading import load_items
 from dualtower.data.row_cache import row_file
 from dualtower.data.row_check import bad_rows
 from dualtower.data.row_file import RowFile
-from dualtower.data.row_table import HeldRows, IdIndex, RowTable
+from dualtower.data.row_table import IdIndex, InMemoryRows, RowTable
 from dualtower.data.rows import ROWS_AT_ONCE, Block
 from dualtower.data.sampling import BatchSampler
 from dualtower.errors import RowError
@@ -258,7 +258,7 @@ def test_a_huge_number_and_many_blocks(tmp_path: Path) -> None:
 
 def test_several_stores_are_one_table(tmp_path: Path) -> None:
     made = row_file(KEY, lambda: iter([block(["a", "b", "c"], price=[1, 2, 3])]), where="shop")
-    held = HeldRows(["x", "y"], ["p", "p"], [("t",), ("u", "v")], {"size": ["S", "M"]})
+    held = InMemoryRows(["x", "y"], ["p", "p"], [("t",), ("u", "v")], {"size": ["S", "M"]})
     table = RowTable.concatenate([RowTable([made]).select(np.array([2, 0])), RowTable([held])])
     assert list(table.ids) == ["c", "a", "x", "y"] and table.texts[3] == ("u", "v")
     assert {name: list(column) for name, column in table.attributes.items()} == {
@@ -278,7 +278,7 @@ def test_rows_by_id(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = [f"sku-{i}" for i in range(50)]
     for code in (product_code, lambda text: product_code(text) % 7):  # the second one gives many ids one code
         monkeypatch.setattr(row_table, "product_code", code)
-        index = IdIndex(RowTable([HeldRows(ids, ids, [("t",)] * 50, {})]))
+        index = IdIndex(RowTable([InMemoryRows(ids, ids, [("t",)] * 50, {})]))
         assert index.rows(["sku-7", "sku-0", "sku-49", "sku-7"]).tolist() == [7, 0, 49, 7]
         with pytest.raises(KeyError, match="stranger"):
             index.rows(["sku-1", "stranger"])
@@ -304,7 +304,7 @@ def test_of_two_rows_with_one_id_the_first_good_one_stays(seed: int, monkeypatch
     ids = [dice.choice(["", "a", "b", "c", "d", "e", f"only {i}"]) for i in range(40)]
     problems = [dice.choice([None, None, "empty text"]) if row_id else "missing id" for row_id in ids]
     made = row_file(None, lambda: iter([replace(block(ids), problems=problems)]), where="shop")
-    earlier = RowTable([HeldRows(["b", "z"], ["b", "z"], [("t",)] * 2, {})])
+    earlier = RowTable([InMemoryRows(["b", "z"], ["b", "z"], [("t",)] * 2, {})])
     found = bad_rows(made, np.arange(40), [earlier], where="shop")
     assert {row: error.reason for row, error in found.items()} == reference(ids, problems, {"b", "z"})
     assert list(found) == sorted(found)

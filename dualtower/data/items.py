@@ -14,7 +14,7 @@ import numpy as np
 from dualtower.data.extra_images import ExtraImages
 from dualtower.data.image_columns import ImageColumn, digest
 from dualtower.data.row_check import shared_codes
-from dualtower.data.row_table import AT_ONCE, ID, PRODUCT_ID, HeldRows, RowAttributes, RowTable
+from dualtower.data.row_table import AT_ONCE, ID, PRODUCT_ID, InMemoryRows, RowAttributes, RowTable
 from dualtower.errors import DataError, RowError
 from dualtower.types import Item
 
@@ -155,14 +155,14 @@ class ItemDataset(Sequence[Item]):
             DataError: Two rows have the same id.
         """
         names = dict.fromkeys(name for row in rows for name in row.attributes)
-        held = HeldRows(
+        table = InMemoryRows(
             [row.id for row in rows],
             [row.product_id for row in rows],
             [row.texts for row in rows],
             {name: [row.attributes.get(name) for row in rows] for name in names},
         )
         return cls(
-            RowTable([held]),
+            RowTable([table]),
             images=ImageColumn([[row.image for row in rows]]),
             extra_images=ExtraImages.of_lists([row.more_images for row in rows]),
             card=card,
@@ -201,8 +201,8 @@ class ItemDataset(Sequence[Item]):
         """Twelve hex digits over ids, product ids, texts and image bytes; the same on every machine."""
         state = hashlib.blake2b(digest_size=6)
         columns, extra_images = self.columns, self.extra_images
-        told = zip(columns.ids, columns.product_ids, columns.texts, self.images, strict=True)
-        for row, (row_id, product_id, texts, image) in enumerate(told):
+        rows = zip(columns.ids, columns.product_ids, columns.texts, self.images, strict=True)
+        for row, (row_id, product_id, texts, image) in enumerate(rows):
             digests = [digest(p).hex() for p in (image, *extra_images.of(row))]
             state.update(json.dumps([row_id, product_id, texts, *digests]).encode())
         return state.hexdigest()
@@ -216,8 +216,8 @@ class ItemDataset(Sequence[Item]):
         for name, values in sorted(columns.attributes.items()):  # as JSON of the list [name, values], piece by piece
             state.update(f"[{json.dumps(name)}, [".encode())
             for start in range(0, len(values), AT_ONCE):
-                said = json.dumps(values[start : start + AT_ONCE], default=str)[1:-1]
-                state.update((", " if start else "").encode() + said.encode())
+                values_json = json.dumps(values[start : start + AT_ONCE], default=str)[1:-1]
+                state.update((", " if start else "").encode() + values_json.encode())
             state.update(b"]]")
         return state.hexdigest()
 

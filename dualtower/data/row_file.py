@@ -47,7 +47,7 @@ class RowFile:
     def value(self, column: str, row: int) -> Any:
         """One value; None where there is no such column."""
         data = self._columns.get(column)
-        return None if data is None else self._told(column, [data[row].as_py()])[0]
+        return None if data is None else self._decoded(column, [data[row].as_py()])[0]
 
     def row(self, row: int) -> tuple[str, str, tuple[str, ...]]:
         """Id, identity and captions of one row."""
@@ -64,9 +64,9 @@ class RowFile:
             return [None] * len(rows)
         first = int(rows[0])
         if np.array_equal(rows, np.arange(first, first + len(rows))):
-            return self._told(column, data.slice(first, len(rows)).to_pylist())
+            return self._decoded(column, data.slice(first, len(rows)).to_pylist())
         read = gathered(rows, self._starts, lambda chunk, places: data.chunk(chunk).take(pa.array(places)).to_pylist())
-        return self._told(column, read)
+        return self._decoded(column, read)
 
     def codes(self, column: str) -> np.ndarray:
         """`product_code` of the ids, of the product ids or of what the split goes by, int64 ``[N]``."""
@@ -78,7 +78,7 @@ class RowFile:
         rows = np.flatnonzero(self._columns[PROBLEM].is_valid().to_numpy())
         return dict(zip(rows.tolist(), self.values(PROBLEM, rows), strict=True))
 
-    def _told(self, column: str, values: list[Any]) -> list[Any]:
+    def _decoded(self, column: str, values: list[Any]) -> list[Any]:
         if column == TEXTS:
             return list(map(tuple, values))
         if column in self._json:

@@ -50,9 +50,9 @@ def _key(card: DataCard, opened: OpenSource, split: str, hashed: str | None) -> 
     if not states:
         return None
     columns = card.columns
-    told = (
+    described = (
         *(FORMAT, unicodedata.unidata_version, split, hashed, len(dataset), repr(dataset.features), states),
         *(columns.captions, columns.id, columns.product_id, columns.attributes, columns.numeric),
         sorted(card.source.options.items()),
     )
-    return hashlib.blake2b(repr(told).encode(errors="surrogatepass"), digest_size=16).hexdigest()
+    return hashlib.blake2b(repr(described).encode(errors="surrogatepass"), digest_size=16).hexdigest()

@@ -17,8 +17,8 @@ __all__ = [
     "PRODUCT_ID",
     "TEXTS",
     "Column",
-    "HeldRows",
     "IdIndex",
+    "InMemoryRows",
     "RowAttributes",
     "RowStore",
     "RowTable",
@@ -56,7 +56,7 @@ class RowStore(Protocol):
     def codes(self, column: str) -> np.ndarray: ...
 
 
-class HeldRows:
+class InMemoryRows:
     """Rows in memory.
 
     Args:

@@ -62,8 +62,8 @@ def _schema(block: Block, kinds: Mapping[str, str]) -> pa.Schema:
     fields += [(attribute(name), TYPES[kind]) for name, kind in kinds.items()]
     fields += [(code_column(ID), pa.int64()), (code_column(PRODUCT_ID), pa.int64()), (PROBLEM, TEXT)]
     fields += [(code_column(HASHED), pa.int64())] if block.hashed is not None else []
-    told = {"attributes": [*kinds], "json": [attribute(name) for name, kind in kinds.items() if kind == "json"]}
-    return pa.schema(fields, metadata={METADATA: json.dumps(told)})
+    metadata = {"attributes": [*kinds], "json": [attribute(name) for name, kind in kinds.items() if kind == "json"]}
+    return pa.schema(fields, metadata={METADATA: json.dumps(metadata)})
 
 
 def _batch(block: Block, schema: pa.Schema, kinds: Mapping[str, str]) -> pa.RecordBatch:
