@@ -248,7 +248,7 @@ $("form").addEventListener("submit", (event) => { event.preventDefault(); state.
     $("text").hidden = !has("text");
     $("drop").hidden = !has("image");
     filters(state.about);
-    say(`${state.about.rows.toLocaleString()} rows. ${invitation()}`);
+    if (!state.number) say(`${state.about.rows.toLocaleString()} rows. ${invitation()}`);  // else hits are there already
   } catch (error) {
     say(error.message, true);
   }
