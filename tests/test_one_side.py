@@ -250,6 +250,8 @@ def test_two_ranks_train_it(tmp_path: Path) -> None:
     for side in OTHER:
         options = ["--data.card", str(write_card(tmp_path, side)), "--out", str(tmp_path / side), "--train.steps", "2"]
         options += ["--train.batch-size", "8", "--evaluation.bootstrap", "10", "--model.embed-dim", "16"]
+        if side == "image":
+            options += ["--model.image.options", json.dumps(factories.IMAGE["gernet"].options)]
         told = torchrun(
             REPOSITORY / "recipes" / "train_clip_style.py",
             *["--smoke", f"--model.{OTHER[side]}", "None", *options],

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import SMALL_SPLITS
 
 from dualtower import DualTower, RunConfig, load_card, load_items
 from dualtower.launcher import parse_overrides
@@ -52,7 +53,7 @@ def test_smoke(recipe: Path, project: Path) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
 def test_smoke_on_two_processes(recipe: Path, project: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    done = run([*torchrun, str(recipe), *SMOKE], project)
+    done = run([*torchrun, str(recipe), *SMOKE, *SMALL_SPLITS], project)
     assert done.returncode == 0, done.stderr
     assert "2 process(es)" in done.stderr + done.stdout, "two processes were asked for"
     complete_run(project)
@@ -64,14 +65,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     (folder / "data_cards").symlink_to(REPOSITORY / "data_cards")
     recipe = str(REPOSITORY / "recipes" / "train_clip_style.py")
-    done = run([sys.executable, recipe, *SMOKE, "--out", "model_of_mine", "--train.steps", "2"], folder)
+    done = run([sys.executable, recipe, *SMOKE, *SMALL_SPLITS, "--out", "model_of_mine", "--train.steps", "2"], folder)
     assert done.returncode == 0, done.stderr
     return folder / "model_of_mine" / "model"
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
 def test_smoke_from_a_model_of_ones_own(recipe: Path, trained: Path, project: Path) -> None:
-    done = run([sys.executable, str(recipe), *SMOKE, "--base", str(trained), "--train.steps", "2"], project)
+    options = [*SMOKE, *SMALL_SPLITS, "--base", str(trained), "--train.steps", "2"]
+    done = run([sys.executable, str(recipe), *options], project)
     assert done.returncode == 0, done.stderr
     assert f"come from {trained}" in done.stderr
     complete_run(project)
@@ -193,7 +195,7 @@ def test_what_is_no_mapping_is_one_clear_error(given: list[str], said: str, caps
 def test_the_main_recipe_with_another_backbone(project: Path) -> None:
     recipe = REPOSITORY / "recipes" / "train_clip_style.py"
     backbone = ["--model.image.name", "resnet10t", "--model.image.options", "{}"]
-    done = run([sys.executable, str(recipe), "--smoke", *backbone], project)
+    done = run([sys.executable, str(recipe), *SMOKE, *SMALL_SPLITS, *backbone], project)
     assert done.returncode == 0, done.stderr
     complete_run(project)
     (out,) = (project / "runs" / "smoke").iterdir()
