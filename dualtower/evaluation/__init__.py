@@ -17,7 +17,8 @@ from dualtower.evaluation.comparison import (
     measured_queries,
     save_queries,
 )
-from dualtower.evaluation.evaluator import Direction, Evaluation, check_measurable, evaluate
+from dualtower.evaluation.directions import Direction
+from dualtower.evaluation.evaluator import Evaluation, evaluate
 from dualtower.evaluation.exports import query_rows, save_query_table, save_run
 from dualtower.evaluation.label_metrics import label_metrics
 from dualtower.evaluation.metrics import chance_levels, metric_names, per_query
@@ -28,6 +29,7 @@ from dualtower.evaluation.relevance import Relevance, self_positions
 from dualtower.evaluation.reports.report import Report, Section
 from dualtower.evaluation.reports.writer import write_report
 from dualtower.evaluation.reranked import Reranked, choose_weight, rerank
+from dualtower.evaluation.sides import check_measurable
 from dualtower.evaluation.topk import top_k
 
 __all__ = [

@@ -24,7 +24,8 @@ import numpy as np
 
 from dualtower.errors import ConfigError, DataError
 from dualtower.evaluation.bootstrap import Difference, paired_test
-from dualtower.evaluation.evaluator import Direction, Evaluation
+from dualtower.evaluation.directions import Direction
+from dualtower.evaluation.evaluator import Evaluation
 from dualtower.evaluation.reports.report import LABELS, TITLES, format_difference, format_number
 from dualtower.files import write_bytes_atomically
 from dualtower.markdown import markdown_table

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dualtower.evaluation.evaluator import Direction
+from dualtower.evaluation.directions import Direction
 from dualtower.evaluation.scores import Scores
 
 __all__ = ["Example", "Placed", "find_examples", "sample_scores"]

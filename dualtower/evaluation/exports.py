@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from dualtower.errors import ConfigError, DataError, UnknownName
-from dualtower.evaluation.evaluator import Direction, Evaluation
+from dualtower.evaluation.directions import Direction
+from dualtower.evaluation.evaluator import Evaluation
 from dualtower.evaluation.topk import top_k
 from dualtower.files import text_file_atomically
 

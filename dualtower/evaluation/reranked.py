@@ -11,7 +11,8 @@ import numpy as np
 
 from dualtower.errors import ConfigError
 from dualtower.evaluation.bootstrap import Difference, intervals, paired_test
-from dualtower.evaluation.evaluator import Direction, Evaluation
+from dualtower.evaluation.directions import Direction
+from dualtower.evaluation.evaluator import Evaluation
 from dualtower.evaluation.metrics import per_query
 from dualtower.evaluation.ranks import Ranks
 from dualtower.evaluation.reports.report import TITLES, Report, Section, format_interval

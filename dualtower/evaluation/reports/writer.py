@@ -12,10 +12,12 @@ from dualtower.config import to_json
 from dualtower.errors import RowError
 from dualtower.evaluation.breakdown import breakdown_table
 from dualtower.evaluation.comparison import save_queries
-from dualtower.evaluation.evaluator import Direction, Evaluation, Side
+from dualtower.evaluation.directions import Direction
+from dualtower.evaluation.evaluator import Evaluation
 from dualtower.evaluation.examples import Example, Placed, find_examples, sample_scores
 from dualtower.evaluation.reports.figures import Framed, draw_curves, draw_histogram, draw_strip, save_png
 from dualtower.evaluation.reports.report import TITLES, Section
+from dualtower.evaluation.sides import Side
 from dualtower.files import write_text_atomically
 from dualtower.markdown import markdown_table
 
