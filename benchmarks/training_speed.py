@@ -227,7 +227,11 @@ def run_dualtower(source: str, steps: int, workers: int, parts: bool = False) ->
         durations = [b - a for a, b in itertools.pairwise(times)][FIRST:]
         model.train()
         batch = trainer.loader.loader.collate_fn([items[i] for i in range(BATCH)])
-        limit = bare(lambda: model.see(batch.pixels).pooled, lambda: model.read(batch.tokens).pooled) if parts else 0.0
+        limit = (
+            bare(lambda: model.image_features(batch.pixels).pooled, lambda: model.text_features(batch.tokens).pooled)
+            if parts
+            else 0.0
+        )
         return {
             "samples_per_s": BATCH / statistics.median(durations),
             "precision": str(config.train.tower_precision or accelerator.mixed_precision),

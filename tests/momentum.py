@@ -51,11 +51,11 @@ class MomentumContrast(Objective):
     def forward(self, batch: Batch, draw: BatchRNG) -> Pair:
         assert batch.pixels is not None and len(batch.more_views) == 1 and batch.tokens is None
         with torch.no_grad():
-            key = self.momentum_head(self.model.see(batch.more_views[0], self.momentum_tower).pooled)
+            key = self.momentum_head(self.model.image_features(batch.more_views[0], self.momentum_tower).pooled)
         return Pair(self._predicted(batch.pixels), F.normalize(key, dim=1))
 
     def _predicted(self, pixels: Tensor) -> Tensor:
-        return F.normalize(self.predictor(self.model.image_head(self.model.see(pixels).pooled)), dim=1)
+        return F.normalize(self.predictor(self.model.image_head(self.model.image_features(pixels).pooled)), dim=1)
 
     def loss(self, outputs: Pair, batch: Batch) -> Tensor:
         query, key = all_gather_with_grad(*outputs)

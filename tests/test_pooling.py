@@ -222,7 +222,7 @@ def by_hand(rule: str, states: Any, tokens: Mapping[str, Tensor], *, end: int = 
 
 def features_of(tower: DualTower, texts: list[str] = TEXTS) -> Tensor:
     with torch.inference_mode():
-        return tower.read(tower.collator().tokens(texts)).pooled
+        return tower.text_features(tower.collator().tokens(texts)).pooled
 
 
 def assert_saving_keeps(tower: DualTower, folder: Path) -> DualTower:

@@ -119,7 +119,7 @@ def test_any_tower_computes_in_bf16_under_a_float32_head(text: str, image: str) 
     assert rounded.image_features.tokens.dtype == torch.float32
     model.compute_in(TowerPrecision())
     with torch.autocast("cpu", torch.bfloat16):  # a precision of its own wins over the one around it
-        again = model.see(batch.pixels)
+        again = model.image_features(batch.pixels)
     torch.testing.assert_close(again.pooled, exact.image_features.pooled, atol=1e-5, rtol=1e-5)
 
 

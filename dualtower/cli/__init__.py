@@ -16,11 +16,12 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitSubcommandPrefixes, subcommand
 
-from dualtower.cli.catalog import Delete, Index, Search, Update, Upsert
+from dualtower.cli.catalog import Delete, Index, Update, Upsert
 from dualtower.cli.curate import Classify, Outliers
 from dualtower.cli.data import Data
 from dualtower.cli.evaluate import Compare, Evaluate, Explain
 from dualtower.cli.maintenance import Compact, Repair, Tune, Verify
+from dualtower.cli.search import Search
 from dualtower.cli.serve import Serve
 from dualtower.errors import DualTowerError, system_message
 

@@ -109,10 +109,10 @@ def features_to_rerank(
     reranker, text, image = reranker_of(model), None, None
     if batch.tokens is not None:
         known = seen.text_features if seen and reranker.text_tower is None else None
-        text = known or model.read(batch.tokens, reranker.text_tower)
+        text = known or model.text_features(batch.tokens, reranker.text_tower)
     if batch.pixels is not None:
         known = seen.image_features if seen and reranker.image_tower is None else None
-        image = known or model.see(batch.pixels, reranker.image_tower)
+        image = known or model.image_features(batch.pixels, reranker.image_tower)
     return text, image
 
 

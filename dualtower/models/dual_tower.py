@@ -127,21 +127,21 @@ class DualTower(Encoding):
         """
         image = text = seen = read = None
         if batch.pixels is not None:
-            seen = self.see(batch.pixels)
+            seen = self.image_features(batch.pixels)
             assert self.image_tower is not None and self.image_head is not None
             image = self._finish(self.image_head(seen.pooled))
             if self.config.flip_tta and not self.image_tower.training:
-                mirrored = self.see(batch.pixels.flip(-1))
+                mirrored = self.image_features(batch.pixels.flip(-1))
                 image = self._finish((image + self._finish(self.image_head(mirrored.pooled))) / 2)
         if batch.tokens is not None:
-            read = self.read(batch.tokens)
+            read = self.text_features(batch.tokens)
             assert self.text_head is not None
             text = self._finish(self.text_head(read.pooled))
         scale = self.logit_scale.exp()
         bias = scale.new_zeros(()) if self.logit_bias is None else self.logit_bias
         return Embeddings(image, text, scale, bias, image_features=seen, text_features=read)
 
-    def read(self, tokens: Mapping[str, Tensor], tower: Tower | None = None) -> Features:
+    def text_features(self, tokens: Mapping[str, Tensor], tower: Tower | None = None) -> Features:
         """What a text tower, by default the model's own, makes of ``input_ids`` and ``attention_mask`` ``[B, L]``."""
         precision = None if self.precision is None else self.precision.text
         tower = self.text_tower if tower is None else tower
@@ -149,7 +149,7 @@ class DualTower(Encoding):
             raise self.config.lacks("text", "texts")
         return computed(tower, precision, tokens["input_ids"], tokens["attention_mask"])
 
-    def see(self, pixels: Tensor, tower: Tower | None = None) -> Features:
+    def image_features(self, pixels: Tensor, tower: Tower | None = None) -> Features:
         """What an image tower, by default the model's own, makes of images ``[B, 3, H, W]``."""
         precision = None if self.precision is None else self.precision.image
         tower = self.image_tower if tower is None else tower
