@@ -286,7 +286,7 @@ def time_parts(trainer, items, accelerator) -> dict[str, float]:
     model.train()
     for number in range(6):
         pixels = timed("decode and resize", lambda: collator.pixels(rows))
-        timed("tokenise", lambda: collator.tokens([p.texts[0] for p in rows]))
+        timed("tokenize", lambda: collator.tokens([p.texts[0] for p in rows]))
         batch = collator(rows)
         draw = BatchRNG(number, size=BATCH)
         pixels = timed("augment", lambda p=pixels, d=draw: augment(p, "product", d))

@@ -76,7 +76,7 @@ class Batch:
         product_codes: Product codes, int64 ``[B]`` (see `product_code`).
         pixels: RGB images ``[B, 3, H, W]``, uint8 or, after augmentation, float32 in 0..255; the tower normalizes.
         tokens: ``input_ids`` and ``attention_mask``, int64 ``[B, L]``, padded to one length.
-        attributes: Of the products, where the model reads them.
+        attributes: Attributes of the products, where the model reads them.
         labels: Classes that heads learn, int64 ``[B, H]``; -1 is unknown.
         present: Which rows have an image and which a text, bool ``[B, 2]``; None where all have both. What stands in
             `pixels` and `tokens` of a row without it is never read.
@@ -153,8 +153,8 @@ class Embeddings:
         text: ``[B, D]`` or None where the batch had no texts.
         scale: Multiplier of the similarity, scalar fp32 (the exponential of the learned logit scale).
         bias: Added to the logits, scalar fp32 (zero and fixed unless the loss learns one).
-        image_features: Of the image tower, for the heads that look at single patches.
-        text_features: Of the text tower, for the heads that look at single words.
+        image_features: Features of the image tower, for the heads that look at single patches.
+        text_features: Features of the text tower, for the heads that look at single words.
     """
 
     image: Tensor | None
@@ -170,7 +170,7 @@ class Hit:
     """What a search found.
 
     Attributes:
-        id: Of the row.
+        id: Id of the row.
         product_id: What the row shows.
         score: Similarity to the query; more is more alike.
         row: Title and attributes.

@@ -71,8 +71,8 @@ def test_strength_is_how_far_it_goes(name: str) -> None:
 
 
 def test_hue_rotation_keeps_grey() -> None:
-    grey = torch.full((4, 3, 8, 8), 100.0)
-    out = augment(grey, "simclr", BatchRNG(1, size=4))
+    gray = torch.full((4, 3, 8, 8), 100.0)
+    out = augment(gray, "simclr", BatchRNG(1, size=4))
     assert torch.allclose(out[:, 0], out[:, 1], atol=0.5) and torch.allclose(out[:, 1], out[:, 2], atol=0.5)
 
 

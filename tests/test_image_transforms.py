@@ -52,8 +52,8 @@ def test_cmyk() -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_16_bit_grey_keeps_its_brightness(kind: str) -> None:
-    grey = Image.fromarray(np.full((30, 20), 40_000, dtype=np.uint16))
-    assert center(open_image(encode(grey, kind))) == (156, 156, 156)
+    gray = Image.fromarray(np.full((30, 20), 40_000, dtype=np.uint16))
+    assert center(open_image(encode(gray, kind))) == (156, 156, 156)
 
 
 @pytest.mark.parametrize(

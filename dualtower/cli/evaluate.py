@@ -210,7 +210,7 @@ class Compare:
 
 
 _READING = """\
-difference: second - first, with a 95 % bootstrap interval by product. p: randomisation test by product, not corrected
+difference: second - first, with a 95 % bootstrap interval by product. p: randomization test by product, not corrected
 for the number of metrics. These are one training run each: the spread between seeds is not in the intervals."""
 
 

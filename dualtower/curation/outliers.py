@@ -35,7 +35,7 @@ class Outliers:
     """Rows with an image, the oddest first. Arrays are ``[N]``.
 
     Attributes:
-        numbers: Of the rows, see `StoredRow.number`.
+        numbers: Numbers of the rows, see `StoredRow.number`.
         odd: z-score of the distance to its neighbors.
         apart: z-score of the distance between title and image; NaN where there is no vector of the title.
     """
@@ -51,7 +51,7 @@ def find_outliers(store: LocalStore, *, neighbors: int = 10, seed: int = 0) -> O
     Args:
         store: The catalog.
         neighbors: How many nearest rows of other products a row is compared with.
-        seed: Of the draw, in catalogs of more than `MAX_COMPARED` rows.
+        seed: Seed of the draw, in catalogs of more than `MAX_COMPARED` rows.
 
     Raises:
         DataError: There are too few rows.

@@ -30,7 +30,7 @@ class ZeroShotLabels:
 
     Attributes:
         labels: What could be chosen.
-        ids: Of the rows.
+        ids: Ids of the rows.
         chosen: Number of each row's label, int64 ``[N]``.
         scores: Probability of it among the labels, float32 ``[N]``.
         given: What the catalog says, number of the label or -1, int64 ``[N]``; None without an attribute.
@@ -69,7 +69,7 @@ def classify(
 
     Args:
         store: The catalog.
-        model: Of the catalog.
+        model: Model of the catalog.
         labels: To choose from.
         attribute: Its values are the labels instead.
         prompt: How a label becomes a text; ``{}`` stands for the label.

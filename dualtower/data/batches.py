@@ -35,7 +35,7 @@ PREFETCHED = 4
 
 @dataclass(frozen=True)
 class Collator:
-    """Decode, resize and tokenise products into one `Batch`: the same class in training, evaluation and serving.
+    """Decode, resize and tokenize products into one `Batch`: the same class in training, evaluation and serving.
 
     Attributes:
         tokenizer: A Transformers tokenizer, or None for batches without texts.
@@ -230,7 +230,7 @@ class _SampledItems(Dataset[Item]):
 def training_loader(items: ItemDataset, plan: BatchSampler, collator: Collator, *, workers: int = 0) -> DataLoader:
     """A loader over `plan`; call ``plan.set_epoch`` before iterating over it.
 
-    Workers only decode and tokenise. They draw nothing at random, so their number never changes a result.
+    Workers only decode and tokenize. They draw nothing at random, so their number never changes a result.
     """
     return DataLoader(
         _SampledItems(items),

@@ -233,7 +233,7 @@ class DataCard:
         splits: How the rows are divided.
         queries: Graded queries that stand in the rows; None where there are none.
         license: As its publisher states it.
-        languages: Of the texts.
+        languages: Languages of the texts.
         relevance: When a row is a right answer to a query.
         caveats: What makes results on this catalog doubtful or hard to compare.
         baselines: Published results.

@@ -15,7 +15,7 @@ def download_tables(builder: Any, repo: str) -> Layout | None:
     """Fetch the files of a dataset that `datasets` would read as CSV, JSON or an image folder with such metadata.
 
     Args:
-        builder: Of `datasets.load_dataset_builder`.
+        builder: Result of `datasets.load_dataset_builder`.
         repo: Dataset id on the Hub.
 
     Returns:

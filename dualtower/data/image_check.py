@@ -93,7 +93,7 @@ class _Names(Sequence[str]):
     """What messages call each image: the id of its row, and which of its images it is.
 
     Args:
-        ids: Of the rows.
+        ids: Ids of the rows.
         rows: Row of each image, int64 ``[M]``.
         numbers: Which of its row it is, from 1, int64 ``[M]``.
     """

@@ -132,7 +132,7 @@ def _blocks(read: Callable[[], Iterator[Block]]) -> Iterator[Block]:
 
 
 def _checksum(stream: Any, size: int) -> int:
-    """Of the next `size` bytes."""
+    """The CRC-32 of the next `size` bytes."""
     found = 0
     while size > 0 and (part := stream.read(min(AT_ONCE, size))):
         found, size = zlib.crc32(part, found), size - len(part)

@@ -282,7 +282,7 @@ def gathered(addresses: np.ndarray, starts: np.ndarray, read: Callable[[int, np.
     """Values from several places laid end to end.
 
     Args:
-        addresses: Of the values, int64 ``[M]``.
+        addresses: Addresses of the values, int64 ``[M]``.
         starts: Address at which each place begins, and where the last one ends.
         read: Reads from a place, given its number and addresses within it.
     """

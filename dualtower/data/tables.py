@@ -59,7 +59,7 @@ def open_table(
         as_text: Columns of CSV that stay text whatever they hold, such as ids.
         options: For CSV arguments of `pandas.read_csv` (``sep``, ``encoding``, ``decimal`` ...); for JSON ``encoding``,
             and ``field``, the key under which the rows lie.
-        images: Of files of metadata: the folder of the source. ``file_name`` becomes ``image``, a path below it.
+        images: For files of metadata, the folder of the source. ``file_name`` becomes ``image``, a path below it.
 
     Raises:
         SourceError: A file cannot be read; the message names it, and the line where that is known.

@@ -61,7 +61,7 @@ def summarize(
         ks: Cut-offs of recall and hit.
         groups: Product code of each query, ``[Q]``; None lets each query stand for itself.
         bootstrap: Number of resamples; 0 for no intervals.
-        seed: Of the resamples.
+        seed: Seed of the resamples.
     """
     chosen = None if groups is None else np.asarray(groups)[ranks.judged]
     return intervals(per_query(ranks, ks=ks), groups=chosen, bootstrap=bootstrap, seed=seed)
@@ -81,7 +81,7 @@ def intervals(
         values: Metric name -> ``[N]`` over queries.
         groups: Product code of each query, ``[N]``.
         bootstrap: Number of resamples; 0 for no intervals.
-        seed: Of the resamples.
+        seed: Seed of the resamples.
         limits: Least and greatest possible value of every metric but ``median_rank``, for the exact interval where all
             resamples agree; None where there are none.
 
@@ -126,7 +126,7 @@ def paired_test(
 ) -> Difference:
     """Compare two models on the same queries: mean of second - first, its 95 % interval, and a p-value.
 
-    The interval is a bootstrap by product. The p-value is that of a randomisation test: if the models were
+    The interval is a bootstrap by product. The p-value is that of a randomization test: if the models were
     alike, all queries of a product could have been swapped between them (two-sided; smallest value
     ``1 / (resamples + 1)``).
 
@@ -134,8 +134,8 @@ def paired_test(
         first: Values of one metric, ``[N]`` over queries.
         second: Values of the other model on the same queries, ``[N]``.
         groups: Product code of each query, ``[N]``.
-        resamples: Of the bootstrap and of the test.
-        seed: Of both.
+        resamples: Resamples of the bootstrap and of the test.
+        seed: Seed of both.
 
     Raises:
         ConfigError: Lengths differ, or there are no queries.

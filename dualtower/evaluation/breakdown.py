@@ -52,7 +52,7 @@ def breakdown(
         labels: Attribute value of each query; None is shown as ``(none)``.
         groups: Product code of each query, ``[N]``.
         bootstrap: Resamples behind each interval; 0 for none.
-        seed: Of the resamples.
+        seed: Seed of the resamples.
         most: Values shown; the queries of all others are summed up as ``(other)``.
     """
     queries = {len(v) for v in values.values()} | {len(labels)}

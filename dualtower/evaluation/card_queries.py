@@ -21,7 +21,7 @@ def card_queries(items: ItemDataset, columns: QueryColumns) -> tuple[ItemDataset
 
     Args:
         items: Rows whose attributes hold the query columns.
-        columns: Of the card.
+        columns: Columns of the card.
 
     Returns:
         The gallery, and the queries in the order in which they come.

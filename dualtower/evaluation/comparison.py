@@ -75,7 +75,7 @@ class MeasuredQueries:
 
     Attributes:
         directions: Direction -> what its queries achieved.
-        protocol: Of the report.
+        protocol: Protocol of the report.
     """
 
     directions: Mapping[str, QueryMetrics]
@@ -158,10 +158,10 @@ def compare_queries(
     """Paired test of two measurements of the same queries and gallery.
 
     Args:
-        first: Of one model.
-        second: Of another.
-        resamples: Of the bootstrap by product and of the randomisation test.
-        seed: Of both.
+        first: Values of one model.
+        second: Values of another.
+        resamples: Resamples of the bootstrap by product and of the randomization test.
+        seed: Seed of both.
 
     Returns:
         Direction -> metric -> mean of second - first, for the metrics that both have. ``median_rank`` becomes the mean

@@ -29,7 +29,7 @@ class Direction:
         ranks: Exact ranks.
         per_query: Metric -> float64 ``[N_q]``.
         groups: Product code of each query, int64 ``[N_q]``.
-        similarity: Of the model.
+        similarity: Similarity of the model.
         exclude: Gallery position of each query's own row, or None.
     """
 

@@ -80,7 +80,7 @@ def evaluate(
         missing: What to do with its document ids that `items` lacks.
         ks: Cut-offs of recall and hit.
         bootstrap: Resamples behind the 95 % intervals, by product; 0 for none.
-        seed: Of the resamples.
+        seed: Seed of the resamples.
         breakdown: Attributes to break the figures down by.
         batch_size: Rows embedded at a time.
         progress: Show progress bars.

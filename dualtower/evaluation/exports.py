@@ -42,7 +42,7 @@ def save_run(
 
     Args:
         path: File to write.
-        result: Of `evaluate`.
+        result: Result of `evaluate`.
         direction: One of the result's directions.
         depth: Hits per query at most, before images of one row become one document.
         tag: Name of the run; spaces become hyphens.

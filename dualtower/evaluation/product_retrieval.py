@@ -89,7 +89,7 @@ def evaluate_product_retrieval(
         relevance: Attributes; relevant is what shares the values of all of them. None: what is the same product.
         ks: Cut-offs of precision and recall.
         bootstrap: Resamples behind the 95 % intervals, by product.
-        seed: Of the resamples.
+        seed: Seed of the resamples.
         batch_size: Rows embedded at a time.
         progress: Show progress bars.
 

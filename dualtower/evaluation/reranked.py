@@ -98,11 +98,11 @@ def rerank(
 
     Args:
         model: With a re-ranker.
-        result: Of `evaluate`, for this very model.
+        result: Result of `evaluate`, for this very model.
         top: Hits per query.
         directions: Which ways of searching.
         bootstrap: Resamples behind the 95 % intervals.
-        seed: Of the resamples.
+        seed: Seed of the resamples.
         progress: Show progress bars.
 
     Raises:
@@ -149,7 +149,7 @@ def choose_weight(model: DualTower, result: Evaluation, *, top: int = 20) -> dic
 
     Args:
         model: With a re-ranker, whose weight is changed.
-        result: Of `evaluate`, for this very model.
+        result: Result of `evaluate`, for this very model.
         top: Hits per query.
 
     Returns:

@@ -42,7 +42,7 @@ class ModelCard:
         table: The same figures as a Markdown table.
         protocol: What was measured on what.
         run: Config of the run as plain values.
-        license: Of the weights, by its Hub name (``apache-2.0``); None leaves it out, it is not the data's.
+        license: License of the weights, by its Hub name (``apache-2.0``); None leaves it out, it is not the data's.
     """
 
     data: DataCard | None = None
@@ -59,7 +59,7 @@ class ModelCard:
         Args:
             config: Its `RunConfig`.
             report: Its evaluation `Report`, or None for a model that has not been measured yet.
-            license: Of the weights.
+            license: License of the weights.
         """
         if report is None:
             return cls(load_card(config.data.card), run=to_dict(config), license=license)

@@ -55,7 +55,7 @@ class FolderParts:
         weights: State dict.
         tokenizer: A Transformers tokenizer, or None for a model without a text tower.
         readme: Text of the model card.
-        fingerprint: Of config and weights when they were saved.
+        fingerprint: Fingerprint of config and weights when they were saved.
     """
 
     config: Mapping[str, Any]

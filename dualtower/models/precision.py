@@ -120,7 +120,7 @@ def measure_precision(
             size.
         learns: Whether the text and the image tower will also go backwards.
         seconds: Most time of one core to spend, about. Two rows are the least to pass, however slow the model.
-        clock: Of this thread's work, in seconds.
+        clock: Clock of this thread's work, in seconds.
 
     Returns:
         That of a tower which the model lacks is float32.

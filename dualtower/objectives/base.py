@@ -118,7 +118,7 @@ class Objective(nn.Module, ABC):
         """Report what the finished model achieves beside retrieval; own parts are not those of the training.
 
         Args:
-            result: Of the model on the measured split.
+            result: Result of the model on the measured split.
             train: Training split.
             settings: How the run measures.
             progress: Whether to show a progress bar.

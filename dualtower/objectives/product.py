@@ -39,7 +39,7 @@ class ProductViews(NamedTuple):
         first: Fused vectors ``[B, D]``.
         second: Fused vectors ``[B, D]``.
         tasks: Head -> logits of both views, ``[2 * B, classes]``.
-        embeddings: Of the towers.
+        embeddings: Embeddings of the towers.
     """
 
     first: Tensor

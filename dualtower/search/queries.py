@@ -48,7 +48,7 @@ class Query:
         vector_name: Vectors that it is compared with: ``image``, ``text`` or ``product``.
         where: A filter, see `dualtower.search.filters`; empty is none.
         limit: Hits per page.
-        cursor: Of the page before; None is the first page.
+        cursor: Cursor of the page before; None is the first page.
         group_by_product: One hit per product, its best row.
         without: Ids of rows whose products must not be found, such as the one that similar ones are sought for.
         key: What the vector was made from, such as a text, so that a cursor of another search is told apart.
@@ -80,7 +80,7 @@ class Page:
 
     Attributes:
         hits: Best first.
-        cursor: Of the page after them; None where there are no more.
+        cursor: Cursor of the page after them; None where there are no more.
         reranked: How many of the best rows the stages of the search have put in a new order; 0 where they had nothing
             to say about this request, and None where the search has no stages.
     """
@@ -146,7 +146,7 @@ def sign_cursor(told: bytes, info: CatalogInfo, *, purpose: bytes = b"") -> str:
 
     Args:
         told: Begins with the fingerprint of its query.
-        info: Of the catalog, whose key signs.
+        info: Info of the catalog, whose key signs.
         purpose: Tells kinds of cursors apart: what was signed for one is nothing for another.
     """
     return base64.urlsafe_b64encode(_signature(told, info, purpose) + told).decode()

@@ -36,14 +36,14 @@ class CatalogInfo:
 
     Attributes:
         model: Folder or Hub id of the model whose vectors it holds.
-        fingerprint: Of that model; vectors of two models never mix.
+        fingerprint: Fingerprint of that model; vectors of two models never mix.
         dim: Numbers per vector.
         vector_names: Vectors of each row, such as ``image``, ``text``, ``product``.
         attributes: Attribute -> ``text`` or ``number``.
         card: Name of the data card, for people.
         embedded_attributes: Attributes that fused vectors are made from; they change only with the whole row.
         precision: In what its rows were first embedded. Rows that came later may be more exact.
-        format: Of the folder.
+        format: Format of the folder.
         cursor_key: What cursors of its searches are signed with: 32 random hexadecimal digits.
     """
 
@@ -70,7 +70,7 @@ class EmbeddedItem:
         attributes: Attribute -> value.
         vectors: Kind -> ``[D]``; a kind that a row lacks (no image) is left out.
         image: Encoded bytes to show, or None.
-        digest: Of what it was made from; rows that have not changed need not be embedded again.
+        digest: Digest of what it was made from; rows that have not changed need not be embedded again.
     """
 
     id: str
@@ -86,8 +86,8 @@ class StoredRow(NamedTuple):
     """One version of a row as it is stored. (A tuple, since every hit of every search is one.)
 
     Attributes:
-        id: Of the row.
-        number: Of this version; no other ever has it.
+        id: Id of the row.
+        number: Number of this version; no other ever has it.
         sequence: Number of the change with which it came.
         product_id: Rows of one product are shown as one hit.
         title: For people.
@@ -95,7 +95,7 @@ class StoredRow(NamedTuple):
         vector_names: Vectors that it has.
         removed_at: Number of the change with which it was replaced or deleted; None while it lives.
         updated: Number of the change that gave it its present attributes; None where they are its first.
-        checksums: Of its vectors, as the database holds them: a JSON list, null for a kind that it has not.
+        checksums: Checksums of its vectors, as the database holds them: a JSON list, null for a kind that it has not.
     """
 
     id: str
@@ -115,7 +115,7 @@ class State:
     """Where the catalog stands.
 
     Attributes:
-        generation: Of the vector files.
+        generation: Generation of the vector files.
         next_slot: Slots that are used in them.
         sequence: Number of the last change.
         next_number: What the next version of a row will get.

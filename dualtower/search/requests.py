@@ -22,7 +22,7 @@ class QueryImage:
 
     Attributes:
         image: At the size that the model sees; None where a page's cursor has the vector already.
-        digest: Of the encoded bytes.
+        digest: Digest of the encoded bytes.
     """
 
     image: Image.Image | None
@@ -37,15 +37,15 @@ class SearchRequest:
         text: Words; may be empty.
         image: Encoded image, or one that `SearchEngine.decode_query_image` has opened; None for none.
         negative_texts: Words to lead away from.
-        text_weight: Of the words.
-        image_weight: Of the image.
-        negative_weight: Of each of the negative texts.
+        text_weight: Weight of the words.
+        image_weight: Weight of the image.
+        negative_weight: Weight of each of the negative texts.
         target: Vectors to compare with. ``image`` finds images, ``text`` titles; ``product``, in catalogs that
             have fused vectors, finds products like one that has this title and image. None is ``image`` where the
             catalog has such vectors, else ``text``.
         where: A filter.
         limit: Hits per page.
-        cursor: Of the page before; then text and image may be left out.
+        cursor: Cursor of the page before; then text and image may be left out.
         group_by_product: One hit per product.
     """
 

@@ -83,7 +83,7 @@ class Guard:
 
     Args:
         app: What is guarded.
-        most_bytes: Of a request's body.
+        most_bytes: Limit of a request's body.
         most_held: Bytes of all bodies together; whoever sends more than a small one is asked to come back then.
         loopback_only: Answer only to names of this machine, so that no page elsewhere can reach the service through a
             name of its own that points here (DNS rebinding).

@@ -130,7 +130,7 @@ def route_for(token: str | None) -> type[APIRoute]:
     read.
 
     Args:
-        token: Of the writers; None lets nobody write.
+        token: The writers' token; None lets nobody write.
     """
 
     class GuardedRoute(APIRoute):

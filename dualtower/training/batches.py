@@ -51,7 +51,7 @@ def augmented(
     Args:
         batch: On the device.
         config: What is changed, and how far.
-        tokenizer: Of the batch's texts.
+        tokenizer: Tokenizer of the batch's texts.
         rng: Random numbers, a row of them for each row of the batch.
         size: Height and width that the images get.
         views: What the objective wants; a loader may read more than that.
@@ -72,8 +72,8 @@ def image_size(settings: ImageSettings, scales: tuple[float, ...], progress: flo
     """Height and width of images at a point of the budget.
 
     Args:
-        settings: Of the model, whose size the images have in the end.
-        scales: Of equal shares of the budget (`TrainConfig.image_size_schedule`); none is full size throughout.
+        settings: Settings of the model, whose size the images have in the end.
+        scales: Scales in equal shares of the budget (`TrainConfig.image_size_schedule`); none is full size throughout.
         progress: Share of the budget that is used up.
     """
     if not scales:

@@ -25,7 +25,7 @@ def run_inputs(tokenizer: Any, splits: Mapping[str, ItemDataset], *, processes: 
     """Describe the inputs of a run, each in a few words that change when it does.
 
     Args:
-        tokenizer: Of the model, or None.
+        tokenizer: Tokenizer of the model, or None.
         splits: Name -> rows, such as ``train`` and ``validation``.
         processes: That train together; their number decides which rows meet in a batch.
     """
@@ -40,8 +40,8 @@ def check_inputs(before: Mapping[str, str], now: Mapping[str, str], *, path: Pat
     """Compare a checkpoint's inputs with those of the run that wants to go on from it.
 
     Args:
-        before: Of the checkpoint at `path`; one of an older version has none.
-        now: Of the run.
+        before: What is noted in the checkpoint at `path`; one of an older version has none.
+        now: The same of the run.
         path: For messages.
         lenient: Whether images may have changed under unchanged rows: broken ones are left out of the batches then.
 

@@ -55,7 +55,7 @@ class ItemLoader:
         items: Rows of the split.
         plan: Which rows make which batch.
         collator: Makes batches of them.
-        workers: Processes that decode and tokenise; their number changes no batch.
+        workers: Processes that decode and tokenize; their number changes no batch.
     """
 
     def __init__(self, items: ItemDataset, plan: BatchSampler, collator: Collator, *, workers: int = 0) -> None:

@@ -110,7 +110,7 @@ class TrainingState:
         """Load the newest checkpoint when the config says resume; otherwise seed this process's dropout.
 
         Args:
-            budget: Of the run as it goes on, for the log.
+            budget: Budget of the run as it goes on, for the log.
 
         Raises:
             CheckpointError: There is a checkpoint, but it does not fit the run.

@@ -50,7 +50,7 @@ def synthesize_catalog(
     ``object``, ``color``, ``pattern``, ``accent`` and ``material`` have English values in both languages.
 
     Args:
-        language: Of the titles, ``en`` or ``zh``.
+        language: Language of the titles, ``en`` or ``zh``.
         products: Number of products in all splits together.
         views: Images of each product, which differ in position, background and light.
         seed: Seed of everything random.

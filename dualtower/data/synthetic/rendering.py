@@ -202,7 +202,7 @@ def _pair(spec: ProductSpec) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _tinted(rgb: tuple[int, int, int], material: str) -> np.ndarray:
-    """What a material makes of a color: wood stays a little brown, steel a little grey."""
+    """What a material makes of a color: wood stays a little brown, steel a little gray."""
     color = np.array(rgb, dtype=float)
     if material == "wood":
         return 0.72 * color + 0.28 * np.array([168.0, 118.0, 70.0])

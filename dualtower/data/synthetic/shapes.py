@@ -20,7 +20,7 @@ class Part:
     Attributes:
         role: ``body`` carries the pattern, ``trim`` is plain and darker, ``hollow`` is darkest.
         points: Control points of a smooth curve, ``[K, 2]``; a point given twice is a sharp corner.
-        width: Of a stroke, in product coordinates.
+        width: Width of a stroke, in product coordinates.
     """
 
     role: str

@@ -195,8 +195,8 @@ def _jitter(pixels: Tensor, rng: BatchRNG, *, strength: float) -> Tensor:
     pixels = pixels * _as_mask(rng.uniform(1 - reach, 1 + reach))
     mean = _gray(pixels).mean(dim=(2, 3), keepdim=True)
     pixels = mean + (pixels - mean) * _as_mask(rng.uniform(1 - reach, 1 + reach))
-    grey = _gray(pixels)
-    pixels = grey + (pixels - grey) * _as_mask(rng.uniform(1 - reach, 1 + reach))
+    gray = _gray(pixels)
+    pixels = gray + (pixels - gray) * _as_mask(rng.uniform(1 - reach, 1 + reach))
     return _rotate_hue(pixels, rng.uniform(-0.2 * strength, 0.2 * strength) * 2 * torch.pi).clamp(0, 255)
 
 

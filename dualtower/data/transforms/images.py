@@ -66,7 +66,7 @@ def open_image(
 ) -> Image.Image:
     """Decode an image to 8-bit RGB.
 
-    The EXIF orientation is applied; transparency is laid over white; CMYK, palette, grey and 16-bit images
+    The EXIF orientation is applied; transparency is laid over white; CMYK, palette, gray and 16-bit images
     are converted; of an animation the first frame is taken.
 
     Args:
@@ -142,15 +142,15 @@ def _reduced(image: Image.Image, near: int) -> Image.Image:
 
 
 def _deep_to_rgb(image: Image.Image) -> Image.Image:
-    """Grey with more than 8 bits. (Pillow's own conversion cuts at 255, which turns such images white.)"""
+    """Gray with more than 8 bits. (Pillow's own conversion cuts at 255, which turns such images white.)"""
     values = np.asarray(image)
     peak = values.max(initial=0)
     full = 1 if image.mode == "F" and peak <= 1 else 255 if peak <= 255 and image.mode in ("I", "F") else 65535
-    grey = np.empty(values.shape, np.uint8)
+    gray = np.empty(values.shape, np.uint8)
     for start in range(0, len(values), 64):  # all at once they would take eight bytes a pixel, several times
         some = slice(start, start + 64)
-        grey[some] = np.clip(values[some].astype(np.float64) * (255 / full), 0, 255).round()
-    return Image.fromarray(grey).convert("RGB")
+        gray[some] = np.clip(values[some].astype(np.float64) * (255 / full), 0, 255).round()
+    return Image.fromarray(gray).convert("RGB")
 
 
 def _reason(image: object, error: Exception) -> str:

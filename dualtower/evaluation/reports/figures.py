@@ -62,7 +62,7 @@ def _font() -> Any:
 
 
 def _thumbnail(encoded: Any, size: int) -> Image.Image:
-    """The image on a white square; a square of grey where it cannot be read."""
+    """The image on a white square; a square of gray where it cannot be read."""
     square = Image.new("RGB", (size, size), _WHITE)
     try:
         image = open_image(encoded)

@@ -17,7 +17,7 @@ class CrossAttention(nn.Module):
     Both parts normalize what comes in and add to what was there (pre-norm).
 
     Args:
-        width: Of both sequences.
+        width: Width of both sequences.
         heads: Attention heads; they share the width.
         dropout: On what each part adds, while training.
 

@@ -67,7 +67,7 @@ class ProductFusion(nn.Module):
         config: Which fusion.
         text: Widths of the text tower's pooled features and tokens.
         image: Widths of the image tower's.
-        embed_dim: Of the towers' embeddings, and of the result.
+        embed_dim: Width of the towers' embeddings, and of the result.
     """
 
     def __init__(self, config: FusionConfig, *, text: tuple[int, int], image: tuple[int, int], embed_dim: int) -> None:
@@ -99,9 +99,9 @@ class ProductFusion(nn.Module):
         """Fuse a batch.
 
         Args:
-            embeddings: Of the towers, with features; a side may be absent.
+            embeddings: Embeddings of the towers, with features; a side may be absent.
             present: bool ``[B, 2]``, which rows have an image and which a text; None where all have what is given.
-            attributes: Of the products, where the fusion reads them.
+            attributes: Attributes of the products, where the fusion reads them.
 
         Returns:
             ``[B, D]`` of unit length, and the logits of each task, ``[B, classes]``.

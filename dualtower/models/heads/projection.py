@@ -35,11 +35,11 @@ class ProjectionHead(nn.Module):
 
     Args:
         kind: ``linear`` or ``mlp``.
-        width: Of the features.
-        embed_dim: Of the embeddings.
+        width: Width of the features.
+        embed_dim: Width of the embeddings.
         dropout: Before the last matrix.
-        norm: Of the features as they come in: ``none``, ``batch`` or ``layer``. Towers end at very different scales;
-            `batch` gives every feature the same say from the first step on.
+        norm: How the features are normalized as they come in: ``none``, ``batch`` or ``layer``. Towers end at very
+            different scales; `batch` gives every feature the same say from the first step on.
 
     Raises:
         UnknownName: No head of that kind, or no such norm.

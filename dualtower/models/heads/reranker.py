@@ -63,9 +63,9 @@ class TokenStates(NamedTuple):
     """One side as the re-ranker takes it.
 
     Attributes:
-        tokens: Of its own width, ``[N, T, W]``.
+        tokens: Tokens of its own width, ``[N, T, W]``.
         mask: Which of them are real, bool ``[N, T]``, or None where all are.
-        embedding: Of the whole text or image, of unit length, ``[N, W]``.
+        embedding: Embedding of the whole text or image, of unit length, ``[N, W]``.
     """
 
     tokens: Tensor
@@ -87,9 +87,9 @@ class Reranker(nn.Module):
         config: Its size.
         max_length: Longest text in tokens.
         image_settings: Size of the images.
-        text_width: Of the features and of the tokens of the model's text tower.
+        text_width: Width of the features and of the tokens of the model's text tower.
         image_width: The same of its image tower.
-        head_norm: Of the features before they become embeddings.
+        head_norm: How the features are normalized before they become embeddings.
     """
 
     weight: Tensor

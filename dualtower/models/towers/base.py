@@ -19,8 +19,8 @@ class Tower(nn.Module, ABC):
     """Base of all towers.
 
     Attributes:
-        width: Of the pooled features.
-        token_width: Of the tokens; equal to `width` but for a few image backbones.
+        width: Width of the pooled features.
+        token_width: Width of the tokens; equal to `width` but for a few image backbones.
         compiles_for_all_lengths: Whether torch.compile makes one program of a text tower for texts of all lengths.
     """
 

@@ -49,7 +49,7 @@ class RowSelection:
     """Rows that may be found.
 
     Attributes:
-        mask: Of every slot, bool ``[N]``.
+        mask: One value for every slot, bool ``[N]``.
         filtered: Whether a filter left rows out, rather than only deletions.
     """
 
@@ -87,13 +87,13 @@ class IndexInfo:
     Attributes:
         vector_name: Kind of vectors.
         method: One of `METHODS`.
-        state: Of the catalog that it was built from.
+        state: State of the catalog that it was built from.
         covered: Slots that it covers.
         selectivities: Shares of the rows that filters leave, for which efforts were measured.
         search_budgets: For each of them, the effort that reached the wanted recall; see `budget_for`.
         recall: recall@10 that was measured, the lowest of all shares.
         file: In the same folder.
-        checksum: Of that file, BLAKE2b.
+        checksum: Checksum of that file, BLAKE2b.
     """
 
     vector_name: str
@@ -261,9 +261,9 @@ def build_index(reader: VectorReader, *, vector_name: str, state: State, method:
     Args:
         reader: The vectors.
         vector_name: Their kind, for the record.
-        state: Of the catalog, for the record.
+        state: State of the catalog, for the record.
         method: One of `METHODS`. ``ivf-pq`` takes an eighth of the float16 vectors' memory, ``ivf-sq8`` half of it.
-        seed: Of the sample that lists are learned from.
+        seed: Seed of the sample that lists are learned from.
 
     Raises:
         UnknownName: No such method.

@@ -80,7 +80,7 @@ def read_index_info(
 
     Args:
         folder: The cache.
-        vector_name: Of the vectors.
+        vector_name: Name of the vectors.
         went_through: Asked about the state that the index was built from; None takes any.
         thorough: Compare the file with its checksum.
     """

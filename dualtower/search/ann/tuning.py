@@ -35,14 +35,14 @@ class Measured:
     """One index, at one effort, on queries of one kind.
 
     Attributes:
-        method: Of the index.
+        method: Method of the index.
         queries: Which queries.
-        selectivity: Of the rows that a filter left.
+        selectivity: Selectivity of the rows that a filter left.
         search_budget: See `dualtower.search.ann.index`.
         recall: recall@10 against exact search.
         p50: Median milliseconds of one query, without its embedding.
         p99: The 99th percentile.
-        megabytes: Of the index in memory.
+        megabytes: Megabytes of the index in memory.
     """
 
     method: str
@@ -59,10 +59,10 @@ def sample_queries(view: View, vector_name: str, *, number: int = 500, seed: int
     """Vectors of all kinds of some rows, to be sent against the vectors of one kind.
 
     Args:
-        view: Of the catalog.
+        view: View of the catalog.
         vector_name: What they will be sent against, which sets their order: other kinds first.
-        number: Of each kind.
-        seed: Of the choice.
+        number: Number of each kind.
+        seed: Seed of the choice.
 
     Returns:
         Kind -> float32 ``[<= number, D]``.
@@ -83,8 +83,8 @@ def calibrate(
     """The same index with the least efforts that reach a recall on every kind of query, with 99 % confidence.
 
     Args:
-        index: Of one kind of vectors of the view.
-        view: Of the catalog.
+        index: Index of one kind of vectors of the view.
+        view: View of the catalog.
         recall: recall@10, from 0 to 1.
         queries: Name -> ``[N, D]``; default `sample_queries`.
     """
@@ -137,8 +137,8 @@ def tune(
     """Build every method, find its least effort for a recall, measure it, and pick the quickest that fits.
 
     Args:
-        view: Of the catalog.
-        vector_name: Of the vectors.
+        view: View of the catalog.
+        vector_name: Name of the vectors.
         recall: recall@10 to be reached.
         methods: To be tried.
         megabytes: Most memory that the index may take.

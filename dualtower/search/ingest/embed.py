@@ -158,7 +158,7 @@ def index_products(
     """Bring a store up to date with some products; may be killed and called again at any time.
 
     Args:
-        target: Of this model, see `open_or_create`.
+        target: A store of this model, see `open_or_create`.
         model: Embeds.
         items: Rows. What it holds beside them stays.
         batch_size: Rows per forward pass.

@@ -38,7 +38,7 @@ class Shard:
     Attributes:
         path: File to be written.
         rows: Numbers of the rows.
-        held: Of each row the digest that the catalog holds; empty where it does not hold the row.
+        held: The digest of each row that the catalog holds; empty where it does not hold the row.
     """
 
     path: Path
@@ -53,7 +53,7 @@ def plan_shards(items: Sequence[Item], info: CatalogInfo, folder: Path, *, held:
 
     Args:
         items: All rows.
-        info: Of the catalog.
+        info: Info of the catalog.
         folder: For the files.
         held: Id -> digest of what the catalog holds already.
     """
@@ -164,9 +164,9 @@ def embed_with_ray(
         shards: From `plan_shards`; their folder must be one that all workers reach.
         model: Folder or Hub id of the model.
         load: Loads the products; called once in every worker.
-        info: Of the catalog.
+        info: Info of the catalog.
         workers: How many.
-        address: Of a Ray cluster; None takes the one that is there, or starts one on this machine.
+        address: Address of a Ray cluster; None takes the one that is there, or starts one on this machine.
         device: Where each worker embeds, see `dualtower.device.find_device`.
 
     Raises:

@@ -207,7 +207,7 @@ class Catalog:
         """Number -> version of a row, live or dead; those that a compaction has dropped are left out.
 
         Args:
-            numbers: Of versions.
+            numbers: Numbers of versions.
             snapshot: In which they are looked up; default the present state.
         """
         return {row.number: row for row in self._rows_where("number", numbers, snapshot=snapshot)}

@@ -30,8 +30,8 @@ class Counts:
 
     Attributes:
         type: ``text`` or ``number``.
-        values: Of a text: value and number of rows, the most frequent first.
-        low: Of a number: the least.
+        values: Values of a text, each with its number of rows, the most frequent first.
+        low: Least value of a number.
         high: And the greatest.
         approximate: Whether some rows were not looked at, so that there may be more of each.
     """

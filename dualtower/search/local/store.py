@@ -140,7 +140,7 @@ class LocalStore:
         Args:
             methods: Kind -> one of `dualtower.search.ann.index.METHODS`; default what the size asks for.
             recall: recall@10 to be reached.
-            threads: Of faiss; default all cores.
+            threads: Threads of faiss; default all cores.
         """
         with self._building:
             view = self.searcher.views.newest()

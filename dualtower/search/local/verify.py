@@ -19,8 +19,8 @@ class Damage:
     """A part of a version of a row that is not as it was written.
 
     Attributes:
-        number: Of the version.
-        id: Of the row, as it stands there.
+        number: Number of the version.
+        id: Id of the row, as it stands there.
         part: ``row`` for its columns, ``thumbnail``, or a kind of vectors.
     """
 

@@ -43,7 +43,7 @@ class View:
 
     Attributes:
         state: Which one.
-        numbers: Of the version of a row in each slot, ascending, int64.
+        numbers: Numbers of the version of a row in each slot, ascending, int64.
         vectors: Kind -> reader of float16 ``[N, D]``.
         has: Kind -> which rows have such a vector, bool.
         product_codes: `product_code` of each row, int64.

@@ -38,9 +38,9 @@ class Address:
     """Where a collection lies.
 
     Attributes:
-        uri: Of the server or file, as pymilvus takes it.
+        uri: Address of the server or file, as pymilvus takes it.
         collection: Its name.
-        database: Of the server; empty is the default one.
+        database: Database of the server; empty is the default one.
         token: What the server asks for; never shown.
         shown: The address for messages, without what is secret.
     """

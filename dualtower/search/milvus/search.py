@@ -67,7 +67,7 @@ def answer(
         nearest: Asks Milvus.
         rows: Rows by their ids.
         info: What the collection holds.
-        row_bytes: Of one row of an answer.
+        row_bytes: Bytes of one row of an answer.
     """
     pages: dict[int, tuple[Found, bool] | DualTowerError] = {}
     waiting = dict(enumerate(asked))

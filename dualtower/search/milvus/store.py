@@ -56,7 +56,7 @@ class MilvusStore:
 
     Args:
         client: ``pymilvus.MilvusClient``.
-        address: Of the collection.
+        address: Address of the collection.
         info: What it holds.
     """
 

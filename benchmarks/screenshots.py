@@ -1,7 +1,7 @@
-r"""The README's two pictures, taken from a real page and a real report.
+r"""The README's two screenshots, of a real page and a real report.
 
     python recipes/train_clip_style.py
-    python benchmarks/pictures.py runs/clip_style
+    python benchmarks/screenshots.py runs/clip_style
 
 Indexes the synthetic catalog with the run's model, serves it on loopback, and looks at the page with Chromium
 (`CHROMIUM`, or the one on the path); the report's lines are those of the run's report.md.
