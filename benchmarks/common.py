@@ -39,21 +39,21 @@ def conditions() -> dict[str, str]:
 
 def save_results(name: str, *, title: str, tables: Sequence[Table], values: dict[str, Any], notes: str = "") -> None:
     """Print the tables, write ``results/<name>.md`` and ``.json``, and renew the section of that name in a README."""
-    told = conditions()
+    run = conditions()
     body = "\n\n".join(markdown_table(*table) for table in tables)
-    footer = "\n".join(f"- {key}: {f'`{value}`' if key == 'command' else value}" for key, value in told.items())
+    footer = "\n".join(f"- {key}: {f'`{value}`' if key == 'command' else value}" for key, value in run.items())
     text = f"# {title}\n\n{body}\n\n{notes + chr(10) * 2 if notes else ''}{footer}\n"
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text)
-    (RESULTS / f"{name}.json").write_text(json.dumps({"values": values, **told}, indent=2) + "\n")
-    renew_readme(name, readme_section(body, told, notes))
+    (RESULTS / f"{name}.json").write_text(json.dumps({"values": values, **run}, indent=2) + "\n")
+    renew_readme(name, readme_section(body, run, notes))
     print(text)
 
 
-def readme_section(body: str, told: Mapping[str, str], notes: str = "") -> str:
+def readme_section(body: str, run: Mapping[str, str], notes: str = "") -> str:
     """A table with the words that its script says of it, the command, the machine, the versions and the date."""
     words = f"\n\n{notes}" if notes else ""
-    return f"{body}{words}\n\n`{told['command']}`, {told['machine']}, {told['versions']}, {told['date']}."
+    return f"{body}{words}\n\n`{run['command']}`, {run['machine']}, {run['versions']}, {run['date']}."
 
 
 def spread(values: Sequence[float], digits: int = 2, *, to: str = " to ") -> str:

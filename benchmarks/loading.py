@@ -116,14 +116,14 @@ def measure(task: str, card_file: Path, source: Path) -> dict[str, float]:
             check_card(card, source=source)
         else:
             items = load_items(card, "train", source=source, check_images=False)
-    told = {"seconds": time.perf_counter() - begin, "peak": peak.most, "adds_peak": peak.most - before}
-    told["adds"] = anonymous() - before
+    figures = {"seconds": time.perf_counter() - begin, "peak": peak.most, "adds_peak": peak.most - before}
+    figures["adds"] = anonymous() - before
     if task == "workers":
         plan = BatchSampler(items, batch_size=BATCH)
         loader = training_loader(items, plan, Collator(None, ImageSettings(8, 8)), workers=WORKERS)
         plan.set_epoch(0)
-        told |= _workers(iter(loader))
-    return told
+        figures |= _workers(iter(loader))
+    return figures
 
 
 def _workers(batches: Iterator[Any]) -> dict[str, float]:
@@ -151,8 +151,8 @@ def in_own_process(task: str, folder: Path) -> dict[str, float]:
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "HF_HOME": str(folder / "hf")}
     words = [sys.executable, __file__, "--task", task, "--folder", str(folder)]
     done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    told: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return told
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def measured(rows: int) -> dict[str, dict[str, float]]:

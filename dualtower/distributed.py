@@ -181,11 +181,11 @@ def from_main(read: Callable[[], bytes]) -> bytes:
     if failed is not None:
         raise failed
     if is_error:
-        raise _told(*json.loads(sent.numpy().tobytes()))
+        raise _error_named(*json.loads(sent.numpy().tobytes()))
     return sent.numpy().tobytes()
 
 
-def _told(name: str, message: str) -> DualTowerError:
+def _error_named(name: str, message: str) -> DualTowerError:
     """An error of rank 0, on another rank."""
     kind = getattr(errors, name)
     return kind(message) if kind.__init__ is DualTowerError.__init__ else DualTowerError(message)

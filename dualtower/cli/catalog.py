@@ -74,9 +74,9 @@ class Index:
         from dualtower.search.ingest.embed import (
             attribute_types_of,
             index_products,
+            notes_on_rows,
             open_or_create,
             precision_to_index,
-            said_of_rows,
             unseen_rows,
         )
         from dualtower.search.local.store import LocalStore
@@ -112,7 +112,7 @@ class Index:
                 store.rebuild(recall=self.recall)
         if items.skipped:
             print(f"left out {len(items.skipped)} rows; the first: {items.skipped[0]}")
-        for sentence in said_of_rows(items, model):
+        for sentence in notes_on_rows(items, model):
             print(sentence)
         where = shown_address(self.out)
         print(f"{done.written:,} rows embedded, {done.unchanged:,} unchanged; {len(store):,} rows in {where}")
@@ -174,7 +174,7 @@ class Upsert:
 
     def run(self) -> None:
         from dualtower.models.dual_tower import DualTower
-        from dualtower.search.ingest.embed import index_products, said_of_rows, unseen_rows
+        from dualtower.search.ingest.embed import index_products, notes_on_rows, unseen_rows
 
         store = open_local(self.catalog)
         model = to_place(DualTower.from_pretrained(self.model or store.info.model), self.device)
@@ -186,7 +186,7 @@ class Upsert:
             store.rebuild()
         if items.skipped:
             print(f"left out {len(items.skipped)} rows; the first: {items.skipped[0]}")
-        for sentence in said_of_rows(items, model):
+        for sentence in notes_on_rows(items, model):
             print(sentence)
         print(f"{done.written:,} rows written, {done.unchanged:,} unchanged; {len(store):,} rows in {self.catalog}")
 

@@ -27,7 +27,7 @@ from dualtower.types import product_code
 
 __all__ = ["AttributeValues", "CheckReport", "Leak", "Repeated", "SplitCheck", "check_card"]
 
-OVER_LONG = 1_000  # characters; a tokeniser cuts far earlier, so that most of such a text is never read
+OVER_LONG = 1_000  # characters; a tokenizer cuts far earlier, so that most of such a text is never read
 SHOWN = 10  # bad rows and attribute values in the report
 NOTHING = -1  # in place of the code of an image or a text that is not there
 
@@ -271,18 +271,18 @@ def _leaks(parts: Sequence[ItemDataset], images: Sequence[np.ndarray]) -> list[L
 
 def _attribute(name: str, parts: Sequence[ItemDataset]) -> AttributeValues:
     """Values counted by their codes: an attribute may be as different as the rows are many."""
-    codes = _whole([codes_of(map(_said, part.columns.attributes[name])) for part in parts])
+    codes = _whole([codes_of(map(_value_text, part.columns.attributes[name])) for part in parts])
     found, first, counts = np.unique(codes, return_index=True, return_counts=True)
     known = found != product_code("")
     missing = int(counts[~known].sum())
     first, counts = first[known], counts[known]
     top = np.lexsort((first, -counts))[:SHOWN]  # of equally frequent ones the first
     values = RowTable.concatenate([part.columns for part in parts]).attributes[name]
-    shown = [(_said(values[int(first[i])]), int(counts[i])) for i in top]
+    shown = [(_value_text(values[int(first[i])]), int(counts[i])) for i in top]
     return AttributeValues(name, len(counts), missing, shown)
 
 
-def _said(value: Any) -> str:
+def _value_text(value: Any) -> str:
     """The text of a value; half a character, which JSON may say, by its number."""
     return "" if value is None or value != value else str(value).encode(errors="backslashreplace").decode()
 

@@ -71,14 +71,14 @@ def class_metrics(truth: np.ndarray, predicted: np.ndarray, *, training_counts: 
         raise ConfigError("no row has a class that training knew; measure another split, or leave this head out")
     truth, predicted, count = truth[known], predicted[known], len(training_counts)
     right = np.bincount(truth[truth == predicted], minlength=count)
-    given, told = np.bincount(truth, minlength=count), np.bincount(predicted, minlength=count)
-    occurs = given + told > 0
-    f1 = 2 * right[occurs] / (given + told)[occurs]
+    actual, assigned = np.bincount(truth, minlength=count), np.bincount(predicted, minlength=count)
+    occurs = actual + assigned > 0
+    f1 = 2 * right[occurs] / (actual + assigned)[occurs]
     kinds = np.where(training_counts > HEAD, "head", np.where(training_counts < TAIL, "tail", "mid"))
     by_frequency = {
-        kind: float((right[of] / given[of]).mean())
+        kind: float((right[of] / actual[of]).mean())
         for kind in FREQUENCIES
-        if (of := (kinds == kind) & (given > 0)).any()
+        if (of := (kinds == kind) & (actual > 0)).any()
     }
     return ClassMetrics(len(truth), float((truth == predicted).mean()), float(f1.mean()), by_frequency)
 

@@ -150,8 +150,8 @@ def _explain_alike(model: DualTower, text: Any, image: Any, target: Any) -> Expl
             embedded = model(batch).text
         score = float(model.similarity(embedded[:1], embedded[1:]))
         heat = None if pixels is None else _heat(model, batch, embedded[1:], score)
-        said = [] if pixels is not None else _weights(model, batch, embedded[1:], score)
-    return Explanation("towers", score, said, heat, pixels)
+        words = [] if pixels is not None else _weights(model, batch, embedded[1:], score)
+    return Explanation("towers", score, words, heat, pixels)
 
 
 def _check_text(text: Any) -> None:

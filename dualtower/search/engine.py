@@ -98,7 +98,7 @@ class SearchEngine:
             except DualTowerError as error:
                 answers[i] = error
         for i, page in search_in_stages(self.store, queries, reorders, depth=self.depth).items():
-            answers[i] = self._said(page) if isinstance(page, Page) else page
+            answers[i] = self._with_rerank_note(page) if isinstance(page, Page) else page
         return [answer for answer in answers if answer is not None]
 
     def similar(self, row_id: str, *, where: str = "", limit: int = 10, cursor: str | None = None) -> Page | None:
@@ -109,7 +109,7 @@ class SearchEngine:
                 and (vector := self.store.vector(row_id, vector_name)) is not None
             ):
                 hidden = frozenset([row_id])
-                return self._said(
+                return self._with_rerank_note(
                     self.store.search(Query(vector, vector_name, where, limit, cursor, without=hidden, key=row_id))
                 )
         return None
@@ -124,7 +124,7 @@ class SearchEngine:
             return []
         return [reorder for stage in self.stages if (reorder := stage.for_request(request)) is not None]
 
-    def _said(self, page: Page) -> Page:
+    def _with_rerank_note(self, page: Page) -> Page:
         """A page, which says so where stages had nothing to say about it."""
         return replace(page, reranked=0) if self.stages and page.reranked is None else page
 

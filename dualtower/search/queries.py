@@ -34,7 +34,7 @@ MIN, LARGEST = 1e-6, 1e6
 """Bounds of the largest number of a query vector, whatever the sign. To all zeros everything is alike."""
 _SIGNATURE, _FINGERPRINT = 16, 8
 """Bytes, of BLAKE2b (RFC 7693), that a cursor begins with, and of the search that they sign first."""
-_TOLD = struct.Struct("<8sqqdI")  # what a cursor says before the row's id and the vector, see `Cursor`
+_PAYLOAD = struct.Struct("<8sqqdI")  # what a cursor says before the row's id and the vector, see `Cursor`
 BROKEN = "the cursor is broken; leave it out to begin at the first page"
 OF_ANOTHER = "the cursor belongs to another catalog; leave it out to begin at the first page"
 
@@ -136,20 +136,20 @@ def decode_cursor(query: Query, info: CatalogInfo, *, newest: int) -> Cursor:
 def encode_cursor(query: Query, position: Cursor, info: CatalogInfo) -> str:
     """A cursor for the page after a place."""
     row_id = position.id.encode(errors="surrogatepass")
-    told = _TOLD.pack(fingerprint_of(query), position.sequence, position.hits, position.score, len(row_id))
-    told += row_id + position.vector.astype("<f4").tobytes()
-    return sign_cursor(told, info)
+    payload = _PAYLOAD.pack(fingerprint_of(query), position.sequence, position.hits, position.score, len(row_id))
+    payload += row_id + position.vector.astype("<f4").tobytes()
+    return sign_cursor(payload, info)
 
 
-def sign_cursor(told: bytes, info: CatalogInfo, *, purpose: bytes = b"") -> str:
+def sign_cursor(payload: bytes, info: CatalogInfo, *, purpose: bytes = b"") -> str:
     """What a cursor says, signed: one that somebody made up could ask for the work of all pages.
 
     Args:
-        told: Begins with the fingerprint of its query.
+        payload: Begins with the fingerprint of its query.
         info: Info of the catalog, whose key signs.
         purpose: Tells kinds of cursors apart: what was signed for one is nothing for another.
     """
-    return base64.urlsafe_b64encode(_signature(told, info, purpose) + told).decode()
+    return base64.urlsafe_b64encode(_signature(payload, info, purpose) + payload).decode()
 
 
 def read_signed(cursor: str, query: Query, info: CatalogInfo, *, purpose: bytes = b"") -> bytes:
@@ -162,25 +162,25 @@ def read_signed(cursor: str, query: Query, info: CatalogInfo, *, purpose: bytes 
         signed = base64.b64decode(cursor.encode("ascii"), altchars=b"-_", validate=True)
     except ValueError as error:
         raise CursorError(BROKEN) from error
-    told = signed[_SIGNATURE:]
-    if len(told) < _FINGERPRINT:
+    payload = signed[_SIGNATURE:]
+    if len(payload) < _FINGERPRINT:
         raise CursorError(BROKEN)
-    if told[:_FINGERPRINT] != fingerprint_of(query):
+    if payload[:_FINGERPRINT] != fingerprint_of(query):
         raise CursorError("the cursor belongs to another search; ask the same query again, or leave the cursor out")
-    if not hmac.compare_digest(signed[:_SIGNATURE], _signature(told, info, purpose)):
+    if not hmac.compare_digest(signed[:_SIGNATURE], _signature(payload, info, purpose)):
         raise CursorError(OF_ANOTHER)
-    return told
+    return payload
 
 
 def _read_cursor(query: Query, info: CatalogInfo, *, newest: int) -> Cursor:
     """Where the page before ended, or the beginning."""
     if query.cursor is None:
         return Cursor(np.ascontiguousarray(query.vector, np.float32), newest)
-    told = read_signed(query.cursor, query, info)
+    payload = read_signed(query.cursor, query, info)
     try:
-        _, sequence, hits, score, length = _TOLD.unpack_from(told)
-        row_id = told[_TOLD.size : _TOLD.size + length].decode(errors="surrogatepass")
-        vector = np.frombuffer(told, "<f4", offset=_TOLD.size + length).astype(np.float32)
+        _, sequence, hits, score, length = _PAYLOAD.unpack_from(payload)
+        row_id = payload[_PAYLOAD.size : _PAYLOAD.size + length].decode(errors="surrogatepass")
+        vector = np.frombuffer(payload, "<f4", offset=_PAYLOAD.size + length).astype(np.float32)
     except (ValueError, struct.error) as error:
         raise CursorError(BROKEN) from error
     if sequence > newest:  # such as of a backup that was put back
@@ -193,9 +193,9 @@ def _is_usable(vector: np.ndarray) -> bool:
     return bool(MIN <= np.abs(vector).max(initial=0) <= LARGEST)
 
 
-def _signature(told: bytes, info: CatalogInfo, purpose: bytes = b"") -> bytes:
+def _signature(payload: bytes, info: CatalogInfo, purpose: bytes = b"") -> bytes:
     key = info.cursor_key.encode()
-    return hashlib.blake2b(told, key=key, digest_size=_SIGNATURE, person=purpose).digest()
+    return hashlib.blake2b(payload, key=key, digest_size=_SIGNATURE, person=purpose).digest()
 
 
 def fingerprint_of(query: Query) -> bytes:

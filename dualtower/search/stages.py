@@ -165,18 +165,18 @@ def _page(
 
 
 def _write_order(query: Query, order: Order, info: CatalogInfo) -> str:
-    told = json.dumps([order.rows, order.waiting, order.behind], ensure_ascii=False)
-    packed = zlib.compress(told.encode(errors="surrogatepass"))
+    order_json = json.dumps([order.rows, order.waiting, order.behind], ensure_ascii=False)
+    packed = zlib.compress(order_json.encode(errors="surrogatepass"))
     return MARK + sign_cursor(fingerprint_of(query) + packed, info, purpose=MARK.encode())
 
 
 def _read_order(query: Query, info: CatalogInfo) -> Order:
     """Raises: CursorError."""
     assert query.cursor is not None
-    told = read_signed(query.cursor.removeprefix(MARK), query, info, purpose=MARK.encode())
+    payload = read_signed(query.cursor.removeprefix(MARK), query, info, purpose=MARK.encode())
     try:
         rows, waiting, behind = json.loads(
-            zlib.decompress(told[len(fingerprint_of(query)) :]).decode(errors="surrogatepass")
+            zlib.decompress(payload[len(fingerprint_of(query)) :]).decode(errors="surrogatepass")
         )
         return Order(rows, [(row_id, score) for row_id, score in waiting], behind)
     except (ValueError, TypeError, zlib.error) as error:  # such as of a version to come

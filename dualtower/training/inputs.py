@@ -57,8 +57,8 @@ def check_inputs(before: Mapping[str, str], now: Mapping[str, str], *, path: Pat
         logger.warning("%s have changed since %s was written; the run goes on with them", " and ".join(changed), path)
         return
     if changed:
-        told = "; ".join(f"{name}: {before[name]} then, {now[name]} now" for name in changed)
-        raise CheckpointError(f"{path} was trained from other inputs ({told}); {_advice(changed, before, path)}")
+        changes = "; ".join(f"{name}: {before[name]} then, {now[name]} now" for name in changed)
+        raise CheckpointError(f"{path} was trained from other inputs ({changes}); {_advice(changed, before, path)}")
 
 
 def same_everywhere(inputs: Mapping[str, str]) -> None:
@@ -99,5 +99,5 @@ def _fingerprint(tokenizer: Any) -> str:
         return "none"
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
-    said = json.dumps({k: v for k, v in parts.items() if k not in ("padding", "truncation")}, sort_keys=True)
-    return f"{len(tokenizer):,} tokens, fingerprint {hashlib.blake2b(said.encode(), digest_size=6).hexdigest()}"
+    settings = json.dumps({k: v for k, v in parts.items() if k not in ("padding", "truncation")}, sort_keys=True)
+    return f"{len(tokenizer):,} tokens, fingerprint {hashlib.blake2b(settings.encode(), digest_size=6).hexdigest()}"

@@ -70,8 +70,8 @@ class Report:
         if captions is not None and images is None:
             return f"Every caption is a query: {rows:,} rows have {captions:,} captions." if captions > rows else ""
         if captions is not None and max(captions, images or 0) > rows:
-            said = "Every caption is a query and every image is searched"
-            return f"{said}: {rows:,} rows have {captions:,} captions and {images:,} images."
+            sentence = "Every caption is a query and every image is searched"
+            return f"{sentence}: {rows:,} rows have {captions:,} captions and {images:,} images."
         if images is not None and images > rows:
             return f"Every image is searched: {rows:,} rows have {images:,} images."
         return ""

@@ -50,9 +50,9 @@ class FusionConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"fusion.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         read = set(self.attributes.names) if self.attributes else set()
-        if told := read & set(self.tasks):
+        if both := read & set(self.tasks):
             raise ConfigError(
-                f"{', '.join(sorted(told))} would be both read and predicted; take it out of fusion.attributes.names "
+                f"{', '.join(sorted(both))} would be both read and predicted; take it out of fusion.attributes.names "
                 "or out of task.heads"
             )
 

@@ -29,9 +29,9 @@ __all__ = [
     "digest_of",
     "embed",
     "index_products",
+    "notes_on_rows",
     "open_or_create",
     "precision_to_index",
-    "said_of_rows",
     "unseen_rows",
 ]
 
@@ -190,7 +190,7 @@ def embed(
     """Make items of products: vectors of every kind that a product and the store have.
 
     A row has one vector of each kind: that of its first caption; the mean of those of its images, of which the first
-    is shown; and the fused one of the first caption and the first image (`said_of_rows`).
+    is shown; and the fused one of the first caption and the first image (`notes_on_rows`).
     """
     if not items:
         return
@@ -256,22 +256,22 @@ def unseen_rows(items: ItemDataset, model: DualTower) -> int:
     return unseen
 
 
-def said_of_rows(items: ItemDataset, model: DualTower) -> list[str]:
+def notes_on_rows(items: ItemDataset, model: DualTower) -> list[str]:
     """Sentences about what a catalog makes of rows with several images or captions, or without what is embedded."""
-    said, modalities = [], model.config.modalities
+    notes, modalities = [], model.config.modalities
     if unseen := unseen_rows(items, model):
-        said.append(
+        notes.append(
             f"{unseen:,} rows have no {modalities[0]}, which is all that this model embeds: no search finds them"
         )
     with_images = len(np.unique(items.extra_images.rows)) if "image" in modalities else 0
     if with_images:
-        said.append(
+        notes.append(
             f"{with_images:,} rows have several images: their image vector is the mean of all, the first is shown"
         )
     titled = sum(len(captions) > 1 for captions in items.columns.texts) if "text" in modalities else 0
     if titled:
-        said.append(f"{titled:,} rows have several captions: their text vector is that of the first, their title")
-    return said
+        notes.append(f"{titled:,} rows have several captions: their text vector is that of the first, their title")
+    return notes
 
 
 def _image_vectors(model: DualTower, items: Sequence[Item], batch_size: int) -> np.ndarray:

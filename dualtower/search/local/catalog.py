@@ -62,7 +62,7 @@ ABOUT = "catalog.json"
 _EARLIER = "catalogue.json"
 _ANEW = "index it anew: `dualtower index MODEL --out NEW_FOLDER`"
 REMEMBERED = 100_000
-"""Changes by which a cache is told from one of another catalog."""
+"""Changes by which a cache is info_json from one of another catalog."""
 
 
 class Catalog:
@@ -299,12 +299,12 @@ class Catalog:
             raise CatalogError(f"no catalog in {folder}; `dualtower index MODEL --out {folder}` makes one")
         opened = Database(database)
         try:
-            told = str(opened.read("SELECT info FROM about")[0][0])
+            info_json = str(opened.read("SELECT info FROM about")[0][0])
         finally:
             opened.close()
-        if path.exists() and path.read_bytes() == told.encode():
+        if path.exists() and path.read_bytes() == info_json.encode():
             return False
-        write_text_atomically(path, told)
+        write_text_atomically(path, info_json)
         return True
 
     @contextlib.contextmanager

@@ -105,9 +105,9 @@ def set_columns(
         values: See `where`.
         new: Column -> value, or the name of another column.
     """
-    told = {name: "NULL" if value is None else str(value) for name, value in new.items()}
-    columns = ", ".join(f"{name} = {value}" for name, value in told.items())
-    checksum = _checksum_of(told.get(name, name) for name in COLUMNS)
+    expressions = {name: "NULL" if value is None else str(value) for name, value in new.items()}
+    columns = ", ".join(f"{name} = {value}" for name, value in expressions.items())
+    checksum = _checksum_of(expressions.get(name, name) for name in COLUMNS)
     connection.executemany(f"UPDATE rows SET {columns}, checksum = {checksum} WHERE {where}", values)
 
 

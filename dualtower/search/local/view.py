@@ -215,7 +215,7 @@ def _extended(before: View, snapshot: Snapshot, info: CatalogInfo) -> View:
     columns = before.columns.extended(_rows(snapshot, before, info, (numbers, added_at, product_codes), has), new)
     updates = snapshot.updates(since=before.state.sequence, below=before.state.next_number)
     slots = before.slots_of(np.array([number for number, _ in updates], np.int64)).tolist()
-    columns.replace({slot: json.loads(told) for slot, (_, told) in zip(slots, updates, strict=True)})
+    columns.replace({slot: json.loads(attributes) for slot, (_, attributes) in zip(slots, updates, strict=True)})
     view = View(state, numbers, dict(snapshot.vectors), has, product_codes, added_at, removed_at, columns)
     tombstones = np.array(snapshot.removals(since=before.state.sequence), np.int64).reshape(-1, 2)
     removed_at[view.slots_of(tombstones[:, 0])] = tombstones[:, 1]

@@ -116,10 +116,10 @@ def talking(address: Address, failure: str = "") -> Iterator[None]:
     try:
         yield
     except MilvusException as error:
-        told = " ".join(str(error.message).split())[:300]
+        reason = " ".join(str(error.message).split())[:300]
         for secret in filter(None, (address.token, address.token.partition(":")[2])):
-            told = told.replace(secret, "…")
-        message = f"{failure or f'Milvus at {address.shown} refused'}: {told}"
+            reason = reason.replace(secret, "…")
+        message = f"{failure or f'Milvus at {address.shown} refused'}: {reason}"
         # Without its cause, whose trace would show the arguments of the connection.
         raise CatalogError(message) from None
 
