@@ -21,7 +21,7 @@ from dualtower.search.local import vector_file as vectors_room
 from dualtower.search.local.catalog import Catalog
 from dualtower.search.local.columns import Columns
 from dualtower.search.local.store import LocalStore
-from dualtower.search.queries import _SIGNATURE, _TOLD, Cursor, Page, Query, encode_cursor
+from dualtower.search.queries import _SIGNATURE, _PAYLOAD, Cursor, Page, Query, encode_cursor
 from dualtower.search.records import EmbeddedItem
 from dualtower.search.store import Store
 
@@ -272,11 +272,11 @@ def forged(cursor: str, **changed: Any) -> str:
     """A cursor that says something else."""
     signature, told = (part := base64.urlsafe_b64decode(cursor))[:_SIGNATURE], part[_SIGNATURE:]
     names = ("search", "sequence", "hits", "score", "length")
-    fields = dict(zip(names, _TOLD.unpack_from(told), strict=True))
-    rest = told[_TOLD.size :]
+    fields = dict(zip(names, _PAYLOAD.unpack_from(told), strict=True))
+    rest = told[_PAYLOAD.size :]
     if "vector" in changed:
         rest = rest[: fields["length"]] + np.asarray(changed.pop("vector"), "<f4").tobytes()
-    return base64.urlsafe_b64encode(signature + _TOLD.pack(*{**fields, **changed}.values()) + rest).decode()
+    return base64.urlsafe_b64encode(signature + _PAYLOAD.pack(*{**fields, **changed}.values()) + rest).decode()
 
 
 def test_cursors_that_somebody_made_up_are_refused(large: LocalStore) -> None:

@@ -50,10 +50,10 @@ class Repair:
 
     def run(self) -> None:
         from dualtower.models.dual_tower import DualTower
-        from dualtower.search.local.catalog import ABOUT, Catalog
+        from dualtower.search.local.info_file import ABOUT, mend_info
         from dualtower.search.local.repair import LOST, repair
 
-        if Catalog.mend_info(self.catalog):
+        if mend_info(self.catalog):
             print(f"{self.catalog / ABOUT} was lost or altered, and is written anew")
         store = open_local(self.catalog)
         done = repair(store, lambda: to_place(DualTower.from_pretrained(self.model or store.info.model), self.device))

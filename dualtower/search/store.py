@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from dualtower.errors import DualTowerError
-from dualtower.search.local.catalog import ABOUT, Catalog
+from dualtower.search.local.catalog import Catalog
 from dualtower.search.local.columns import Counts
+from dualtower.search.local.info_file import ABOUT
 from dualtower.search.queries import Page, Query
 from dualtower.search.records import CatalogInfo, EmbeddedItem, StoredRow
 

@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from dualtower.config import from_dict, to_dict
 from dualtower.errors import CatalogError, ConfigError, UnknownRow
 from dualtower.files import sync, write_text_atomically
 from dualtower.search.local.compaction import compact
 from dualtower.search.local.connection_pool import Database
+from dualtower.search.local.info_file import ABOUT, info_json, read_info
 from dualtower.search.local.schema import (
     COLUMNS,
     SCHEMA,
@@ -44,7 +44,6 @@ from dualtower.search.local.snapshot import READ_STATE, Snapshot, has_been
 from dualtower.search.local.vector_file import VectorFile, crcs_of
 from dualtower.search.local.verify import problems_of
 from dualtower.search.records import (
-    FORMAT,
     CatalogInfo,
     EmbeddedItem,
     State,
@@ -54,15 +53,12 @@ from dualtower.search.records import (
     vector_names_in,
 )
 
-__all__ = ["ABOUT", "Catalog"]
+__all__ = ["Catalog"]
 
 log = logging.getLogger(__name__)
 _STORED = ", ".join(["checksum", *COLUMNS])
-ABOUT = "catalog.json"
-_EARLIER = "catalogue.json"
-_ANEW = "index it anew: `dualtower index MODEL --out NEW_FOLDER`"
 REMEMBERED = 100_000
-"""Changes by which a cache is info_json from one of another catalog."""
+"""Changes by which a cache is told apart from one of another catalog."""
 
 
 class Catalog:
@@ -74,7 +70,7 @@ class Catalog:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.info = _read_info(self.folder)
+        self.info = read_info(self.folder)
         self._database = Database(self.folder / "rows.sqlite")
         self.written = self.state.sequence
         """Number of the last change that was made through this object."""
@@ -98,11 +94,11 @@ class Catalog:
                 connection.executescript(SCHEMA)
                 connection.execute("INSERT INTO state VALUES (0, 0, 0, 0, ?)", (_new_token(),))
                 connection.execute("INSERT INTO history SELECT sequence, token FROM state")
-                connection.execute("INSERT INTO about VALUES (?)", (_json(info),))
+                connection.execute("INSERT INTO about VALUES (?)", (info_json(info),))
                 connection.commit()
             sync(folder)
             # Last, as its presence says that the folder is a catalog.
-            write_text_atomically(folder / ABOUT, _json(info))
+            write_text_atomically(folder / ABOUT, info_json(info))
         except (OSError, sqlite3.Error) as error:
             raise CatalogError(f"cannot make a catalog in {folder}: {error}") from error
         return cls(folder)
@@ -281,31 +277,11 @@ class Catalog:
         try:
             with self.snapshot() as snapshot:
                 problems = list(problems_of(snapshot, self.info))
-            if [(_json(self.info),)] != self._database.read("SELECT info FROM about"):
+            if [(info_json(self.info),)] != self._database.read("SELECT info FROM about"):
                 problems.append(f"{self.folder / ABOUT} is not as it was written")
             return problems
         except CatalogError as error:
             return [str(error)]
-
-    @staticmethod
-    def mend_info(folder: str | Path) -> bool:
-        """Write a lost or altered ``catalog.json`` anew, by what the database says; returns whether it had to be.
-
-        Raises:
-            CatalogError: There is no database in the folder, or none that tells.
-        """
-        path, database = Path(folder) / ABOUT, Path(folder) / "rows.sqlite"
-        if not database.exists():
-            raise CatalogError(f"no catalog in {folder}; `dualtower index MODEL --out {folder}` makes one")
-        opened = Database(database)
-        try:
-            info_json = str(opened.read("SELECT info FROM about")[0][0])
-        finally:
-            opened.close()
-        if path.exists() and path.read_bytes() == info_json.encode():
-            return False
-        write_text_atomically(path, info_json)
-        return True
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[tuple[sqlite3.Connection, State]]:
@@ -366,24 +342,5 @@ def _batches(keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
         yield keys[start : start + 500]
 
 
-def _json(info: CatalogInfo) -> str:
-    return json.dumps(to_dict(info), indent=2, ensure_ascii=False)
-
-
 def _marks(keys: Sequence[Any]) -> str:
     return ", ".join("?" * len(keys))
-
-
-def _read_info(folder: Path) -> CatalogInfo:
-    path = folder / ABOUT
-    if (folder / _EARLIER).exists():
-        raise CatalogError(f"{folder} was written by an earlier version of dualtower; {_ANEW}")
-    if not path.exists():
-        raise CatalogError(f"no catalog in {folder}; `dualtower index MODEL --out {folder}` makes one")
-    try:
-        info = from_dict(CatalogInfo, json.loads(path.read_text(encoding="utf-8")), where=str(path))
-    except (ValueError, ConfigError) as error:
-        raise CatalogError(f"{path} is broken: {error}") from error
-    if info.format != FORMAT:
-        raise CatalogError(f"{path} is of format {info.format}, this version reads {FORMAT}; {_ANEW}")
-    return info

@@ -20,14 +20,23 @@ from typing import Any
 
 import numpy as np
 
-from dualtower.errors import CatalogError, DataError, DualTowerError, UnknownRow
+from dualtower.errors import CatalogError, DualTowerError, UnknownRow
 from dualtower.search.filters import parse_filter
 from dualtower.search.local.columns import Columns, Counts
 from dualtower.search.milvus.address import Address, connect, parse_address, talking
-from dualtower.search.milvus.filters import MISSING_NUMBER, among, expression
+from dualtower.search.milvus.filters import among, expression
+from dualtower.search.milvus.rows import (
+    MAX_PARTS,
+    attribute_values,
+    checked,
+    image_rows,
+    is_text,
+    part_id,
+    row_of,
+    stored_row,
+)
 from dualtower.search.milvus.schema import (
     IMAGES,
-    MAX_TEXT,
     attribute_fields,
     complete,
     make_collections,
@@ -41,9 +50,6 @@ __all__ = ["MilvusStore", "collection_exists"]
 
 COUNTED = 100_000
 """Rows that `counts` looks at: Milvus counts no values by itself."""
-PART = 60_000
-"""Characters of an image, in base64, in one row of the images' collection."""
-MAX_PARTS = 40
 AT_ONCE = 8 * 2**20
 """Bytes of one write, about; a server takes 64 MiB."""
 FRESH_SECONDS = 30.0
@@ -116,10 +122,10 @@ class MilvusStore:
             return
         blocks = check_items(self._info, items)
         rows = [
-            self._row(item, {vector_name: block[i] for vector_name, block in blocks.items()})
+            row_of(item, {name: block[i] for name, block in blocks.items()}, self._info, self._columns)
             for i, item in enumerate(items)
         ]
-        self._write(self._images, [row for item in items for row in _image_rows(item)])
+        self._write(self._images, [row for item in items for row in image_rows(item)])
         self._drop_images([item.id for item in items if item.image is None])
         self._write(self._name, rows)
 
@@ -136,7 +142,7 @@ class MilvusStore:
         for row_id, given in changes.items():
             old = json.loads(held[row_id]["attributes"])
             if (new := old | dict(given)) != old:
-                rows.append(_checked({**held[row_id], **self._fields(new), "digest": ""}))
+                rows.append(checked({**held[row_id], **attribute_values(new, self._info, self._columns), "digest": ""}))
         self._write(self._name, rows)
         return len(rows)
 
@@ -160,17 +166,17 @@ class MilvusStore:
             *(f"has_{vector_name}" for vector_name in self._info.vector_names),
         ]
         found = {row["id"]: row for row in self._by_ids(ids, fields)}
-        return [self._stored(found[row_id]) for row_id in ids if row_id in found]
+        return [stored_row(found[row_id], self._info) for row_id in ids if row_id in found]
 
     def image(self, row_id: str) -> bytes | None:
         """Encoded image of a row, or None."""
-        if not (first := self._image_parts([_part_id(0, row_id)])):
+        if not (first := self._image_parts([part_id(0, row_id)])):
             return None
         parts = first[0]["parts"]
-        rest = self._image_parts([_part_id(part, row_id) for part in range(1, parts)])
+        rest = self._image_parts([part_id(part, row_id) for part in range(1, parts)])
         content = {row["id"]: row["content"] for row in [*first, *rest]}
         try:
-            return base64.b64decode("".join(content[_part_id(part, row_id)] for part in range(parts)))
+            return base64.b64decode("".join(content[part_id(part, row_id)] for part in range(parts)))
         except KeyError:
             raise CatalogError(f"the image of row {row_id!r} lacks a part; upsert the row again") from None
 
@@ -287,7 +293,7 @@ class MilvusStore:
 
     def _by_ids(self, ids: Sequence[str], fields: list[str], *, level: str = "") -> list[Any]:
         found: list[Any] = []
-        for some in _batches([row_id for row_id in ids if _is_text(row_id)]):
+        for some in _batches([row_id for row_id in ids if is_text(row_id)]):
             found += self._query(among("id", some), ["id", *fields], level=level)
         return found
 
@@ -319,46 +325,15 @@ class MilvusStore:
             self._written = time.monotonic()
 
     def _image_parts(self, ids: Sequence[str]) -> list[Any]:
-        texts = [part for part in ids if _is_text(part)]
+        texts = [part for part in ids if is_text(part)]
         return self._query(among("id", texts), ["id", "parts", "content"], images=True) if texts else []
 
     def _drop_images(self, ids: Sequence[str]) -> None:
         """Remove images; parts that a shorter image has left behind go as well."""
         for some in _batches(ids, 1000 // MAX_PARTS):
-            parts = [_part_id(part, row_id) for row_id in some for part in range(MAX_PARTS)]
+            parts = [part_id(part, row_id) for row_id in some for part in range(MAX_PARTS)]
             with self._talking():
                 self._client.delete(self._images, filter=among("id", parts))
-
-    def _row(self, item: EmbeddedItem, vectors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        row: dict[str, Any] = {
-            "id": item.id,
-            "product_id": item.product_id,
-            "title": item.title,
-            "digest": item.digest,
-            **self._fields(item.attributes),
-        }
-        for vector_name, vector in vectors.items():
-            row[f"has_{vector_name}"] = vector_name in item.vectors
-            row[vector_name] = vector.astype(np.float32).tolist()  # of float16 numbers, as on disk
-        return _checked(row)
-
-    def _fields(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
-        """Attributes as they are shown, and as fields that filters compare."""
-        fields: dict[str, Any] = {"attributes": json.dumps(dict(attributes), ensure_ascii=False, default=str)}
-        for attribute, column in self._columns.items():
-            number = self._info.attributes[attribute] == "number"
-            value = attributes.get(attribute)
-            if value is None or value == "":
-                fields[column] = MISSING_NUMBER if number else ""
-            else:
-                fields[column] = float(value) if number else str(value)
-        return fields
-
-    def _stored(self, row: Mapping[str, Any]) -> StoredRow:
-        vector_names = tuple(vector_name for vector_name in self._info.vector_names if row[f"has_{vector_name}"])
-        return StoredRow(
-            row["id"], -1, SEQUENCE, row["product_id"], row["title"], json.loads(row["attributes"]), vector_names
-        )
 
 
 def collection_exists(uri: str) -> bool:
@@ -367,48 +342,6 @@ def collection_exists(uri: str) -> bool:
     client = connect(address)
     with talking(address):
         return bool(client.has_collection(address.collection))
-
-
-def _image_rows(item: EmbeddedItem) -> list[dict[str, Any]]:
-    """An image in base64, in parts that fit into a field of Milvus."""
-    if item.image is None:
-        return []
-    encoded = base64.b64encode(item.image).decode()
-    parts = [encoded[start : start + PART] for start in range(0, len(encoded), PART)] or [""]
-    if len(parts) > MAX_PARTS:
-        raise DataError(f"item {item.id!r}: its image has {len(item.image):,} bytes, too many for Milvus")
-    return [
-        {"id": _part_id(i, item.id), "parts": len(parts), "content": part, "nothing": [0.0, 0.0]}
-        for i, part in enumerate(parts)
-    ]
-
-
-def _part_id(part: int, row_id: str) -> str:
-    return f"{part}:{row_id}"
-
-
-def _checked(row: dict[str, Any]) -> dict[str, Any]:
-    """A row whose texts Milvus can hold.
-
-    Raises:
-        DataError: One is too long, or holds half a character.
-    """
-    for field, value in row.items():
-        if isinstance(value, str):
-            most = 2000 if field == "id" else MAX_TEXT
-            if not _is_text(value):
-                raise DataError(f"item {row['id']!r}: its {field} holds half a character, which Milvus cannot store")
-            if len(value.encode()) > most:
-                raise DataError(f"item {row['id'][:40]!r}: its {field} has more than {most:,} bytes, Milvus' limit")
-    return row
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _batches(ids: Sequence[str], size: int = 1000) -> Iterator[Sequence[str]]:
