@@ -20,16 +20,17 @@ import numpy as np
 import pytest
 from catalogs import own_cache  # noqa: F401
 
-from dualtower.data import row_source, row_table
 from dualtower.data.batches import training_loader
 from dualtower.data.cards import HashSplit, Splits
 from dualtower.data.items import ItemDataset
 from dualtower.data.loading import load_items
-from dualtower.data.row_cache import row_file
-from dualtower.data.row_check import bad_rows
-from dualtower.data.row_file import RowFile
-from dualtower.data.row_table import IdIndex, InMemoryRows, RowTable
-from dualtower.data.rows import ROWS_AT_ONCE, Block
+from dualtower.data.rows import source as row_source
+from dualtower.data.rows import table as row_table
+from dualtower.data.rows.blocks import ROWS_AT_ONCE, Block
+from dualtower.data.rows.cache import row_file
+from dualtower.data.rows.check import bad_rows
+from dualtower.data.rows.file import RowFile
+from dualtower.data.rows.table import IdIndex, InMemoryRows, RowTable
 from dualtower.data.sampling import BatchSampler
 from dualtower.errors import RowError
 from dualtower.types import product_code
@@ -190,8 +191,8 @@ FULL = """
 import logging, resource, signal, sys
 from pathlib import Path
 import datasets
-from dualtower.data.rows import Block
-from dualtower.data.row_cache import row_file
+from dualtower.data.rows.blocks import Block
+from dualtower.data.rows.cache import row_file
 from dualtower.errors import SourceError
 logging.basicConfig(stream=sys.stdout)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -21,7 +21,7 @@ from dualtower.search.local import vector_file as vectors_room
 from dualtower.search.local.catalog import Catalog
 from dualtower.search.local.columns import Columns
 from dualtower.search.local.store import LocalStore
-from dualtower.search.queries import _SIGNATURE, _PAYLOAD, Cursor, Page, Query, encode_cursor
+from dualtower.search.queries import _PAYLOAD, _SIGNATURE, Cursor, Page, Query, encode_cursor
 from dualtower.search.records import EmbeddedItem
 from dualtower.search.store import Store
 

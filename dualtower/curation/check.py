@@ -17,8 +17,8 @@ from dualtower.data.image_columns import digest
 from dualtower.data.items import ItemDataset
 from dualtower.data.loading import read_split
 from dualtower.data.memory import release_unused_memory
-from dualtower.data.row_check import shared_codes
-from dualtower.data.row_table import ID, RowTable, codes_of
+from dualtower.data.rows.check import shared_codes
+from dualtower.data.rows.table import ID, RowTable, codes_of
 from dualtower.data.splits import split_names
 from dualtower.data.transforms.tokenizer import normalize_title
 from dualtower.errors import BrokenImage

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dualtower.data.items import ItemDataset
-from dualtower.data.row_table import IdIndex
+from dualtower.data.rows.table import IdIndex
 from dualtower.data.sampling import BatchSampler
 from dualtower.data.transforms.attributes import AttributesConfig, attribute_values, class_labels
 from dualtower.data.transforms.images import ImageSettings, open_image, to_pixels

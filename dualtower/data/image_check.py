@@ -17,7 +17,7 @@ import numpy as np
 
 from dualtower.data.image_columns import CHECKED_AT_ONCE, ImageColumn, undecodable_images
 from dualtower.data.items import ItemDataset
-from dualtower.data.row_cache import cache_folder
+from dualtower.data.rows.cache import cache_folder
 from dualtower.errors import BrokenImage
 from dualtower.files import write_text_atomically
 from dualtower.sharding import combine, is_sharded, shard, world_size

@@ -13,8 +13,8 @@ import numpy as np
 
 from dualtower.data.extra_images import ExtraImages
 from dualtower.data.image_columns import ImageColumn, digest
-from dualtower.data.row_check import shared_codes
-from dualtower.data.row_table import AT_ONCE, ID, PRODUCT_ID, InMemoryRows, RowAttributes, RowTable
+from dualtower.data.rows.check import shared_codes
+from dualtower.data.rows.table import AT_ONCE, ID, PRODUCT_ID, InMemoryRows, RowAttributes, RowTable
 from dualtower.errors import DataError, RowError
 from dualtower.types import Item
 

@@ -15,11 +15,11 @@ from dualtower.data.extra_images import read_image_lists
 from dualtower.data.image_check import broken_images
 from dualtower.data.items import ItemDataset
 from dualtower.data.memory import release_unused_memory
-from dualtower.data.row_check import bad_rows
-from dualtower.data.row_file import HASHED
-from dualtower.data.row_source import stored_rows
-from dualtower.data.row_table import ID, PRODUCT_ID, RowTable
-from dualtower.data.rows import require_columns
+from dualtower.data.rows.blocks import require_columns
+from dualtower.data.rows.check import bad_rows
+from dualtower.data.rows.file import HASHED
+from dualtower.data.rows.source import stored_rows
+from dualtower.data.rows.table import ID, PRODUCT_ID, RowTable
 from dualtower.data.sources import OpenSource, open_source
 from dualtower.data.splits import EVERYTHING, Share, hashed, split_parts
 from dualtower.errors import BrokenImage, RowError, SourceError

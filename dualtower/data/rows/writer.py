@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from dualtower.data.row_file import HASHED, METADATA, PROBLEM, code_column
-from dualtower.data.row_table import ID, PRODUCT_ID, TEXTS, attribute, codes_of
-from dualtower.data.rows import Block
+from dualtower.data.rows.blocks import Block
+from dualtower.data.rows.file import HASHED, METADATA, PROBLEM, code_column
+from dualtower.data.rows.table import ID, PRODUCT_ID, TEXTS, attribute, codes_of
 
 __all__ = ["write_rows"]
 

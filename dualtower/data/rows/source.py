@@ -7,9 +7,9 @@ import unicodedata
 from pathlib import Path
 
 from dualtower.data.cards import DataCard
-from dualtower.data.row_cache import row_file
-from dualtower.data.row_file import RowFile
-from dualtower.data.rows import read_blocks
+from dualtower.data.rows.blocks import read_blocks
+from dualtower.data.rows.cache import row_file
+from dualtower.data.rows.file import RowFile
 from dualtower.data.sources import OpenSource
 
 __all__ = ["stored_rows"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dualtower.data.row_table import ID, PRODUCT_ID, TEXTS, gathered
+from dualtower.data.rows.table import ID, PRODUCT_ID, TEXTS, gathered
 
 __all__ = ["HASHED", "METADATA", "PROBLEM", "RowFile", "code_column"]
 

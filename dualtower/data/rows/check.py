@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dualtower.data.row_file import RowFile
-from dualtower.data.row_table import ID, RowTable
-from dualtower.data.rows import MISSING_ID
+from dualtower.data.rows.blocks import MISSING_ID
+from dualtower.data.rows.file import RowFile
+from dualtower.data.rows.table import ID, RowTable
 from dualtower.errors import RowError
 
 __all__ = ["bad_rows", "shared_codes"]

@@ -21,9 +21,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from dualtower.data.row_file import RowFile
-from dualtower.data.row_writer import write_rows
-from dualtower.data.rows import Block
+from dualtower.data.rows.blocks import Block
+from dualtower.data.rows.file import RowFile
+from dualtower.data.rows.writer import write_rows
 from dualtower.errors import SourceError, system_message
 from dualtower.files import atomic_write
 
