@@ -171,22 +171,30 @@ def check_card(card: DataCard, *, source: str | Path | None = None) -> CheckRepo
     """
     splits = split_names(card, source=source)
     parts = [read_split(card, split, source=source, on_error="skip") for split in splits]
-    ids = _whole([part.columns.codes(ID) for part in parts])
-    titles = [_title_codes(part) for part in parts]
-    images = [_image_codes(part) for part in parts]
     release_unused_memory()
-    places = _whole([np.concatenate([np.arange(len(part)), part.extra_images.rows]) + s for part, s in _starts(parts)])
+    images = [_image_codes(part) for part in parts]
+    splits_checked = [_check_split(part) for part in parts]
+    release_unused_memory()
 
-    def example(row: int) -> str:
+    def id_of_row(row: int) -> str:
         return next(str(part.columns.ids[row - start]) for part, start in _starts(parts) if row < start + len(part))
+
+    def id_of_image(place: int) -> str:
+        for part in parts:
+            if place < len(part):
+                return str(part.columns.ids[place])
+            if (extra := place - len(part)) < len(part.extra_images):
+                return str(part.columns.ids[int(part.extra_images.rows[extra])])
+            place = extra - len(part.extra_images)
+        raise IndexError(place)
 
     return CheckReport(
         card=card.name,
-        splits=[_check_split(part) for part in parts],
-        products=_repeated(_whole([part.codes for part in parts]), example),
-        titles=_repeated(_whole(titles), example),
-        images=_repeated(_whole(images), lambda place: example(int(places[place]))),
-        duplicate_ids=len(shared_codes(ids)),
+        splits=splits_checked,
+        products=_repeated(_whole([part.codes for part in parts]), id_of_row),
+        titles=_repeated(_whole([_title_codes(part) for part in parts]), id_of_row),
+        images=_repeated(_whole(images), id_of_image),
+        duplicate_ids=len(shared_codes(_whole([part.columns.codes(ID) for part in parts]))),
         leaks=_leaks(parts, images),
         attributes=[_attribute(name, parts) for name in parts[0].columns.attributes],
         bad_rows=[str(error) for part in parts for error in part.skipped][:SHOWN],
@@ -199,7 +207,7 @@ def _starts(parts: Sequence[ItemDataset]) -> list[tuple[ItemDataset, int]]:
 
 
 def _whole(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.empty(0, np.int64), *parts])
+    return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.int64), *parts])
 
 
 def _check_split(products: ItemDataset) -> SplitCheck:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -25,6 +25,8 @@ from dualtower.sharding import combine, is_sharded, shard, world_size
 __all__ = ["broken_images"]
 
 logger = logging.getLogger(__name__)
+
+BLOCK = 1 << 16
 
 
 def broken_images(
@@ -44,7 +46,8 @@ def broken_images(
     images = ImageColumn.concatenate([items.images, extra_images.images])
     rows = np.concatenate([np.arange(len(items)), extra_images.rows]).astype(np.int64)
     numbers = np.arange(len(extra_images)) - np.searchsorted(extra_images.rows, extra_images.rows) + 2
-    names = _Names(items.columns.ids, rows, np.concatenate([np.ones(len(items), np.int64), numbers]))
+    numbers = np.concatenate([np.ones(len(items), np.int32), numbers.astype(np.int32)])
+    names = _Names(items.columns.ids, rows, numbers)
     stamp = _Stamp(images) if remember else None
     known = stamp.read() if stamp is not None else None
     if _everywhere(known is not None):
@@ -62,18 +65,28 @@ def _broken(
 ) -> dict[int, BrokenImage]:
     """Position, ascending, and error of each image that a process cannot decode, each looking at those it chose."""
     flags, errors = np.zeros(len(names), np.int64), {}
-    with closing(undecodable_images(images.select(chosen), names.select(chosen), where=where)) as found:
+    with closing(_undecodable(images, names, chosen, where=where)) as found:
         for place, error in found:
-            flags[chosen[place]], errors[int(chosen[place])] = 1, error
+            flags[place], errors[place] = 1, error
             if stop_early:
                 break
     combine(flags)
     all_found = np.flatnonzero(flags)
     other = np.array([i for i in all_found if i not in errors], np.int64)  # found by others; here for the reasons
-    for place, error in undecodable_images(images.select(other), names.select(other), where=where):
-        errors[int(other[place])] = error
+    errors |= dict(_undecodable(images, names, other, where=where))
     unseen = "could not be decoded by another process"
     return {i: errors.get(i) or BrokenImage(where, names[i], unseen) for i in all_found.tolist()}
+
+
+def _undecodable(
+    images: ImageColumn, names: _Names, chosen: np.ndarray, *, where: str
+) -> Generator[tuple[int, BrokenImage], None, None]:
+    """Position and error of each of the chosen images that cannot be decoded; memory for a block of them at a time."""
+    for start in range(0, len(chosen), BLOCK):
+        some = chosen[start : start + BLOCK]
+        with closing(undecodable_images(images.select(some), names.select(some), where=where)) as found:
+            for place, error in found:
+                yield int(some[place]), error
 
 
 def _shard(count: int) -> np.ndarray:

@@ -61,6 +61,7 @@ def load_items(
         BrokenImage: An image is missing or cannot be decoded.
     """
     items = read_split(card, split, source=source, on_error=on_error, check_images=check_images, remember=remember)
+    release_unused_memory()
     if items.skipped:
         logger.warning("%s, %s: left out %d bad rows", card.name, split, len(items.skipped))
     if not len(items):
@@ -91,9 +92,7 @@ def read_split(
             where = f"{opened.where} ({name})"
             part = without_broken_images(part, where, on_error=on_error, remember=remember)
         parts.append(part)
-    items = ItemDataset.concatenate(parts, split=split)
-    release_unused_memory()
-    return items
+    return ItemDataset.concatenate(parts, split=split)
 
 
 def find_broken_images(items: ItemDataset) -> list[BrokenImage]:

@@ -102,7 +102,7 @@ def _unusable_values(attributes: Mapping[str, list[Any]], numeric: Collection[st
     for name, values in attributes.items():
         number = name in numeric
         for i, value in enumerate(values):
-            if (number or isinstance(value, int | float)) and (problem := value_problem(value, number=number)):
+            if (number or isinstance(value, (int, float))) and (problem := value_problem(value, number=number)):
                 found.setdefault(i, f"column {name!r} {problem}")
     return found
 
@@ -120,10 +120,12 @@ def _read_texts(captions: tuple[str, ...], values: Callable[[str], list[Any]], c
             filled = iter(map(_as_text, parts))
             text = PLACEHOLDER.sub(lambda _, filled=filled: next(filled), caption)  # type: ignore[misc]
             row.append(" ".join(text.split()) if any(map(_as_text, parts)) else "")
-    return [tuple(dict.fromkeys(text for text in row if text)) for row in texts]
+    return [(row[0],) if len(row) == 1 and row[0] else tuple(dict.fromkeys(filter(None, row))) for row in texts]
 
 
 def _as_text(value: Any) -> str:
+    if isinstance(value, str):  # nearly always
+        return value.strip()
     if isinstance(value, list):
         return ", ".join(filter(None, map(_as_text, value)))
     if value is None or value != value:  # a NaN is not equal to itself
@@ -137,7 +139,7 @@ def _as_text(value: Any) -> str:
 
 def _as_attribute(value: Any) -> Any:
     """A text, a number, a truth value or None."""
-    if isinstance(value, bytes | list | date):
+    if isinstance(value, (bytes, list, date)):
         return _as_text(value)
     return float(value) if isinstance(value, Decimal) else value
 
