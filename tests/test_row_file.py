@@ -69,6 +69,22 @@ def test_rows_are_read_once(tmp_path: Path, read: list[str]) -> None:
     assert list(first) == list(again) and first.fingerprint == again.fingerprint
 
 
+def test_files_that_nobody_opens_go_after_a_month(tmp_path: Path, read: list[str]) -> None:
+    old, used, new = (
+        catalogs.write_parquet(tmp_path / name / "train.parquet", catalogs.rows(4)) for name in ("old", "used", "new")
+    )
+    for source in (old, used):
+        load_items(catalogs.card(), "train", source=source)
+    for file in kept(tmp_path):
+        os.utime(file, (0, 0))
+    load_items(catalogs.card(), "train", source=used)
+    load_items(catalogs.card(), "train", source=new)
+    assert len(kept(tmp_path)) == 2
+    for source in (used, new, old):
+        load_items(catalogs.card(), "train", source=source)
+    assert len(read) == 4, "only the old one is read again"
+
+
 def longer(file: Path) -> None:
     catalogs.write_parquet(file, catalogs.rows(8))
 

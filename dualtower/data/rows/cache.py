@@ -3,7 +3,8 @@
 They lie in ``~/.cache/dualtower/rows`` (or under ``XDG_CACHE_HOME``), each named by a hash of what it was made from:
 name, size and time of modification of every file of the source, and what the data card says of its columns. They hold
 ids, identities, texts and attributes; images stay where they are. A file ends with the hash and a checksum, so that a
-damaged one, or another one in its place, is made anew.
+damaged one, or another one in its place, is made anew. One that nobody has opened for a month goes when another one
+is made.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import os
 import struct
 import tempfile
+import time
 import weakref
 import zlib
 from collections.abc import Callable, Iterator
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 TRAILER = struct.Struct("<8s32sI")
 MAGIC = b"dt-rows\0"
+UNUSED_SECONDS = 30 * 24 * 3600
 AT_ONCE = 1 << 22  # bytes per step of a checksum
 
 
@@ -60,7 +63,9 @@ def row_file(key: str | None, read: Callable[[], Iterator[Block]], *, where: str
         if (found := _kept(path, key)) is not None:
             return found
         try:
-            return _made(path, key, read, where)
+            made = _made(path, key, read, where)
+            _remove_unused(folder)
+            return made
         except _Refused as error:
             logger.warning(
                 "cannot keep the rows of %s in %s (%s): they go into a temporary file, and are read anew every time",
@@ -98,6 +103,8 @@ def _kept(path: Path, key: str) -> RowFile | None:
             checksum = _checksum(stream, size)
             magic, of, noted = TRAILER.unpack(stream.read())
         if (magic, of, noted) == (MAGIC, key.encode(), checksum):
+            with suppress(OSError):
+                os.utime(path)  # that it is in use
             return RowFile(path)
     except OSError:  # not there, or not to be read: whoever makes it anew says why it cannot be kept
         return None
@@ -137,6 +144,13 @@ def _checksum(stream: Any, size: int) -> int:
     while size > 0 and (part := stream.read(min(AT_ONCE, size))):
         found, size = zlib.crc32(part, found), size - len(part)
     return found
+
+
+def _remove_unused(folder: Path) -> None:
+    for file in folder.glob("*.arrow"):
+        with suppress(OSError):  # another process may have been quicker
+            if time.time() - file.stat().st_mtime > UNUSED_SECONDS:
+                file.unlink()
 
 
 def _remove(path: Path, process: int) -> None:
