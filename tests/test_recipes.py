@@ -1,4 +1,4 @@
-"""Every recipe runs the whole way with --smoke, on one process and on two."""
+"""Every recipe runs the whole way with --smoke, on one process and on two, and takes what its command line says."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from dualtower.launcher import parse_overrides
 
 REPOSITORY = Path(__file__).parent.parent
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.py"))
+NAMES = [recipe.stem for recipe in RECIPES]
+MAIN = REPOSITORY / "recipes" / "train_clip_style.py"
+EVERY = Path(__file__).with_name("every_recipe.py")
 SMOKE = ["--smoke", "--train.cpu-threads", "1"]  # with two, two such tests at a time on two cores take twice as long
 pytestmark = pytest.mark.slow
 
@@ -36,27 +39,50 @@ def project(tmp_path: Path) -> Path:
 
 
 def complete_run(folder: Path) -> dict:
-    (out,) = (folder / "runs" / "smoke").iterdir()
-    assert (out / "model" / "model.safetensors").exists() and (out / "report.md").exists()
+    (out,) = runs_of(folder, count=1)
     return json.loads((out / "metrics.json").read_text())
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
-def test_smoke(recipe: Path, project: Path) -> None:
-    done = run([sys.executable, "-m", "accelerate.commands.launch", "--cpu", str(recipe), *SMOKE], project)
+def runs_of(folder: Path, count: int = len(RECIPES)) -> list[Path]:
+    """Folders of the runs that were made, all of them whole."""
+    found = sorted((folder / "runs" / "smoke").iterdir())
+    assert len(found) == count
+    for out in found:
+        assert (out / "model" / "model.safetensors").exists() and (out / "report.md").exists()
+    return found
+
+
+def check_metrics(out: Path) -> None:
+    metrics = json.loads((out / "metrics.json").read_text())
+    for direction in ("text_to_image", "image_to_text"):
+        assert 0 <= metrics[direction]["recall@10"]["value"] <= 1, out
+
+
+def all_done(done: subprocess.CompletedProcess[str]) -> str:
+    """What was said of runs that have all come to their end."""
+    ends = [line for line in done.stdout.splitlines() if line.split(":")[0] in NAMES]
+    assert ends == [f"{name}: 0" for name in NAMES], done.stderr[-8000:]
+    return done.stdout + done.stderr
+
+
+def test_the_launcher_s_command(project: Path) -> None:
+    done = run([sys.executable, "-m", "accelerate.commands.launch", "--cpu", str(MAIN), *SMOKE], project)
     assert done.returncode == 0, done.stderr
-    metrics = complete_run(project)
-    assert 0 <= metrics["text_to_image"]["recall@10"]["value"] <= 1
-    assert 0 <= metrics["image_to_text"]["recall@10"]["value"] <= 1
+    check_metrics(project / "runs" / "smoke" / "clip_style")
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
-def test_smoke_on_two_processes(recipe: Path, project: Path) -> None:
+def test_every_recipe_on_one_process(project: Path) -> None:
+    all_done(run([sys.executable, str(EVERY), *SMOKE], project))
+    for out in runs_of(project):
+        check_metrics(out)
+
+
+def test_every_recipe_on_two_processes(project: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    done = run([*torchrun, str(recipe), *SMOKE, *SMALL_SPLITS], project)
-    assert done.returncode == 0, done.stderr
-    assert "2 process(es)" in done.stderr + done.stdout, "two processes were asked for"
-    complete_run(project)
+    said = all_done(run([*torchrun, str(EVERY), *SMOKE, *SMALL_SPLITS], project))
+    assert said.count("2 process(es)") == len(RECIPES), "two processes were asked for"
+    for out in runs_of(project):
+        check_metrics(out)
 
 
 @pytest.fixture(scope="module")
@@ -70,17 +96,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model_of_mine" / "model"
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
-def test_smoke_from_a_model_of_ones_own(recipe: Path, trained: Path, project: Path) -> None:
+def test_every_recipe_from_a_model_of_ones_own(trained: Path, project: Path) -> None:
     options = [*SMOKE, *SMALL_SPLITS, "--base", str(trained), "--train.steps", "2"]
-    done = run([sys.executable, str(recipe), *options], project)
-    assert done.returncode == 0, done.stderr
-    assert f"come from {trained}" in done.stderr
-    complete_run(project)
-    (out,) = (project / "runs" / "smoke").iterdir()
-    of_base, of_run = (json.loads((model / "config.json").read_text())["model"] for model in (trained, out / "model"))
-    towers = ("text", "image", "image_settings", "embed_dim")
-    assert {name: of_base[name] for name in towers} == {name: of_run[name] for name in towers}
+    said = all_done(run([sys.executable, str(EVERY), *options], project))
+    assert said.count(f"come from {trained}") == len(RECIPES)
+    for out in runs_of(project):
+        check_metrics(out)
+        of_base, of_run = (json.loads((m / "config.json").read_text())["model"] for m in (trained, out / "model"))
+        towers = ("text", "image", "image_settings", "embed_dim")
+        assert {name: of_base[name] for name in towers} == {name: of_run[name] for name in towers}
 
 
 def test_options_that_no_recipe_sets_do_what_they_say(project: Path) -> None:

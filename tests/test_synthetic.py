@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from PIL import Image
 
 from dualtower.data.cards import load_card
 from dualtower.data.items import ItemDataset
-from dualtower.data.synthetic.catalog import MIN, SPLITS, _choose_products, synthesize_catalog
+from dualtower.data.synthetic.catalog import MIN, SPLITS, _choose_products, _drawn, synthesize_catalog
+from dualtower.data.synthetic.kept import kept_rows
 from dualtower.data.synthetic.rendering import (
     COLORS,
     MATERIALS,
@@ -25,6 +28,7 @@ from dualtower.data.synthetic.rendering import (
 )
 from dualtower.data.synthetic.titles import PATTERNED, PLAIN, WORDS, title
 from dualtower.errors import ConfigError, UnknownName, UnknownSplit
+from dualtower.types import Item
 
 LOOK = ProductSpec(object="mug", color="blue", pattern="striped", accent="white", material="ceramic")
 
@@ -53,7 +57,7 @@ def test_sizes_and_rows(catalog: dict[str, ItemDataset]) -> None:
 
 
 def test_the_same_arguments_give_the_same_bytes(catalog: dict[str, ItemDataset]) -> None:
-    again = synthesize_catalog(products=240, views=2, split="validation")
+    again = list(_drawn(240, 0, "validation", "en", 2))
     assert [asdict(row) for row in again] == [asdict(row) for row in catalog["validation"]]
     other = synthesize_catalog(products=240, views=2, split="validation", seed=1)
     assert {row.product_id for row in other} != {row.product_id for row in again}
@@ -161,8 +165,58 @@ def test_png_is_read_back_exactly() -> None:
 
 def test_drawing_is_fast() -> None:
     start = time.process_time()
-    synthesize_catalog(products=200, views=1, split="all")
+    assert len(list(_drawn(200, 0, "all", "en", 1))) == 200
     assert time.process_time() - start < 5  # a tenth of that on a quiet machine
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "dualtower" / "drawn"
+
+
+def rows_drawn(drawings: list[str], color: str = "blue") -> list[Item]:
+    """A row that is noted when it is drawn."""
+
+    def draw() -> Iterator[Item]:
+        drawings.append(color)
+        yield Item(f"{color}-mug", "mug", ("a mug", "Mug"), b"\x89PNG", {"color": color})
+
+    return kept_rows({"color": color}, draw)
+
+
+def test_what_was_drawn_is_kept(cache: Path) -> None:
+    drawings: list[str] = []
+    first, again, other = (rows_drawn(drawings, color) for color in ("blue", "blue", "red"))
+    assert drawings == ["blue", "red"] and first == again != other
+    assert len(list(cache.glob("*.parquet"))) == 2
+    fresh = synthesize_catalog(products=200, views=1, split="validation")
+    kept = synthesize_catalog(products=200, views=1, split="validation")
+    assert fresh.fingerprint == kept.fingerprint and fresh.rows_fingerprint == kept.rows_fingerprint
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-9], lambda data: b"", lambda data: data.replace(b"PNG", b"PNX")]
+)
+def test_a_damaged_file_is_drawn_anew(damage: Callable[[bytes], bytes], cache: Path) -> None:
+    drawings: list[str] = []
+    first = rows_drawn(drawings)
+    (file,) = cache.glob("*.parquet")
+    file.write_bytes(damage(file.read_bytes()))
+    assert rows_drawn(drawings) == first and drawings == ["blue", "blue"]
+    assert rows_drawn(drawings) == first and drawings == ["blue", "blue"], "it is whole again"
+
+
+def test_other_code_draws_anew_and_nothing_is_kept_where_nothing_can_be_written(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawings: list[str] = []
+    rows_drawn(drawings)
+    monkeypatch.setattr("dualtower.data.synthetic.kept._code", lambda: "another")
+    rows_drawn(drawings)
+    cache.parent.joinpath("file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent / "file"))
+    assert rows_drawn(drawings) == rows_drawn(drawings) and drawings == ["blue"] * 4
 
 
 def test_bad_arguments_say_what_is_possible() -> None:

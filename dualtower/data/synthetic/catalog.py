@@ -19,6 +19,7 @@ from typing import get_args
 import numpy as np
 
 from dualtower.data.items import ItemDataset
+from dualtower.data.synthetic.kept import kept_rows
 from dualtower.data.synthetic.rendering import (
     COLORS,
     MATERIALS,
@@ -47,7 +48,8 @@ def synthesize_catalog(
     """Draw one split of the catalog.
 
     Every row is one view of a product, a PNG of 64x64 pixels, with two captions of its own. The attributes
-    ``object``, ``color``, ``pattern``, ``accent`` and ``material`` have English values in both languages.
+    ``object``, ``color``, ``pattern``, ``accent`` and ``material`` have English values in both languages. What was
+    drawn once is kept in the cache of this user.
 
     Args:
         language: Language of the titles, ``en`` or ``zh``.
@@ -69,10 +71,16 @@ def synthesize_catalog(
         raise ConfigError(f"views {views} is not possible; give 1 or more")
     if not MIN <= products <= MAX:
         raise ConfigError(f"products {products} is not possible; give {MIN} to {MAX}")
-    splits = _choose_products(products, seed)
-    looks = [spec for name in SPLITS if split in (name, "all") for spec in splits[name]]
-    rows = [row for spec in looks for row in _draw_product(spec, language, views, seed)]
+    asked = {"language": language, "products": products, "views": views, "seed": seed, "split": split}
+    rows = kept_rows(asked, lambda: _drawn(products, seed, split, language, views))
     return ItemDataset.from_rows(rows, card="synthetic" if language == "en" else f"synthetic_{language}", split=split)
+
+
+def _drawn(products: int, seed: int, split: str, language: Language, views: int) -> Iterator[Item]:
+    splits = _choose_products(products, seed)
+    for name in SPLITS:
+        for spec in splits[name] if split in (name, "all") else ():
+            yield from _draw_product(spec, language, views, seed)
 
 
 def _choose_products(count: int, seed: int) -> dict[str, list[ProductSpec]]:
