@@ -22,9 +22,10 @@ def faults():
     net(photos).pow(2).mean().backward()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-without = [faults() for _ in range(3)][-1]
+# The least of several steps: a system that is short of memory takes pages away whatever the allocator does.
+without = min([faults() for _ in range(4)][1:])
 assert keep_freed_memory()
-kept = [faults() for _ in range(8)][-1]
+kept = min([faults() for _ in range(10)][2:])
 print(without, kept)
 """
 
