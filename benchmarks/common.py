@@ -24,7 +24,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 def conditions() -> dict[str, str]:
     """The command, the machine and the versions behind a figure."""
-    packages = ("dualtower", "torch", "timm", "transformers", "open_clip_torch")
+    packages = ("dualtower", "torch", "timm", "transformers", "open_clip_torch", "lightly")
     versions = {name: _version(name) for name in packages}
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]  # that is my machine's
     command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])

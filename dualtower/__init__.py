@@ -27,11 +27,15 @@ if TYPE_CHECKING:
     from dualtower.losses import LossConfig as LossConfig
     from dualtower.models.config import ModelConfig as ModelConfig
     from dualtower.models.dual_tower import DualTower as DualTower
+    from dualtower.models.heads import AttributeEncoderConfig as AttributeEncoderConfig
+    from dualtower.models.heads import DecoderConfig as DecoderConfig
     from dualtower.models.heads import FusionConfig as FusionConfig
     from dualtower.models.heads import RerankerConfig as RerankerConfig
     from dualtower.models.towers import ImageTowerConfig as ImageTowerConfig
     from dualtower.models.towers import TextTowerConfig as TextTowerConfig
     from dualtower.objectives.config import MatchingConfig as MatchingConfig
+    from dualtower.objectives.config import ReconstructionConfig as ReconstructionConfig
+    from dualtower.objectives.config import SelfSupervisedConfig as SelfSupervisedConfig
     from dualtower.objectives.config import TaskConfig as TaskConfig
     from dualtower.training.config import DataConfig as DataConfig
     from dualtower.training.config import RunConfig as RunConfig
@@ -42,9 +46,11 @@ if TYPE_CHECKING:
     from dualtower.types import Item as Item
 
 _HOMES = {
+    "AttributeEncoderConfig": "models.heads",
     "AttributesConfig": "data.transforms.attributes",
     "Batch": "types",
     "DataConfig": "training.config",
+    "DecoderConfig": "models.heads",
     "DualTower": "models.dual_tower",
     "Embeddings": "types",
     "EvaluationConfig": "evaluation.config",
@@ -56,8 +62,10 @@ _HOMES = {
     "ModelCard": "hub.model_card",
     "ModelConfig": "models.config",
     "Item": "types",
+    "ReconstructionConfig": "objectives.config",
     "RerankerConfig": "models.heads",
     "RunConfig": "training.config",
+    "SelfSupervisedConfig": "objectives.config",
     "TaskConfig": "objectives.config",
     "TextTowerConfig": "models.towers",
     "TrainConfig": "training.config",
@@ -69,9 +77,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "AttributeEncoderConfig",
     "AttributesConfig",
     "Batch",
     "DataConfig",
+    "DecoderConfig",
     "DualTower",
     "Embeddings",
     "EvaluationConfig",
@@ -83,8 +93,10 @@ __all__ = [
     "MatchingConfig",
     "ModelCard",
     "ModelConfig",
+    "ReconstructionConfig",
     "RerankerConfig",
     "RunConfig",
+    "SelfSupervisedConfig",
     "TaskConfig",
     "TextTowerConfig",
     "TrainConfig",

@@ -21,6 +21,7 @@
     ├── CursorError             a cursor that is broken or belongs to another search
     ├── FilterError             a filter that cannot be read, or names what the catalog lacks
     ├── CheckpointError         a checkpoint that is broken or belongs to another config
+    ├── CollapsedRun            training ended with embeddings that tell nothing apart any more
     ├── NonFiniteLoss           training ran into NaN or infinity and stopped
     └── MissingExtra            an optional dependency is not installed
 
@@ -37,6 +38,7 @@ __all__ = [
     "CardError",
     "CatalogError",
     "CheckpointError",
+    "CollapsedRun",
     "ConfigError",
     "CursorError",
     "DataError",
@@ -181,6 +183,10 @@ class FilterError(DualTowerError):
 
 class CheckpointError(DualTowerError):
     """A checkpoint is broken or belongs to another config."""
+
+
+class CollapsedRun(DualTowerError):
+    """A training has ended with embeddings that are all alike; what it made is saved and reported."""
 
 
 class NonFiniteLoss(DualTowerError):

@@ -12,6 +12,7 @@ from typing import Any
 
 import tyro
 
+from dualtower.data.transforms.attributes import AttributesConfig
 from dualtower.errors import ConfigError, DualTowerError, system_message
 from dualtower.models.config import ModelConfig
 from dualtower.training.config import RunConfig
@@ -71,10 +72,10 @@ def parse_overrides(base: RunConfig, args: Sequence[str], *, description: str | 
     if any(a.split("=")[0] == f"--train.{name}" for a in args for name in _BUDGETS):
         base = replace(base, train=replace(base.train, epochs=None, steps=None, minutes=None))
     if _given(args, "--base") not in (None, "None"):
-        model = ModelConfig(reranker=base.model.reranker, fusion=base.model.fusion)
+        model = ModelConfig(reranker=base.model.reranker, fusion=base.model.fusion, decoder=base.model.decoder)
         base = replace(base, model=model)
     try:
-        base, rest = _replace_mappings(*_leave_out_towers(base, args))
+        base, rest = _replace_mappings(*_leave_out_towers(_with_attributes(base, args), args))
         return tyro.cli(
             RunConfig,
             default=base,
@@ -97,6 +98,14 @@ def _leave_out_towers(base: RunConfig, args: Sequence[str]) -> tuple[RunConfig, 
             del rest[place : place + (1 if "=" in rest[place] else 2)]
             base = _replaced(base, ["model", tower], None)
     return base, rest
+
+
+def _with_attributes(base: RunConfig, args: Sequence[str]) -> RunConfig:
+    """Let a fusion that reads no attributes take the options of those that it is to read."""
+    asked = any(argument.startswith("--model.fusion.attributes.") for argument in args)
+    if not asked or base.model.fusion is None or base.model.fusion.attributes is not None:
+        return base
+    return _replaced(base, ["model", "fusion", "attributes"], AttributesConfig())
 
 
 def _replace_mappings(base: RunConfig, args: Sequence[str]) -> tuple[RunConfig, list[str]]:

@@ -39,6 +39,7 @@ class Item:
         attributes: The card's attribute columns.
         more_images: Further images of the row, best first.
         image_number: Which of the row's images `image` is, from 0: training draws one of them for each visit.
+        partner: Another item that shows the same, whose image is the row's second view; None where none is asked for.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Item:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     more_images: tuple[bytes | Path, ...] = ()
     image_number: int = 0
+    partner: Item | None = None
 
     @property
     def images(self) -> tuple[bytes | Path, ...]:
@@ -81,8 +83,10 @@ class Batch:
         present: Which rows have an image and which a text, bool ``[B, 2]``; None where all have both. What stands in
             `pixels` and `tokens` of a row without it is never read.
         broken: Errors of rows whose image could not be decoded, and which other rows of the batch stand in for.
-        more_views: Further augmented views of the same images, each like `pixels`, where an objective wants them.
+        more_views: Further views of the same rows, each like `pixels`, where an objective wants them: as they are read,
+            other images; after augmentation, of those or of the same image.
         more_tokens: Further views of the same rows' texts, each like `tokens` but of a length of its own.
+        presets: Which augmentation each row's images get, int64 ``[B]``; None is the same for all.
     """
 
     ids: tuple[str, ...]
@@ -95,6 +99,7 @@ class Batch:
     broken: tuple[RowError, ...] = ()
     more_views: tuple[Tensor, ...] = ()
     more_tokens: tuple[Mapping[str, Tensor], ...] = ()
+    presets: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch with its tensors on `device`."""
@@ -118,6 +123,7 @@ class Batch:
             attributes=self.attributes and AttributeValues(*map(change, self.attributes)),
             labels=changed(self.labels),
             present=changed(self.present),
+            presets=changed(self.presets),
             more_views=tuple(map(change, self.more_views)),
             more_tokens=tuple(_each(tokens, change) for tokens in self.more_tokens),
         )

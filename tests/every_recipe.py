@@ -1,4 +1,4 @@
-"""Run by `test_recipes`, alone or by torchrun: all recipes one after the other in the same processes.
+"""Run by `test_recipes`, alone or by torchrun: some recipes one after the other in the same processes.
 
 To begin a process and to import everything takes longer than a recipe's ``--smoke``.
 """
@@ -15,14 +15,14 @@ from accelerate.state import AcceleratorState, PartialState
 
 from dualtower.launcher import launch
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.py"))
+RECIPES = Path(__file__).parent.parent / "recipes"
 
 
-def main(options: list[str]) -> None:
-    sys.path.insert(0, str(RECIPES[0].parent))
+def main(names: list[str], options: list[str]) -> None:
+    sys.path.insert(0, str(RECIPES))
     end_group, PartialState.destroy_process_group = PartialState.destroy_process_group, lambda *_: None
-    for recipe in RECIPES:
-        module, end = importlib.import_module(recipe.stem), 0
+    for name in names:
+        module, end = importlib.import_module(name), 0
         try:
             launch(module.config, getattr(module, "smoke", None), args=options)
         except SystemExit as exit:
@@ -30,9 +30,9 @@ def main(options: list[str]) -> None:
         gc.collect()
         AcceleratorState._reset_state()
         if os.environ.get("RANK", "0") == "0":
-            print(f"{recipe.stem}: {end}", flush=True)
+            print(f"{name}: {end}", flush=True)
     end_group(PartialState())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1].split(","), sys.argv[2:])

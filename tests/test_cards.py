@@ -152,6 +152,8 @@ def test_our_cards(path: Path) -> None:
     assert card.name == path.stem
     assert card.title and card.license and card.languages and card.relevance and card.body
     assert card.note, "a card says how it was verified, or why not"
+    if card.source.builder == "images":  # of no catalog: whoever uses it brings the images
+        return
     if not (card.source.hub or card.source.synthetic):  # nobody may pass the rows on: the card says how to make them
         assert not card.verified and "not run" in card.note and "https://" in card.body
     assert all(baseline.source.startswith("https://") for baseline in card.baselines)

@@ -169,6 +169,27 @@ def test_labels_and_outliers(shop: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert (tmp_path / "odd" / "images" / "5.jpg").exists()
 
 
+def test_damage_in_a_catalog_and_beside_one(
+    shop: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Its own model looks at it; a whole photo of it is found again."""
+    assert command("outliers", shop, "--method", "reconstruction", "--out", tmp_path / "alone", "--number", "2") == 0
+    assert "576 images of" in capsys.readouterr().out and (tmp_path / "alone" / "images" / "2.png").exists()
+    (tmp_path / "new").mkdir()
+    product = synthesize_catalog(split="test")[0]
+    assert isinstance(product.image, bytes)
+    (tmp_path / "new" / "photo.png").write_bytes(product.image)
+    words = ("--clean", shop, "--method", "patch", "--out", tmp_path / "beside")
+    assert command("outliers", tmp_path / "new", *words) == 0
+    assert "0 of 1 images" in capsys.readouterr().out
+    words = ("--split", "validation", "--clean", CARDS / "synthetic.md", "--max-clean", "300", "--model", model)
+    card = CARDS / "synthetic.md"
+    assert command("outliers", card, *words, "--method", "reconstruction", "--out", tmp_path / "cards") == 0
+    assert "of 192 images of synthetic (validation)" in capsys.readouterr().out
+    assert command("outliers", card, *words, "--clean-split", "trian", "--out", tmp_path / "cards") == 1
+    assert "Did you mean 'train'?" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -325,9 +325,13 @@ def test_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
 def test_public_names() -> None:
     assert dualtower.__all__ == sorted(dualtower.__all__)
     assert set(dualtower.__all__) == {
+        "AttributeEncoderConfig",
         "AttributesConfig",
         "Batch",
         "DataConfig",
+        "DecoderConfig",
+        "ReconstructionConfig",
+        "SelfSupervisedConfig",
         "DualTower",
         "Embeddings",
         "EvaluationConfig",

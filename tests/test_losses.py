@@ -19,7 +19,11 @@ from dualtower.losses import (
     LOSSES,
     LossConfig,
     build_loss,
+    contrast_with_keys,
+    contrast_with_queue,
     info_nce,
+    negative_cosine,
+    nt_xent,
     pairwise_hinge,
     siglip,
     similarities,
@@ -459,3 +463,130 @@ def test_supervised_contrastive_of_one_class_is_finite() -> None:
     assert math.isfinite(supervised_contrastive(rows, torch.ones(4, dtype=torch.int64), scale=10.0).item())
     with pytest.raises(ConfigError, match=r"not \[4, 3\] and \[3\]"):
         supervised_contrastive(rows, torch.ones(3, dtype=torch.int64), scale=1.0)
+
+
+def test_supervised_contrastive_leaves_kin_out_of_the_sums() -> None:
+    labels, kin = torch.tensor([3, 1, 3, 2, 1, -1]), torch.tensor([0, 0, 1, 0, 2, 1])
+    rows = F.normalize(torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=1)
+    scale, terms = 7.0, []
+    for i in range(6):
+        others = [j for j in range(6) if j != i]
+        positives = [j for j in others if labels[j] == labels[i] and labels[i] >= 0]
+        candidates = [j for j in others if kin[j] != kin[i] or j in positives]
+        total = sum(math.exp(scale * float(rows[i] @ rows[j])) for j in candidates)
+        shares = [-math.log(math.exp(scale * float(rows[i] @ rows[p])) / total) for p in positives]
+        if shares:
+            terms.append(sum(shares) / len(shares))
+    loss = supervised_contrastive(rows, labels, scale=scale, kin=kin)
+    assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-12)
+
+
+@pytest.mark.parametrize("tile", [1, 3, 100])
+def test_tiled_it_is_the_same(tile: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    rows = F.normalize(torch.randn(9, 5, dtype=torch.float64, generator=random), dim=1).requires_grad_()
+    scale = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
+    labels, kin = torch.tensor([0, 1, 0, 2, 1, 1, -1, 3, -1]), torch.tensor([0, 0, 0, 1, 1, 2, 3, 3, 3])
+    found = [
+        (*torch.autograd.grad(loss, (rows, scale)), loss)
+        for loss in (supervised_contrastive(rows, labels, scale=scale, kin=kin, tile=side) for side in (0, tile))
+    ]
+    for plain, tiled in zip(*found, strict=True):
+        torch.testing.assert_close(tiled, plain)
+
+
+def test_a_row_without_candidates_spoils_no_gradient() -> None:
+    rows = F.normalize(torch.randn(3, 4), dim=1).requires_grad_()
+    labels, kin = torch.tensor([1, 1, -1]), torch.tensor([7, 8, 8])
+    for tile in (0, 2):
+        supervised_contrastive(rows, labels, scale=2.0, kin=torch.where(labels < 0, 7, kin), tile=tile).backward()
+    assert rows.grad.isfinite().all()
+
+
+def test_nt_xent_is_simclr_s_algorithm() -> None:
+    """Algorithm 1 of https://arxiv.org/abs/2002.05709: 2N anchors, and 2N - 2 negatives of each."""
+    random, count, temperature = torch.Generator().manual_seed(0), 6, 0.3
+    first, second = (F.normalize(torch.randn(count, 5, dtype=torch.float64, generator=random), dim=1) for _ in "ab")
+    both, losses = torch.cat([first, second]), []
+    for i in range(2 * count):
+        other = (i + count) % (2 * count)
+        scores = [math.exp(float(both[i] @ both[k]) / temperature) for k in range(2 * count) if k != i]
+        assert len(scores) == 2 * count - 1
+        losses.append(-math.log(math.exp(float(both[i] @ both[other]) / temperature) / sum(scores)))
+    products = torch.arange(count)
+    loss = nt_xent(first, second, scale=1 / temperature, product_codes=products)
+    assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-12)
+    labeled = nt_xent(first, second, scale=1 / temperature, product_codes=products, labels=torch.full((count,), -1))
+    assert labeled.item() == pytest.approx(loss.item()), "rows without a label attract nobody else"
+
+
+def test_nt_xent_takes_no_row_of_the_product_for_a_negative() -> None:
+    first = F.normalize(torch.randn(3, 4), dim=1)
+    second, products = first.flip(1), torch.tensor([5, 5, 9])
+    ones = [nt_xent(first[rows], second[rows], scale=2.0, product_codes=products[rows]) for rows in ([0, 2], [1, 2])]
+    both = nt_xent(first, second, scale=2.0, product_codes=products)
+    parts = [first[0], second[0], first[1], second[1]]
+    expected = 0.0
+    for mine, other in [(0, 1), (1, 0), (2, 3), (3, 2)]:
+        strange = [torch.exp(2 * parts[mine] @ view[2]) for view in (first, second)]
+        own = torch.exp(2 * parts[mine] @ parts[other])
+        expected -= torch.log(own / (own + sum(strange))).item()
+    for view, other in ((first, second), (second, first)):
+        strange = sum(torch.exp(2 * view[2] @ side[row]) for side in (first, second) for row in (0, 1))
+        own = torch.exp(2 * view[2] @ other[2])
+        expected -= torch.log(own / (own + strange)).item()
+    assert both.item() == pytest.approx(expected / 6, rel=1e-5) and len(ones) == 2
+    alike = nt_xent(first, second, scale=2.0, product_codes=products, labels=products)
+    assert alike != both and alike.isfinite()
+
+
+def test_nt_xent_of_one_row_is_zero() -> None:
+    view = F.normalize(torch.randn(1, 4), dim=1).requires_grad_()
+    loss = nt_xent(view, view.flip(1), scale=5.0, product_codes=torch.tensor([3]))
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-6) and view.grad.abs().max() < 1e-5
+
+
+def test_contrast_with_a_queue_equals_its_formula() -> None:
+    random, scale = torch.Generator().manual_seed(0), 4.0
+    query, key, queue = (
+        F.normalize(torch.randn(rows, 5, dtype=torch.float64, generator=random), dim=1) for rows in (4, 4, 6)
+    )
+    shown = torch.tensor([[1, 10], [2, -1], [3, 10], [4, 11]])
+    queue_shown = torch.tensor([[-1, -1], [1, -1], [9, 10], [2, -1], [4, 12], [8, 11]])
+    expected = []
+    for i in range(4):
+        own = math.exp(scale * float(query[i] @ key[i]))
+        alike = [j for j in range(6) if shown[i, 1] == queue_shown[j, 1] and shown[i, 1] >= 0]
+        kin = [j for j in range(6) if shown[i, 0] == queue_shown[j, 0] and shown[i, 0] >= 0 and j not in alike]
+        scores = {j: math.exp(scale * float(query[i] @ queue[j])) for j in range(6) if j not in kin}
+        total = own + sum(scores.values())
+        expected.append(-sum(math.log(s / total) for s in [own, *(scores[j] for j in alike)]) / (1 + len(alike)))
+    loss = contrast_with_queue(query, key, queue=queue, scale=scale, shown=shown, queue_shown=queue_shown)
+    assert loss.item() == pytest.approx(sum(expected) / 4, rel=1e-12)
+
+
+def test_contrast_with_keys_of_the_batch_is_cross_entropy_where_all_products_differ() -> None:
+    query, key = (F.normalize(torch.randn(5, 4), dim=1) for _ in "ab")
+    key.requires_grad_()
+    query.requires_grad_()
+    shown = torch.stack([torch.arange(5), torch.full((5,), -1)], dim=1)
+    loss = contrast_with_keys(query, key, scale=3.0, shown=shown)
+    torch.testing.assert_close(loss, F.cross_entropy(3.0 * query @ key.T, torch.arange(5)))
+    loss.backward()
+    assert query.grad is not None and key.grad is None, "keys are another network's"
+    same = torch.tensor([[1, -1], [1, -1], [2, -1], [3, -1], [4, -1]])
+    left_out = contrast_with_keys(query, key, scale=3.0, shown=same)
+    logits = (3.0 * query @ key.T).clone()
+    logits[0, 1] = logits[1, 0] = -math.inf
+    torch.testing.assert_close(left_out, F.cross_entropy(logits, torch.arange(5)))
+
+
+def test_negative_cosine_is_byol_s_distance() -> None:
+    predicted, target = torch.randn(6, 4, dtype=torch.float64, requires_grad=True), torch.randn(6, 4).double()
+    target.requires_grad_()
+    loss = negative_cosine(predicted, target)
+    distance = (F.normalize(predicted, dim=1) - F.normalize(target, dim=1)).square().sum(1).mean()
+    torch.testing.assert_close(2 + 2 * loss, distance)
+    loss.backward()
+    assert target.grad is None and predicted.grad is not None

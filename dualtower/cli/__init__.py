@@ -21,6 +21,8 @@ from dualtower.cli.curate import Classify, Outliers
 from dualtower.cli.data import Data
 from dualtower.cli.evaluate import Compare, Evaluate, Explain
 from dualtower.cli.maintenance import Compact, Repair, Tune, Verify
+from dualtower.cli.probe import Probe
+from dualtower.cli.robustness import Robustness
 from dualtower.cli.search import Search
 from dualtower.cli.serve import Serve
 from dualtower.errors import DualTowerError, system_message
@@ -31,6 +33,8 @@ Command = (
     Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Compare, subcommand("compare")]
     | Annotated[Explain, subcommand("explain")]
+    | Annotated[Probe, subcommand("probe")]
+    | Annotated[Robustness, subcommand("robustness")]
     | Annotated[Index, subcommand("index")]
     | Annotated[Search, subcommand("search")]
     | Annotated[Upsert, subcommand("upsert")]

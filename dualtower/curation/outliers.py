@@ -23,7 +23,7 @@ from dualtower.search.local.store import LocalStore
 from dualtower.search.local.view import View
 from dualtower.topk import largest
 
-__all__ = ["Outliers", "find_outliers", "write_outliers"]
+__all__ = ["Outliers", "find_outliers", "robust_z", "write_outliers"]
 
 MAX_COMPARED = 100_000
 """A row is compared with at most so many others, drawn at random."""
@@ -63,12 +63,12 @@ def find_outliers(store: LocalStore, *, neighbors: int = 10, seed: int = 0) -> O
     slots = view.everything["image"].slots
     if len(np.unique(view.product_codes[slots])) <= neighbors:
         raise DataError(f"{len(slots)} rows with images are too few to find the odd ones among them")
-    odd = _beyond(1 - _nearness(view, slots, neighbors, seed))
+    odd = robust_z(1 - _nearness(view, slots, neighbors, seed))
     apart = np.full(len(slots), np.nan)
     titled = view.has["text"][slots] if "text" in view.has else np.zeros(len(slots), bool)
     if titled.any():
         both = [view.vectors[vector_name].gather(slots[titled]).astype(np.float32) for vector_name in ("image", "text")]
-        apart[titled] = _beyond(1 - np.einsum("nd,nd->n", *both))
+        apart[titled] = robust_z(1 - np.einsum("nd,nd->n", *both))
     order = np.argsort(-np.fmax(odd, apart), kind="stable")
     return Outliers(view.numbers[slots[order]], odd[order], apart[order])
 
@@ -113,8 +113,8 @@ def _nearness(view: View, slots: np.ndarray, neighbors: int, seed: int) -> np.nd
     return found
 
 
-def _beyond(distances: np.ndarray) -> np.ndarray:
-    """Robust z-scores."""
+def robust_z(distances: np.ndarray) -> np.ndarray:
+    """How many median absolute deviations each of ``[N]`` numbers lies beyond their median; of a normal, deviations."""
     middle = np.median(distances)
     spread = np.median(np.abs(distances - middle))
     scores: np.ndarray = (distances - middle) / (1.4826 * max(float(spread), 1e-6))

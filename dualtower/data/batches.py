@@ -17,10 +17,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dualtower.data.items import ItemDataset
+from dualtower.data.partners import Partners
 from dualtower.data.rows.table import IdIndex
 from dualtower.data.sampling import BatchSampler
 from dualtower.data.transforms.attributes import AttributesConfig, attribute_values, class_labels
 from dualtower.data.transforms.images import ImageSettings, open_image, to_pixels
+from dualtower.data.transforms.presets import PresetRule
 from dualtower.data.transforms.tokenizer import tokenize
 from dualtower.errors import BrokenImage, DataError
 from dualtower.types import Batch, Item, product_code
@@ -46,6 +48,7 @@ class Collator:
         attributes: Attributes that the model reads, or None.
         classes: Attribute -> classes that heads learn to tell apart.
         captions: Captions that are read of each row, the first ones of its texts; a row with fewer repeats them.
+        preset_rule: Which augmentation a row's images get; None is the same for all.
     """
 
     tokenizer: Any | None
@@ -56,6 +59,7 @@ class Collator:
     attributes: AttributesConfig | None = None
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     captions: int = 1
+    preset_rule: PresetRule | None = None
 
     def __call__(self, items: Sequence[Item]) -> Batch:
         """Collate; of a product with several images the first one is taken, and the first `captions` of its captions.
@@ -69,10 +73,12 @@ class Collator:
             ids=tuple(p.id for p in items),
             product_codes=torch.tensor([product_code(p.product_id) for p in items], dtype=torch.int64),
             pixels=self.pixels(items) if self.image_settings else None,
+            more_views=self._partners(items) if self.image_settings else (),
             tokens=self.tokens(texts[0]) if texts else None,
             attributes=attribute_values(self.attributes, rows) if self.attributes else None,
             labels=class_labels(self.classes, rows) if self.classes else None,
             more_tokens=tuple(map(self.tokens, texts[1:])),
+            presets=self.preset_rule.codes(rows) if self.preset_rule else None,
         )
 
     def pixels(self, items: Sequence[Item]) -> torch.Tensor:
@@ -81,6 +87,11 @@ class Collator:
         if self.cache is not None:
             return self.cache.read(items)
         return torch.from_numpy(np.stack([decode(p, self.image_settings) for p in items]))
+
+    def _partners(self, items: Sequence[Item]) -> tuple[torch.Tensor, ...]:
+        """Images of the rows' partners, where they have any."""
+        partners = [item.partner for item in items if item.partner is not None]
+        return (self.pixels(partners),) if len(partners) == len(items) and partners else ()
 
     def _captions(self, items: Sequence[Item], number: int) -> list[str]:
         """A caption of each product."""
@@ -126,7 +137,7 @@ class TrainingCollator:
 
     def _error(self, item: Item) -> BrokenImage | None:
         try:
-            self.collator.pixels([item])
+            self.collator.pixels([item] if item.partner is None else [item, item.partner])
         except BrokenImage as error:
             return error
         return None
@@ -220,20 +231,30 @@ def _first_places(rows: np.ndarray) -> Iterator[tuple[int, int]]:
 class _SampledItems(Dataset[Item]):
     """Rows addressed by (row, draw): the draw picks caption and image, so that workers keep no state of their own."""
 
-    def __init__(self, items: ItemDataset) -> None:
-        self.items = items
+    def __init__(self, items: ItemDataset, partners: Partners | None) -> None:
+        self.items, self.partners = items, partners
 
     def __getitem__(self, address: tuple[int, int]) -> Item:
-        return self.items.visit(*address)
+        item = self.items.visit(*address)
+        return item if self.partners is None else self.partners.joined(item, *address)
 
 
-def training_loader(items: ItemDataset, plan: BatchSampler, collator: Collator, *, workers: int = 0) -> DataLoader:
+def training_loader(
+    items: ItemDataset, plan: BatchSampler, collator: Collator, *, workers: int = 0, partners: Partners | None = None
+) -> DataLoader:
     """A loader over `plan`; call ``plan.set_epoch`` before iterating over it.
 
     Workers only decode and tokenize. They draw nothing at random, so their number never changes a result.
+
+    Args:
+        items: Rows of the split.
+        plan: Which rows make which batch.
+        collator: Makes batches of them.
+        workers: Processes that do so.
+        partners: Finds another image for each row, which is read too; None reads none.
     """
     return DataLoader(
-        _SampledItems(items),
+        _SampledItems(items, partners),
         batch_sampler=plan,
         collate_fn=TrainingCollator(collator),
         num_workers=workers,

@@ -62,8 +62,8 @@ class CardSource:
         revision: Branch, tag or commit there.
         config: Configuration ("subset") there.
         path: File or folder, relative to the card.
-        builder: `datasets` builder of local files, where they leave a doubt: parquet, csv, json, imagefolder
-            or webdataset.
+        builder: How local files are read, where they leave a doubt: parquet, csv, json, imagefolder or webdataset; or
+            ``images``, files that are images and nothing else.
         synthetic: Language of the synthetic catalog.
         options: Passed on to the `datasets` builder or to `synthesize_catalog`.
     """
@@ -238,6 +238,8 @@ class DataCard:
         caveats: What makes results on this catalog doubtful or hard to compare.
         baselines: Published results.
         prompts: Attribute -> how one of its values becomes a text, ``{}`` standing for the value; for zero-shot labels.
+        augmentation: Attribute `by`, its values -> presets, and the `default`: ``{by: masterCategory, Apparel: apparel,
+            default: product}``; for runs with ``train.augmentation card``.
         verified: Whether the card was run against its source.
         note: How it was verified, or why not.
         body: The Markdown below the front matter.
@@ -256,6 +258,7 @@ class DataCard:
     caveats: list[str] = field(default_factory=list)
     baselines: list[Baseline] = field(default_factory=list)
     prompts: dict[str, str] = field(default_factory=dict)
+    augmentation: dict[str, str] = field(default_factory=dict)
     verified: bool = False
     note: str = ""
     body: str = ""

@@ -108,10 +108,17 @@ class ItemDataset(Sequence[Item]):
             row: Its number.
             draw: Chooses both, a number from 0 to 2^31.
         """
-        row_id, product_id, captions = self.columns.row(row)
-        first, last = self.extra_images.span(row)
-        images, several = 1 + last - first, max(1, len(captions))
-        caption, number = draw % several, draw // several % images
+        columns = self.columns.row(row)
+        several = max(1, len(columns[2]))
+        return self._visited(row, columns, draw // several % self.image_count(row), draw % several)
+
+    def visit_image(self, row: int, number: int) -> Item:
+        """A row with this one of its images, from 0."""
+        return self._visited(row, self.columns.row(row), number, 0)
+
+    def _visited(self, row: int, columns: tuple[str, str, tuple[str, ...]], number: int, caption: int) -> Item:
+        row_id, product_id, captions = columns
+        first, _ = self.extra_images.span(row)
         return Item(
             id=row_id,
             product_id=product_id,
@@ -120,6 +127,11 @@ class ItemDataset(Sequence[Item]):
             attributes=RowAttributes(self.columns, row),
             image_number=number,
         )
+
+    def image_count(self, row: int) -> int:
+        """How many images a row has; 1 where it has none, so that it can be visited."""
+        first, last = self.extra_images.span(row)
+        return 1 + last - first
 
     def gallery(self) -> tuple[ImageColumn, np.ndarray, np.ndarray]:
         """Every image of every row.

@@ -44,7 +44,7 @@ class Layout:
 
     Attributes:
         folder: Relative image paths start here.
-        builder: What reads them: parquet, csv, json, imagefolder or webdataset.
+        builder: What reads them: parquet, csv, json, imagefolder, webdataset, or images where there is nothing else.
         splits: Split -> files.
     """
 
@@ -117,7 +117,8 @@ def _builder(path: Path, files: Sequence[Path]) -> str:
         if _tables(builder, files):
             return builder
     columns = "file_name and title, or file_name and the id of the product" if has_images else ""
-    hint = f"; images alone say nothing of products: add a metadata.csv with {columns}" if has_images else ""
+    alone = "--data.card image_folder takes a folder of images alone"
+    hint = f"; images alone say nothing of products: add a metadata.csv with {columns}; {alone}" if has_images else ""
     if any(p.suffix == ".arrow" for p in files):
         hint = "; of what save_to_disk wrote, give the folder with dataset_dict.json or state.json"
     raise SourceError(f"{path} holds no file of a known kind; known are {_known()}{hint}")
@@ -127,8 +128,10 @@ def _tables(builder: str, files: Sequence[Path]) -> list[Path]:
     """Those of the files that hold rows."""
     if builder == "imagefolder":
         return [file for file in files if file.name in METADATA]
+    if builder == "images":
+        return [file for file in files if file.suffix.lower() in IMAGES]
     if builder not in SUFFIXES:
-        raise UnknownName("builder", builder, [*SUFFIXES, "imagefolder"])
+        raise UnknownName("builder", builder, [*SUFFIXES, "imagefolder", "images"])
     tables = [file for file in files if file.suffix.lower() in SUFFIXES[builder] and file.name not in NOT_ROWS]
     lines = [file for file in tables if file.suffix.lower() == ".jsonl"]
     return lines or tables  # beside JSON Lines, other JSON is settings
@@ -136,7 +139,7 @@ def _tables(builder: str, files: Sequence[Path]) -> list[Path]:
 
 def _split_of(file: Path, builder: str, card: DataCard) -> str:
     """Find the split in the parts of a path below the source; a metadata file belongs with its folder."""
-    parts = [*file.parts[:-1], *([] if builder == "imagefolder" else [file.stem])]
+    parts = [*file.parts[:-1], *([] if builder in ("imagefolder", "images") else [file.stem])]
     for part in parts:
         for word in re.split(r"[^a-z]+", part.lower()):
             if word in SPLIT_WORDS:

@@ -6,6 +6,7 @@ may be larger than the memory. A local source is one of
 - Parquet, CSV, TSV, JSON or JSON Lines, with images as bytes (also in base64), as `datasets` Image, or as paths
   relative to the folder,
 - an image folder: images and a ``metadata.{csv,jsonl,parquet}`` with a column ``file_name``,
+- images alone, where the card's builder is ``images``: columns ``file_name`` and ``folder``,
 - WebDataset: tar shards with ``key.jpg``, ``key.txt``, ``key.json`` ...
 - what `datasets` wrote with ``save_to_disk``.
 
@@ -126,6 +127,8 @@ def _saved_to_disk(path: Path) -> dict[str, Any]:
 
 def _read(card: DataCard, layout: Layout, files: Sequence[Path]) -> Any:
     """The rows of one split."""
+    if layout.builder == "images":
+        return _images_alone(layout.folder, files)
     columns = card.columns.named()
     if all(file.suffix.lower() in TABLE_SUFFIXES for file in files):
         as_text = {name for role in ("id", "product_id", "text", "image") for name in columns[role]}
@@ -142,6 +145,16 @@ def _read(card: DataCard, layout: Layout, files: Sequence[Path]) -> Any:
     if layout.builder == "imagefolder":  # `datasets` wants to be told of the images as well
         files = sorted({p for file in files for p in file.parent.rglob("*") if p.is_file()})
     return _load(layout.builder, files, card)
+
+
+def _images_alone(folder: Path, files: Sequence[Path]) -> Any:
+    """A row per file: its path, which is its id too, and the folder that it lies in."""
+    import datasets
+
+    names = [file.relative_to(folder) for file in files]
+    folders = [None if name.parent == Path() else name.parent.as_posix() for name in names]
+    columns = {"file_name": [name.as_posix() for name in names], "folder": folders}
+    return datasets.Dataset.from_dict(columns, datasets.Features(dict.fromkeys(columns, datasets.Value("string"))))
 
 
 def _load(builder: str, files: Sequence[Path], card: DataCard) -> Any:

@@ -29,6 +29,10 @@ from dualtower.evaluation.relevance import Relevance, self_positions
 from dualtower.evaluation.reports.report import Report, Section
 from dualtower.evaluation.reports.writer import write_report
 from dualtower.evaluation.reranked import Reranked, choose_weight, rerank
+from dualtower.evaluation.robustness.config import RobustnessConfig
+from dualtower.evaluation.robustness.measure import evaluate_robustness
+from dualtower.evaluation.robustness.report import write_robustness
+from dualtower.evaluation.robustness.result import Robustness
 from dualtower.evaluation.sides import check_measurable
 from dualtower.evaluation.topk import top_k
 
@@ -47,6 +51,8 @@ __all__ = [
     "Relevance",
     "Report",
     "Reranked",
+    "Robustness",
+    "RobustnessConfig",
     "Section",
     "both_ways",
     "breakdown",
@@ -62,6 +68,7 @@ __all__ = [
     "evaluate",
     "evaluate_heads",
     "evaluate_product_retrieval",
+    "evaluate_robustness",
     "intervals",
     "label_metrics",
     "load_qrels",
@@ -80,4 +87,5 @@ __all__ = [
     "summarize",
     "top_k",
     "write_report",
+    "write_robustness",
 ]

@@ -23,7 +23,7 @@ from dualtower.errors import ConfigError
 from dualtower.evaluation.metrics import per_query
 from dualtower.evaluation.ranks import Ranks
 
-__all__ = ["Difference", "Interval", "intervals", "paired_test", "summarize"]
+__all__ = ["Difference", "Interval", "intervals", "paired_test", "percentile_interval", "row_weights", "summarize"]
 
 _ALPHA = 0.05
 _SHARES = (0.0, 1.0)
@@ -107,13 +107,47 @@ def intervals(
             means[:, column] = _weighted_medians(table[order, column], weights, group[order])
         drawn.append(means)
     means = np.concatenate(drawn)
-    low, high = np.percentile(means, [100 * _ALPHA / 2, 100 * (1 - _ALPHA / 2)], axis=0)
-    found = {n: Interval(point, float(a), float(b)) for n, point, a, b in zip(names, points, low, high, strict=True)}
-    if limits is not None:
-        all_reduce_max = np.ptp(means, axis=0) <= 1e-9
-        exact = [name for name, equal in zip(names, all_reduce_max, strict=True) if equal and name != "median_rank"]
-        found |= {name: _exact(found[name].value, count, limits) for name in exact}
-    return found
+    return {
+        name: percentile_interval(point, means[:, i], products=count, limits=None if name == "median_rank" else limits)
+        for i, (name, point) in enumerate(zip(names, points, strict=True))
+    }
+
+
+def row_weights(
+    rows: int, *, groups: np.ndarray | None = None, bootstrap: int = 1000, seed: int = 0
+) -> Iterator[np.ndarray]:
+    """How often each row counts in each resample by product, float64 ``[N]`` at a time, for figures that are no means.
+
+    Args:
+        rows: N.
+        groups: Product code of each row, ``[N]``; None lets each row stand for itself.
+        bootstrap: Number of resamples.
+        seed: Seed of the resamples.
+
+    Raises:
+        ConfigError: There are more or fewer groups than rows.
+    """
+    group, count = _numbered(groups, rows)
+    for weights in _resamples(count, bootstrap, seed):
+        for weight in weights:
+            yield weight[group]
+
+
+def percentile_interval(
+    value: float, resampled: np.ndarray, *, products: int, limits: tuple[float, float] | None = _SHARES
+) -> Interval:
+    """The 95 % percentile interval of a figure, or the exact one where all resamples agree.
+
+    Args:
+        value: The figure.
+        resampled: What it is in each resample, ``[B]``; NaN where it is nothing.
+        products: How many products it is of.
+        limits: As in `intervals`.
+    """
+    low, high = (float(np.nanpercentile(resampled, 100 * share)) for share in (_ALPHA / 2, 1 - _ALPHA / 2))
+    if limits is not None and np.nanmax(resampled) - np.nanmin(resampled) <= 1e-9:
+        return _exact(value, products, limits)
+    return Interval(value, low, high)
 
 
 def paired_test(

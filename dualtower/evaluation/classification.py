@@ -18,7 +18,17 @@ from dualtower.models.dual_tower import DualTower
 from dualtower.models.encoding import evaluation_mode
 from dualtower.sharding import combine, shard
 
-__all__ = ["ClassMetrics", "class_metrics", "evaluate_heads", "predicted_classes"]
+__all__ = [
+    "FREQUENCIES",
+    "HEAD",
+    "TAIL",
+    "ClassMetrics",
+    "class_frequencies",
+    "class_metrics",
+    "class_scores",
+    "evaluate_heads",
+    "predicted_classes",
+]
 
 FREQUENCIES = ("head", "mid", "tail")
 HEAD, TAIL = 100, 20  # training rows of a class: more is head, fewer is tail (https://arxiv.org/abs/1904.05160)
@@ -69,18 +79,38 @@ def class_metrics(truth: np.ndarray, predicted: np.ndarray, *, training_counts: 
     known = truth >= 0
     if not known.any():
         raise ConfigError("no row has a class that training knew; measure another split, or leave this head out")
-    truth, predicted, count = truth[known], predicted[known], len(training_counts)
-    right = np.bincount(truth[truth == predicted], minlength=count)
-    actual, assigned = np.bincount(truth, minlength=count), np.bincount(predicted, minlength=count)
+    scores = class_scores(truth[known], predicted[known], frequencies=class_frequencies(training_counts))
+    by_frequency = {part: scores[name] for part in FREQUENCIES if (name := f"recall_{part}") in scores}
+    return ClassMetrics(int(known.sum()), scores["accuracy"], scores["macro_f1"], by_frequency)
+
+
+def class_frequencies(training_counts: np.ndarray) -> np.ndarray:
+    """Which of `FREQUENCIES` each class belongs to, by its training rows ``[C]``: text ``[C]``."""
+    return np.where(training_counts > HEAD, "head", np.where(training_counts < TAIL, "tail", "mid"))
+
+
+def class_scores(
+    truth: np.ndarray, predicted: np.ndarray, *, frequencies: np.ndarray, weights: np.ndarray | None = None
+) -> dict[str, float]:
+    """The figures of `class_metrics` by name: ``accuracy``, ``macro_f1``, and the recall of each part that occurs.
+
+    Args:
+        truth: Class of each row, int ``[N]``, all known.
+        predicted: Class of each row, int ``[N]``.
+        frequencies: See `class_frequencies`.
+        weights: How often each row counts, ``[N]``, in a resample; None counts each once.
+    """
+    count, equal = len(frequencies), truth == predicted
+    right = np.bincount(truth[equal], None if weights is None else weights[equal], minlength=count)
+    actual, assigned = (np.bincount(labels, weights, minlength=count) for labels in (truth, predicted))
     occurs = actual + assigned > 0
     f1 = 2 * right[occurs] / (actual + assigned)[occurs]
-    kinds = np.where(training_counts > HEAD, "head", np.where(training_counts < TAIL, "tail", "mid"))
-    by_frequency = {
-        kind: float((right[of] / actual[of]).mean())
-        for kind in FREQUENCIES
-        if (of := (kinds == kind) & (actual > 0)).any()
+    recalls = {
+        f"recall_{part}": float((right[of] / actual[of]).mean())
+        for part in FREQUENCIES
+        if (of := (frequencies == part) & (actual > 0)).any()
     }
-    return ClassMetrics(len(truth), float((truth == predicted).mean()), float(f1.mean()), by_frequency)
+    return {"accuracy": float(right.sum() / actual.sum()), "macro_f1": float(f1.mean()), **recalls}
 
 
 def predicted_classes(model: DualTower, items: ItemDataset, *, batch_size: int = 256) -> dict[str, np.ndarray]:

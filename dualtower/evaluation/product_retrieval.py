@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dualtower.data.items import ItemDataset
+from dualtower.data.transforms.attributes import every_row
 from dualtower.errors import ConfigError, DataError, UnknownName
 from dualtower.evaluation.bootstrap import Difference, Interval, intervals, paired_test
 from dualtower.evaluation.label_metrics import label_metrics, other_rows
@@ -16,7 +17,7 @@ from dualtower.evaluation.reports.report import Section, format_interval
 from dualtower.markdown import markdown_table
 from dualtower.models.dual_tower import DualTower
 
-__all__ = ["ProductRetrieval", "evaluate_product_retrieval"]
+__all__ = ["ProductRetrieval", "evaluate_product_retrieval", "relevance_name", "row_labels"]
 
 SINGLE = ("title", "image")
 
@@ -100,12 +101,13 @@ def evaluate_product_retrieval(
     """
     if not ks or min(ks) < 1:
         raise ConfigError(f"cut-offs are {tuple(ks)}; give one or more, each at least 1")
-    labels = _labels(items, relevance)
+    model.config.require_tower("product to product")
+    labels = row_labels(items, relevance)
     vectors = _vectors(model, items, batch_size=batch_size, progress=progress)
     relevant = other_rows(labels)
     judged = np.flatnonzero(relevant)
     if not len(judged):
-        raise DataError(f"{items.card}, {items.split}: no two products are alike in {_named(relevance)}")
+        raise DataError(f"{items.card}, {items.split}: no two products are alike in {relevance_name(relevance)}")
     values = {kind: label_metrics(matrix, labels, ks=ks) for kind, matrix in vectors.items()}
     groups = items.codes[judged]
     gains = {}
@@ -128,7 +130,7 @@ def evaluate_product_retrieval(
             "data_fingerprint": items.fingerprint,
             "rows": len(items),
             "queries": len(judged),
-            "relevance": _named(relevance),
+            "relevance": relevance_name(relevance),
             "own_row_excluded": True,
             **_left_out(items),
             "relevant_per_query": float(relevant[judged].mean()),
@@ -145,11 +147,11 @@ def _left_out(items: ItemDataset) -> dict[str, Any]:
     return {"of_each_row": "first caption and first image"} if several else {}
 
 
-def _named(relevance: Sequence[str]) -> str:
+def relevance_name(relevance: Sequence[str]) -> str:
     return f"same {' and '.join(relevance)}" if relevance else "same product"
 
 
-def _labels(items: ItemDataset, relevance: Sequence[str]) -> np.ndarray:
+def row_labels(items: ItemDataset, relevance: Sequence[str]) -> np.ndarray:
     """One number per row; rows that lack a value get numbers that nobody shares."""
     if not relevance:
         return items.codes
@@ -178,9 +180,7 @@ def _vectors(model: DualTower, items: ItemDataset, *, batch_size: int, progress:
     if not vectors:
         raise DataError(f"{items.card}, {items.split}: no row has what this model embeds, {modalities[0]}s")
     if model.fusion is not None:
-        named = items.columns.attributes
-        each = zip(*named.values(), strict=True) if named else [()] * len(items)
-        rows = [dict(zip(named, values, strict=True)) for values in each]
+        rows = every_row(items.columns.attributes, len(items))
         vectors["fused"] = model.encode_product(
             text=texts, image=images, attributes=rows, batch_size=batch_size, progress=progress
         )

@@ -13,7 +13,17 @@ from dualtower.errors import DataError
 from dualtower.evaluation.qrels import Qrels
 from dualtower.evaluation.relevance import Relevance
 
-__all__ = ["Encoder", "Side", "check_measurable", "embedded", "is_one_sided", "one_side", "two_sides"]
+__all__ = [
+    "Encoder",
+    "Side",
+    "check_measurable",
+    "embedded",
+    "image_side",
+    "is_one_sided",
+    "one_side",
+    "text_side",
+    "two_sides",
+]
 
 NOTHING = np.empty((0, 0), np.float32)
 """Embeddings of a side that has not been embedded yet."""
@@ -70,10 +80,10 @@ def two_sides(
     items: ItemDataset, queries: Qrels | None, missing: Literal["raise", "drop"]
 ) -> tuple[Side, Side, Relevance]:
     """Images and texts, without embeddings yet, and which images are relevant to which text."""
-    images = _images_of(items)
+    images = image_side(items)
     if queries is not None:
         return (images, *_asked(queries, images, items, missing))
-    texts = _texts_of(items)
+    texts = text_side(items)
     return images, texts, Relevance.from_products(items.codes[texts.rows], items.codes[images.rows])
 
 
@@ -82,7 +92,7 @@ def one_side(
 ) -> tuple[Side, Side, Relevance]:
     """Queries and gallery of a model with one tower, without embeddings yet, and what is relevant to what."""
     (modality,) = model.config.modalities
-    gallery = _images_of(items) if modality == "image" else _texts_of(items)
+    gallery = image_side(items) if modality == "image" else text_side(items)
     if queries is not None:
         model.config.require("text", "the queries of a relevance file are texts")
         texts, relevance = _asked(queries, gallery, items, missing)
@@ -105,7 +115,7 @@ def _asked(
     return Side(NOTHING, rows, list(queries.ids), list(queries.texts)), relevance
 
 
-def _images_of(items: ItemDataset) -> Side:
+def image_side(items: ItemDataset) -> Side:
     """All images of all rows."""
     stored, with_images, numbers = items.gallery()
     if not len(with_images):
@@ -113,7 +123,7 @@ def _images_of(items: ItemDataset) -> Side:
     return Side(NOTHING, with_images, _keys(items, with_images, numbers, "image"), images=stored)
 
 
-def _texts_of(items: ItemDataset) -> Side:
+def text_side(items: ItemDataset) -> Side:
     """All captions of all rows, equal captions of one product merged into one."""
     first: dict[tuple[str, str], tuple[int, int]] = {}  # (caption, product) -> row, number of the caption in it
     for row, (product, captions) in enumerate(zip(items.columns.product_ids, items.columns.texts, strict=True)):

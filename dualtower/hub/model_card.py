@@ -12,6 +12,7 @@ import yaml
 
 from dualtower.config import to_dict
 from dualtower.data.cards import DataCard, load_card
+from dualtower.data.transforms.attributes import AttributesConfig
 from dualtower.markdown import markdown_table
 
 if TYPE_CHECKING:
@@ -19,16 +20,18 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelCard", "with_name"]
 
-_BOTH, _IMAGE, _TEXT = ("image", "text"), ("image",), ("text",)
+_BOTH, _IMAGE, _TEXT, _ATTRIBUTES = ("image", "text"), ("image",), ("text",), ()
 _TAGS = {
     _BOTH: ["dualtower", "dual-encoder", "text-to-image-retrieval", "product-retrieval"],
     _IMAGE: ["dualtower", "image-feature-extraction", "product-retrieval"],
     _TEXT: ["dualtower", "sentence-similarity", "product-retrieval"],
+    _ATTRIBUTES: ["dualtower", "tabular", "product-retrieval"],
 }
 _WHAT = {
     _BOTH: "A dual tower that embeds product texts and product images into one space",
     _IMAGE: "An image tower that embeds product images, and no texts",
     _TEXT: "A text tower that embeds product texts, and no images",
+    _ATTRIBUTES: "An autoencoder of product attributes, which encodes them into one code per product",
 }
 
 
@@ -53,16 +56,17 @@ class ModelCard:
     license: str | None = None
 
     @classmethod
-    def of_run(cls, config: Any, report: Any = None, *, license: str | None = None) -> ModelCard:
+    def of_run(cls, config: Any, report: Any = None, *, table: str = "", license: str | None = None) -> ModelCard:
         """Make the card of a finished run.
 
         Args:
             config: Its `RunConfig`.
-            report: Its evaluation `Report`, or None for a model that has not been measured yet.
+            report: Its evaluation `Report`, or None for a model that has not been measured yet, or not by retrieval.
+            table: What was measured instead, as Markdown.
             license: License of the weights.
         """
         if report is None:
-            return cls(load_card(config.data.card), run=to_dict(config), license=license)
+            return cls(load_card(config.data.card), table=table, run=to_dict(config), license=license)
         figures = report.to_dict()
         protocol = figures.pop("protocol")
         return cls(load_card(config.data.card), figures, report.table(), protocol, to_dict(config), license)
@@ -79,7 +83,7 @@ class ModelCard:
         ]
         if self.table:
             sections.append(f"## Results\n\n{self.table}\n\nIn brackets: 95 % intervals.")
-        elif self.run:
+        elif self.run and model.modalities:
             sections.append(_unmeasured(name))
         if self.protocol:
             sections.append(f"## Protocol\n\n{_yaml_block(self.protocol)}")
@@ -132,6 +136,7 @@ def _how_to_load(name: str, model: ModelConfig) -> str:
         _BOTH: [texts, images, "scores = model.similarity(images, texts)  # [1, 2], more is more alike"],
         _IMAGE: [images, "scores = model.similarity(images, images)  # [1, 1], more is more alike"],
         _TEXT: [texts, "scores = model.similarity(texts, texts)  # [2, 2], more is more alike"],
+        _ATTRIBUTES: [f"codes = model.encode_attributes([{_example(model)}])  # float32 [1, D]"],
     }[model.modalities]
     return f"""## How to load
 
@@ -141,6 +146,14 @@ from dualtower import DualTower  # pip install dualtower
 model = DualTower.from_pretrained({json.dumps(name)})
 {chr(10).join(lines)}
 ```"""
+
+
+def _example(model: ModelConfig) -> str:
+    """A product with a value of each of the first attributes that an encoder reads."""
+    known = model.attribute_encoder.attributes if model.attribute_encoder else AttributesConfig()
+    values: dict[str, Any] = {name: values[0] for name, values in known.categories.items()}
+    values |= {name: round(mean, 2) for name, (mean, _) in known.numbers.items()}
+    return json.dumps(dict(list(values.items())[:2]), ensure_ascii=False)
 
 
 def _unmeasured(name: str) -> str:
@@ -161,10 +174,11 @@ def _architecture(model: ModelConfig, fingerprint: str) -> str:
         weights = " with timm's pretrained weights" if image.pretrained is True else weights
         rows[1][1] = f"`{image.name}`{weights}, {settings.height}x{settings.width} pixels ({settings.resize})"
     space = "shared space" if len(model.modalities) > 1 else "space"
-    rows += [
-        [space, f"{model.embed_dim} dimensions, {model.head} heads, {model.similarity} similarity"],
-        ["fingerprint", f"`{fingerprint}`"],
-    ]
+    said = f"{model.embed_dim} dimensions, {model.head} heads, {model.similarity} similarity"
+    if model.attribute_encoder is not None:
+        rows.append(["attributes", ", ".join(f"`{name}`" for name in model.attribute_encoder.attributes.names)])
+        space, said = "code", f"{model.embed_dim} dimensions, of unit length"
+    rows += [[space, said], ["fingerprint", f"`{fingerprint}`"]]
     return "## Model\n\n" + markdown_table(["part", "what"], rows, left=(0, 1))
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "FolderParts",
     "current_folder",
     "fingerprint_of",
+    "is_model_folder",
     "load_weights",
     "read_folder",
     "write_folder",
@@ -63,6 +64,14 @@ class FolderParts:
     tokenizer: Any
     readme: str
     fingerprint: str
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder holds a model of dualtower; timm's and Transformers' own have files of the same names."""
+    try:
+        return "dualtower" in json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def write_folder(folder: Path, parts: FolderParts) -> Path:

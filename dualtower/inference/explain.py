@@ -20,7 +20,7 @@ from dualtower.types import Batch
 if TYPE_CHECKING:
     from dualtower.models.dual_tower import DualTower
 
-__all__ = ["Explanation", "Method", "draw_explanation", "explain"]
+__all__ = ["Explanation", "Method", "draw_explanation", "explain", "hide_windows"]
 
 Method = Literal["towers", "attention"]
 CELLS, WINDOW = 8, 2  # cells of a heat map along the longer side; side of what is hidden at a time, in cells
@@ -96,6 +96,7 @@ def explain(
         raise UnknownName("method", method, ("towers", "attention"))
     if method == "attention":
         reranker_of(model)
+    model.config.require_tower("explain")
     if len(model.config.modalities) == 1:
         return _explain_alike(model, text, image, target)
     if target is not None or text is None or image is None:
@@ -168,7 +169,7 @@ def _by_towers(model: DualTower, batch: Batch) -> tuple[list[tuple[str, float]],
 def _heat(model: DualTower, batch: Batch, other: torch.Tensor, score: float) -> np.ndarray:
     """What the score of the batch's first image with an embedding ``[1, D]`` loses without each of its cells."""
     assert batch.pixels is not None
-    images, windows = _with_windows_hidden(batch.pixels[0])
+    images, windows = hide_windows(batch.pixels[0])
     hidden = model(Batch(tuple(map(str, range(len(images)))), torch.zeros(len(images)), pixels=images)).image
     falls = score - model.similarity(hidden, other)[:, 0].float().cpu()
     heat: torch.Tensor = (falls[:, None, None] * windows).sum(0) / windows.sum(0)
@@ -185,8 +186,12 @@ def _weights(model: DualTower, batch: Batch, other: torch.Tensor, score: float) 
     return [(word, score - rest) for (word, _, _), rest in zip(spans, without, strict=True)]
 
 
-def _with_windows_hidden(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Copies of an image ``[3, H, W]`` with one window hidden in each, and the cells under it.
+def hide_windows(pixels: torch.Tensor, filling: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Copy an image many times, each with one window hidden.
+
+    Args:
+        pixels: The image, ``[3, H, W]``.
+        filling: What the windows show instead, of the same shape; None is the image's mean color.
 
     Returns:
         Images ``[N, 3, H, W]``, and which cells are hidden, float ``[N, rows, columns]``.
@@ -201,8 +206,9 @@ def _with_windows_hidden(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
         windows.append(cells)
     hidden = torch.stack(windows)
     over = F.interpolate(hidden[:, None], (height, width), mode="nearest").bool().to(pixels.device)
-    mean = pixels.float().mean((1, 2), keepdim=True).round().to(pixels.dtype)
-    return torch.where(over, mean, pixels), hidden
+    if filling is None:
+        filling = pixels.float().mean((1, 2), keepdim=True).round().to(pixels.dtype)
+    return torch.where(over, filling, pixels), hidden
 
 
 def _similarities(model: DualTower, sequences: Sequence[torch.Tensor], other: torch.Tensor) -> list[float]:

@@ -17,10 +17,13 @@ from torch import Tensor
 from dualtower.errors import ConfigError, UnknownLoss
 from dualtower.losses.hinge import pairwise_hinge
 from dualtower.losses.infonce import info_nce
+from dualtower.losses.keys import contrast_with_keys, contrast_with_queue
+from dualtower.losses.negative_cosine import negative_cosine
 from dualtower.losses.positives import Positives
+from dualtower.losses.reconstruction import masked_patch_loss, reconstruction_loss, structural_similarity
 from dualtower.losses.siglip import siglip
 from dualtower.losses.similarity import Similarity, similarities
-from dualtower.losses.supervised import supervised_contrastive
+from dualtower.losses.supervised import nt_xent, supervised_contrastive
 from dualtower.losses.triplet import Mining, triplet
 
 __all__ = [
@@ -28,10 +31,17 @@ __all__ = [
     "Loss",
     "LossConfig",
     "build_loss",
+    "contrast_with_keys",
+    "contrast_with_queue",
     "info_nce",
+    "masked_patch_loss",
+    "negative_cosine",
+    "nt_xent",
     "pairwise_hinge",
+    "reconstruction_loss",
     "siglip",
     "similarities",
+    "structural_similarity",
     "supervised_contrastive",
     "triplet",
 ]

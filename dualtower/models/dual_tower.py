@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,8 +22,16 @@ from dualtower.hub.model_folder import FolderParts, fingerprint_of, load_weights
 from dualtower.losses.similarity import similarities
 from dualtower.models.config import ModelConfig
 from dualtower.models.encoding import Encoding
-from dualtower.models.heads import FusionConfig, ProductFusion, Reranker, RerankerConfig
+from dualtower.models.heads import (
+    AttributeEncoder,
+    FusionConfig,
+    ImageDecoder,
+    ProductFusion,
+    Reranker,
+    RerankerConfig,
+)
 from dualtower.models.precision import TowerPrecision, computed
+from dualtower.models.pretrained import pretrained_image_tower
 from dualtower.models.towers import (
     Features,
     ProjectionHead,
@@ -31,16 +40,18 @@ from dualtower.models.towers import (
     create_image_tower,
     create_text_tower,
 )
-from dualtower.models.towers.image import pretrained_backbone
+from dualtower.models.towers.attributes import AttributeTower
 from dualtower.models.towers.transformer import complete_encoder, pretrained_encoder
 from dualtower.types import Batch, Embeddings
 
 if TYPE_CHECKING:
     from dualtower.hub.model_card import ModelCard
 
-__all__ = ["DualTower"]
+__all__ = ["DualTower", "pretrained_attributes"]
 
-HEADS = ("reranker", "fusion")  # parts of config and model that stand on the towers
+logger = logging.getLogger(__name__)
+
+HEADS = ("reranker", "fusion", "decoder")  # parts of config and model that stand on the towers
 
 
 class DualTower(Encoding):
@@ -62,16 +73,25 @@ class DualTower(Encoding):
     def __init__(self, config: ModelConfig, tokenizer: Any | None = None) -> None:
         super().__init__()
         config = _complete(config)
-        self.config, self.tokenizer = config, tokenizer
-        self._check_vocabulary()
         text = None if config.text is None else create_text_tower(config.text)
         image = None if config.image is None else create_image_tower(config.image, config.image_settings)
+        if config.head == "none":
+            config = replace(config, embed_dim=next(tower.width for tower in (image, text) if tower is not None))
+        self.config, self.tokenizer = config, tokenizer
+        self._check_vocabulary()
         self.text_tower, self.image_tower = text, image
         self.text_head, self.image_head = (_head(config, tower) for tower in (text, image))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.init_scale)))
         self.logit_bias = None if config.init_bias is None else nn.Parameter(torch.tensor(float(config.init_bias)))
         self.reranker: Reranker | None = None
         self.fusion: ProductFusion | None = None
+        self.decoder: ImageDecoder | None = None
+        if config.decoder is not None and image is not None:
+            size = (config.image_settings.height, config.image_settings.width)
+            self.decoder = ImageDecoder(config.decoder, width=image.width, size=size)
+        self.attribute_encoder: AttributeEncoder | None = None
+        if config.attribute_encoder is not None:
+            self.attribute_encoder = AttributeEncoder(config.attribute_encoder, config.embed_dim)
         if text is not None and image is not None and config.text is not None:
             widths = [(tower.width, tower.token_width) for tower in (text, image)]
             if config.reranker is not None:
@@ -94,8 +114,9 @@ class DualTower(Encoding):
 
         Without a text tower the tokenizer is None.
 
-        Only here may something be downloaded. The vocabulary size becomes the tokenizer's; a pretrained text tower
-        brings its own pooling, padding and projection, a pretrained image tower its mean and standard deviation.
+        Only here, and for the attribute tower of `with_heads`, may something be downloaded. The vocabulary size becomes
+        the tokenizer's; a pretrained text tower brings its own pooling, padding and projection, a pretrained image
+        tower its mean and standard deviation.
 
         Raises:
             UnknownTower: No tower of that name.
@@ -105,18 +126,17 @@ class DualTower(Encoding):
         if text is not None and tokenizer is not None:
             text = replace(text, vocab_size=len(tokenizer))
         encoder: Mapping[str, Tensor] | None = None
-        backbone = None
+        tower: Mapping[str, Tensor] | None = None
         if text is not None and text.name == "bert" and text.pretrained:
             encoder, text = pretrained_encoder(text, tokenizer)
         if config.image is not None and config.image.pretrained:
-            backbone = pretrained_backbone(config.image, settings)
-            brought = backbone.pretrained_cfg
-            settings = replace(settings, mean=tuple(brought["mean"]), std=tuple(brought["std"]))
+            tower, settings = pretrained_image_tower(config.image, settings)
         model = cls(replace(config, text=text, image_settings=settings), tokenizer)
         if encoder is not None and model.text_tower is not None:
             model.text_tower.load_state_dict(encoder)
-        if backbone is not None and model.image_tower is not None:
-            model.image_tower.get_submodule("backbone").load_state_dict(backbone.state_dict())
+        if tower is not None and model.image_tower is not None:
+            _load_tower(model.image_tower, tower, config.image.pretrained if config.image else None)
+        model._start_attributes()
         return model
 
     def forward(self, batch: Batch) -> Embeddings:
@@ -157,6 +177,17 @@ class DualTower(Encoding):
             raise self.config.lacks("image", "images")
         return computed(tower, precision, pixels)
 
+    def reconstruct(self, pixels: Tensor) -> Tensor:
+        """Draw images ``[B, 3, H, W]`` anew from their features: float ``[B, 3, H, W]`` in 0..255.
+
+        Raises:
+            ConfigError: The model has no decoder.
+        """
+        if self.decoder is None:
+            raise ConfigError("this model has no decoder; recipes/pretrain_autoencoder.py trains one")
+        drawn: Tensor = self.decoder(self.image_features(pixels).pooled)
+        return 255 * drawn
+
     def compute_in(self, precision: TowerPrecision) -> None:
         """Let the towers compute in this precision and memory order from now on; it is not saved with the model."""
         self.precision = precision
@@ -193,12 +224,13 @@ class DualTower(Encoding):
     def collator(self) -> Collator:
         """The collator that makes this model's batches: the same in training, evaluation and serving."""
         text = self.config.text or TextTowerConfig()
+        tower = self.attribute_tower
         return Collator(
             self.tokenizer,
             None if self.config.image is None else self.config.image_settings,
             text.max_length,
             padding="fixed" if text.padding == "fixed" else "longest",
-            attributes=self.config.fusion.attributes if self.config.fusion else None,
+            attributes=None if tower is None else tower.config,
             classes=self.config.fusion.tasks if self.config.fusion else {},
         )
 
@@ -214,6 +246,22 @@ class DualTower(Encoding):
         return fused
 
     @property
+    def attribute_tower(self) -> AttributeTower | None:
+        """What reads attributes, in the fusion or in the attribute encoder; None where nothing does."""
+        if self.attribute_encoder is not None:
+            return self.attribute_encoder.tower
+        return None if self.fusion is None else self.fusion.attributes
+
+    def _start_attributes(self) -> None:
+        """Let a fresh attribute tower start from the one that its config names."""
+        tower = self.attribute_tower
+        if tower is None or tower.config.pretrained is None:
+            return
+        anew = tower.start_from(pretrained_attributes(tower.config.pretrained))
+        fresh = f"; {', '.join(anew)} begin anew" if anew else ""
+        logger.info("the attribute tower starts from %s%s", tower.config.pretrained, fresh)
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.logit_scale.device
@@ -227,7 +275,7 @@ class DualTower(Encoding):
     def towers_fingerprint(self) -> str:
         """The fingerprint that this model would have without heads that stand on its towers."""
         weights = {n: w for n, w in self.state_dict().items() if n.split(".")[0] not in HEADS}
-        return fingerprint_of(to_dict(replace(self.config, reranker=None, fusion=None)), weights)
+        return fingerprint_of(to_dict(replace(self.config, reranker=None, fusion=None, decoder=None)), weights)
 
     def with_heads(self, *, reranker: RerankerConfig | None = None, fusion: FusionConfig | None = None) -> DualTower:
         """The same towers, with their weights, under fresh heads.
@@ -236,9 +284,10 @@ class DualTower(Encoding):
             reranker: A cross-attention head that scores single pairs.
             fusion: A head that makes one vector of a whole product.
         """
-        model = DualTower(replace(self.config, reranker=reranker, fusion=fusion), self.tokenizer)
+        model = DualTower(replace(self.config, reranker=reranker, fusion=fusion, decoder=None), self.tokenizer)
         own = {n: w for n, w in self.state_dict().items() if n.split(".")[0] not in HEADS}
         model.load_state_dict(model.state_dict() | own)
+        model._start_attributes()
         return model
 
     def record_tower_fingerprint(self) -> None:
@@ -366,6 +415,32 @@ class DualTower(Encoding):
             if parameter.dtype.itemsize < 4:
                 parameter.data = before[name].to(parameter.device)
         return self
+
+
+def pretrained_attributes(name: str | Path) -> AttributeTower:
+    """The attribute tower of a saved model.
+
+    Raises:
+        ModelFolderError: No such model.
+        ConfigError: It reads no attributes.
+    """
+    tower = DualTower.from_pretrained(name).attribute_tower
+    if tower is None:
+        raise ConfigError(
+            f"attributes.pretrained is {name}, a model that reads no attributes; "
+            "recipes/pretrain_attributes.py makes one that does"
+        )
+    return tower
+
+
+def _load_tower(tower: Tower, weights: Mapping[str, Tensor], source: str | bool | None) -> None:
+    try:
+        tower.load_state_dict(weights)
+    except RuntimeError as error:  # a ViT for images of another size
+        raise ConfigError(
+            f"the weights of image.pretrained = {source!r} do not fit this tower; give the images the size that it was "
+            f"trained with, --model.image-settings.height and width ({error})"
+        ) from error
 
 
 def _complete(config: ModelConfig) -> ModelConfig:

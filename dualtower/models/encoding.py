@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from dualtower.data.batches import Collator
     from dualtower.models.config import ModelConfig
-    from dualtower.models.heads import ProductFusion
+    from dualtower.models.heads import AttributeEncoder, ProductFusion
     from dualtower.models.towers import Tower
 
 __all__ = ["Encoding", "evaluation_mode", "mix"]
@@ -49,6 +49,7 @@ class Encoding(nn.Module, ABC):
     text_tower: Tower | None
     image_tower: Tower | None
     fusion: ProductFusion | None
+    attribute_encoder: AttributeEncoder | None
     precision: TowerPrecision | None
     _origin = ""  # fingerprint of the model that `for_inference` made it from
 
@@ -249,6 +250,40 @@ class Encoding(nn.Module, ABC):
         return model._encode(
             prepare, lambda b: model.fuse(model(b), b)[0], np.arange(size), batch_size, "product", progress=progress
         )
+
+    def encode_attributes(
+        self, rows: Sequence[Mapping[str, Any]], *, batch_size: int = 256, progress: bool = False
+    ) -> np.ndarray:
+        """Encode the attributes of products, any of which may be missing, into one code each.
+
+        Args:
+            rows: Attribute -> value of each product. Names that the model does not read are passed over; what is
+                missing, or was never seen in training, counts as unknown.
+            batch_size: Products per forward pass, on a CPU 64 at most.
+            progress: Show a progress bar.
+
+        Returns:
+            float32 ``[N, D]`` of unit length.
+
+        Raises:
+            ConfigError: The model has no attribute encoder.
+            DataError: A quantity is no number.
+        """
+        encoder = self.attribute_encoder
+        if encoder is None:
+            raise ConfigError("this model has no attribute encoder; recipes/pretrain_attributes.py trains one")
+        if isinstance(rows, Mapping):
+            raise DataError("encode_attributes takes a list of products; type encode_attributes([{...}])")
+        read = encoder.tower.config
+
+        def prepare(places: np.ndarray) -> Batch:
+            return _batch(len(places), attributes=attribute_values(read, [rows[i] for i in places]))
+
+        def embed(batch: Batch) -> torch.Tensor:
+            assert batch.attributes is not None
+            return encoder.encode(batch.attributes)
+
+        return self._encode(prepare, embed, np.arange(len(rows)), batch_size, "product", progress=progress)
 
     def compose(self, terms: Sequence[tuple[str | Image.Image | Path | bytes, float]]) -> np.ndarray:
         """Blend texts and images into one query; negative weights lead away from a term.

@@ -37,13 +37,18 @@ class Views:
         texts: Views of the row's text: the first in `Batch.tokens`, the others in `Batch.more_tokens`. They are of
             different captions where the row has several, and of each of them other tokens are dropped where the run
             drops any. With 0 of them no text is read.
+        attributes: Whether the attributes of a row are enough, so that it needs neither image nor text.
+        second_image: What the second view shows: None is the same image; ``product`` another image of the product; the
+            name of an attribute, an image of another row that has the same value.
     """
 
     images: int = 1
     texts: int = 1
+    attributes: bool = False
+    second_image: str | None = None
 
     def __post_init__(self) -> None:
-        if min(self.images, self.texts) < 0 or not (self.images or self.texts):
+        if min(self.images, self.texts) < 0 or not (self.images or self.texts or self.attributes):
             raise ConfigError(f"an objective wants at least one view of the image or of the text of a row, not {self}")
 
 
@@ -60,6 +65,8 @@ class Objective(nn.Module, ABC):
     Attributes:
         views: What it wants of every row.
         lr_factors: Own part -> factor on the learning rate of `TrainConfig.lr`; parts that are not named have 1.
+        measured_by_retrieval: Whether the model is for retrieval among products, so that rows on which that cannot be
+            measured are refused before the training; if not, they are measured by `sections` alone.
 
     Args:
         model: What is trained, and saved in the end. No other part may hold it or a part of it.
@@ -68,6 +75,7 @@ class Objective(nn.Module, ABC):
 
     views: Views = Views()
     lr_factors: ClassVar[Mapping[str, float]] = {}
+    measured_by_retrieval: ClassVar[bool] = True
 
     def __init__(self, model: DualTower, *, idle: tuple[str, ...] = ()) -> None:
         super().__init__()
@@ -109,18 +117,40 @@ class Objective(nn.Module, ABC):
             batch_size: Rows embedded at a time.
 
         Returns:
-            Metrics by name. The key ``score``, of which more is better, picks the best checkpoint.
+            Metrics by name. The key ``score``, of which more is better, picks the best checkpoint; without it, the last
+            weights are the best.
         """
 
+    def finished(self, model: DualTower, train: ItemDataset, settings: EvaluationConfig) -> DualTower:
+        """The model that is saved and measured in the end, made of the trained one; by default that itself.
+
+        Args:
+            model: With the best validated weights.
+            train: Training split.
+            settings: Batch size.
+        """
+        return model
+
     def sections(
-        self, result: Evaluation, train: ItemDataset, settings: EvaluationConfig, *, progress: bool
+        self,
+        model: DualTower,
+        items: ItemDataset,
+        train: ItemDataset,
+        settings: EvaluationConfig,
+        *,
+        result: Evaluation | None,
+        progress: bool,
     ) -> list[Section]:
         """Report what the finished model achieves beside retrieval; own parts are not those of the training.
 
+        `self.model` may be another one.
+
         Args:
-            result: Result of the model on the measured split.
+            model: The finished one.
+            items: The measured split.
             train: Training split.
             settings: How the run measures.
+            result: Retrieval among `items`; None only where the objective is not measured by it.
             progress: Whether to show a progress bar.
         """
         return []

@@ -116,11 +116,19 @@ class Matching(Objective):
         return {"score": sum(after.values()) / len(after), **mrr, "weight": float(self.model.reranker.weight)}
 
     def sections(
-        self, result: Evaluation, train: ItemDataset, settings: EvaluationConfig, *, progress: bool
+        self,
+        model: DualTower,
+        items: ItemDataset,
+        train: ItemDataset,
+        settings: EvaluationConfig,
+        *,
+        result: Evaluation | None,
+        progress: bool,
     ) -> list[Section]:
         """Report what re-ranking makes of the best hits."""
+        assert result is not None
         top = min(settings.rerank, *(len(direction.gallery.rows) for direction in result.directions.values()))
-        return [rerank(self.model, result, top=top, bootstrap=settings.bootstrap, progress=progress).section()]
+        return [rerank(model, result, top=top, bootstrap=settings.bootstrap, progress=progress).section()]
 
     def _negatives(self, logits: Tensor, same: Tensor, rows: Tensor, rng: BatchRNG) -> Tensor:
         """Hard negatives of each of this rank's rows, drawn without replacement: int64 ``[B, K]``.

@@ -122,18 +122,25 @@ class ProductFused(Objective):
         return {"score": ndcg["fused"], **{f"{kind}/ndcg@10": value for kind, value in ndcg.items()}}
 
     def sections(
-        self, result: Evaluation, train: ItemDataset, settings: EvaluationConfig, *, progress: bool
+        self,
+        model: DualTower,
+        items: ItemDataset,
+        train: ItemDataset,
+        settings: EvaluationConfig,
+        *,
+        result: Evaluation | None,
+        progress: bool,
     ) -> list[Section]:
         """Report which products the fused vectors find, and what the heads predict."""
         similar = evaluate_product_retrieval(
-            self.model,
-            result.items,
+            model,
+            items,
             relevance=self.config.labels,
             ks=settings.ks,
             bootstrap=settings.bootstrap,
             batch_size=settings.batch_size,
         )
-        heads = [evaluate_heads(self.model, result.items, train.columns.attributes)] if self.config.heads else []
+        heads = [evaluate_heads(model, items, train.columns.attributes)] if self.config.heads else []
         return [similar.section(), *heads]
 
     def _joint_label(self, labels: Tensor) -> Tensor:

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from dualtower.data.batches import PREFETCHED, Collator, PixelCache
 from dualtower.data.items import ItemDataset
 from dualtower.data.transforms.attributes import fit_classes
-from dualtower.data.transforms.augmentation import BatchRNG, augment, drop_tokens, erase
+from dualtower.data.transforms.augmentation import BatchRNG, augment, drop_tokens, erase, smallest_crop
 from dualtower.data.transforms.images import ImageSettings
+from dualtower.data.transforms.presets import PresetRule, augment_each
 from dualtower.errors import ConfigError
 from dualtower.objectives.base import Objective, Views
 from dualtower.training.config import RunConfig, TrainConfig
 from dualtower.types import Batch
 
-__all__ = ["augmented", "image_size", "training_collator"]
+__all__ = ["augmented", "image_size", "source_settings", "training_collator"]
 
 ONE_VIEW = Views()
+LOOKED_AT = 64  # images whose stored size is looked at
+WORTH_IT = 1.25  # times larger that images must be read for crops to gain by it
 
 
 def training_collator(config: RunConfig, objective: Objective, items: ItemDataset) -> Collator:
@@ -32,14 +39,17 @@ def training_collator(config: RunConfig, objective: Objective, items: ItemDatase
         items: Training split.
     """
     collator, views = objective.model.collator(), objective.views
-    classes = {**collator.classes, **fit_classes(config.task.labels, items.columns.attributes)}
+    settings = source_settings(config, items)
+    attract = (*config.task.labels, *([config.ssl.label] if config.ssl.label else []))
+    classes = {**collator.classes, **fit_classes(attract, items.columns.attributes)}
     return replace(
         collator,
         tokenizer=collator.tokenizer if views.texts else None,
         captions=max(1, views.texts),
-        image_settings=collator.image_settings if views.images else None,
-        cache=_pixel_cache(config, items) if views.images else None,
+        image_settings=settings if views.images else None,
+        cache=_pixel_cache(config, settings, items) if views.images else None,
         classes=classes,
+        preset_rule=PresetRule.of(config.train.augmentation_rule) if config.train.augmentation == "card" else None,
     )
 
 
@@ -56,7 +66,7 @@ def augmented(
         size: Height and width that the images get.
         views: What the objective wants; a loader may read more than that.
     """
-    images = [] if batch.pixels is None else _views(batch.pixels, config, rng, size, count=views.images)
+    images = [] if batch.pixels is None else _views(batch, config, rng, size, views.images)
     read = [] if batch.tokens is None else [batch.tokens, *batch.more_tokens][: views.texts]
     texts = [_with_hidden(tokens, config.token_dropout, tokenizer, rng) for tokens in read]
     return replace(
@@ -83,17 +93,59 @@ def image_size(settings: ImageSettings, scales: tuple[float, ...], progress: flo
     return height, width
 
 
-def _views(pixels: Tensor, config: TrainConfig, rng: BatchRNG, size: tuple[int, int], *, count: int) -> list[Tensor]:
-    views = []
-    for _ in range(count):
-        view = augment(pixels, config.augmentation, rng, size=size, strength=config.augmentation_strength)
+def _views(batch: Batch, config: TrainConfig, rng: BatchRNG, size: tuple[int, int], count: int) -> list[Tensor]:
+    """Augmented views of what was read, in turn."""
+    assert batch.pixels is not None
+    sources, strength, views = [batch.pixels, *batch.more_views], config.augmentation_strength, []
+    for number in range(count):
+        pixels = sources[number % len(sources)]
+        if config.augmentation == "card":
+            assert batch.presets is not None
+            view = augment_each(pixels, batch.presets, rng, size=size, strength=strength)
+        else:
+            view = augment(pixels, config.augmentation, rng, size=size, strength=strength)
         views.append(erase(view, rng, share=config.random_erasing_prob) if config.random_erasing_prob else view)
     return views
 
 
-def _pixel_cache(config: RunConfig, items: ItemDataset) -> PixelCache | None:
+def source_settings(config: RunConfig, items: ItemDataset) -> ImageSettings:
+    """The size at which images are read: the model's, or larger where crops are cut out of them and they have more.
+
+    A crop of a fifth of an image that was read at the model's size would have a fifth of its pixels, drawn out.
+
+    Args:
+        config: The run.
+        items: Training split, of whose images some are looked at.
+    """
+    settings, train = config.model.image_settings, config.train
+    presets = PresetRule.of(train.augmentation_rule).names if train.augmentation == "card" else [train.augmentation]
+    smallest = min(smallest_crop(name, train.augmentation_strength) for name in presets)
+    if smallest == 1:
+        return settings
+    sizes = [size for row in range(min(LOOKED_AT, len(items))) if (size := _stored_size(items.images[row]))]
+    if not sizes:
+        return settings
+    room = float(np.median([min(wide / settings.width, high / settings.height) for wide, high in sizes]))
+    scale = min(smallest**-0.5, room)
+    if scale < WORTH_IT:
+        return settings
+    return replace(settings, height=round(scale * settings.height), width=round(scale * settings.width))
+
+
+def _stored_size(image: bytes | Path | None) -> tuple[int, int] | None:
+    """Width and height that stand in an image's header; None where it has none, or cannot be read."""
+    if image is None:
+        return None
+    try:
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            return opened.size
+    except Exception:  # whoever reads the row says what is wrong with it
+        return None
+
+
+def _pixel_cache(config: RunConfig, settings: ImageSettings, items: ItemDataset) -> PixelCache | None:
     """A cache of the split's images, where they fit."""
-    settings, data = config.model.image_settings, config.data
+    data = config.data
     if PixelCache.megabytes(items, settings) > data.cache_mb:
         return None
     in_transit = data.workers * (PREFETCHED + 1) * config.train.batch_size * 3 * settings.height * settings.width

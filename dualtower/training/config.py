@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
+from dualtower.config import OMIT_DEFAULT
 from dualtower.data.sampling import Sampling
 from dualtower.data.transforms.augmentation import Augmentation
 from dualtower.errors import ConfigError
@@ -13,12 +15,13 @@ from dualtower.evaluation.config import EvaluationConfig
 from dualtower.losses import LossConfig
 from dualtower.models.config import ModelConfig
 from dualtower.models.precision import TowerPrecision
-from dualtower.objectives.config import MatchingConfig, TaskConfig
+from dualtower.objectives.config import MatchingConfig, ReconstructionConfig, SelfSupervisedConfig, TaskConfig
 
 __all__ = ["DataConfig", "RunConfig", "TrainConfig"]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-ObjectiveName = Literal["contrastive", "matching", "product"]
+SelfSupervisedName = Literal["simclr", "moco", "moco_v3", "byol", "autoencoder", "masked"]
+ObjectiveName = Literal["contrastive", "matching", "product", "attributes"] | SelfSupervisedName
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,10 @@ class TrainConfig:
     batch."""
     class_balanced_by: str | None = None
     """Attribute whose classes are drawn equally often, for long tails; rows then repeat within an epoch."""
-    augmentation: Augmentation = "product"
-    """Image augmentation preset."""
+    augmentation: Augmentation | Literal["card"] = "product"
+    """Image augmentation preset; `card` takes each row's from the data card's `augmentation`."""
+    augmentation_rule: Mapping[str, str] = field(default_factory=dict, metadata=OMIT_DEFAULT)
+    """What the data card says of it; filled in when the run begins."""
     augmentation_strength: float = 1.0
     """How far zoom, shift and colors may go, as a share of the preset's own reach; flips stay."""
     random_erasing_prob: float = 0.0
@@ -171,10 +176,14 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveName = "contrastive"
     """`contrastive` trains the towers: texts against images, or, where the model has one tower, two views of a row
-    against each other. `matching` trains the `model.reranker` on them, `product` the `model.fusion`."""
+    against each other. `matching` trains the `model.reranker` on them, `product` the `model.fusion`. `simclr`, `moco`,
+    `moco_v3`, `byol`, `autoencoder` and `masked` train the image tower from images alone, `attributes` trains a
+    `model.attribute_encoder` on attributes alone."""
     loss: LossConfig = field(default_factory=LossConfig)
     matching: MatchingConfig = field(default_factory=MatchingConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
+    ssl: SelfSupervisedConfig = field(default_factory=SelfSupervisedConfig)
+    reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     out: Path = Path("runs/latest")
@@ -185,16 +194,31 @@ class RunConfig:
     """Replace the run that is already in the folder."""
 
     def __post_init__(self) -> None:
-        for objective, head in (("matching", "reranker"), ("product", "fusion")):
+        if self.objective == "attributes" and self.base is not None:
+            raise ConfigError(
+                f"base = {self.base!r}, but an attribute encoder stands on no towers; leave out --base, or start from "
+                "another encoder with --model.attribute-encoder.attributes.pretrained FOLDER"
+            )
+        for objective, head in (
+            ("matching", "reranker"),
+            ("product", "fusion"),
+            ("attributes", "attribute_encoder"),
+        ):
             if (self.objective == objective) != (getattr(self.model, head) is not None):
                 raise ConfigError(
                     f"objective {self.objective!r} with model.{head} = {getattr(self.model, head)}; "
                     f"objective {objective!r} trains a model.{head}, and nothing else does"
                 )
 
+    @property
+    def is_self_supervised(self) -> bool:
+        """Whether images alone are trained on."""
+        return self.objective in get_args(SelfSupervisedName)
+
     def smoke(self) -> RunConfig:
         """The same way in seconds: four small steps, measured and saved into a folder that the next smoke replaces."""
         train = replace(self.train, epochs=None, minutes=None, steps=4, batch_size=32, checkpoint_steps=2)
         evaluation = replace(self.evaluation, bootstrap=100)
+        ssl = replace(self.ssl, queue=256)
         out = Path("runs/smoke") / self.out.name
-        return replace(self, train=train, evaluation=evaluation, out=out, overwrite=True)
+        return replace(self, train=train, evaluation=evaluation, ssl=ssl, out=out, overwrite=True)

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from dualtower.data.batches import Collator, training_loader
 from dualtower.data.items import ItemDataset
+from dualtower.data.partners import Partners
 from dualtower.data.sampling import BatchSampler
 from dualtower.errors import CheckpointError
 from dualtower.types import Batch
@@ -56,11 +57,20 @@ class ItemLoader:
         plan: Which rows make which batch.
         collator: Makes batches of them.
         workers: Processes that decode and tokenize; their number changes no batch.
+        partners: Finds another image for each row; None reads none.
     """
 
-    def __init__(self, items: ItemDataset, plan: BatchSampler, collator: Collator, *, workers: int = 0) -> None:
+    def __init__(
+        self,
+        items: ItemDataset,
+        plan: BatchSampler,
+        collator: Collator,
+        *,
+        workers: int = 0,
+        partners: Partners | None = None,
+    ) -> None:
         self.plan = plan
-        self.loader: DataLoader[Batch] = training_loader(items, plan, collator, workers=workers)
+        self.loader: DataLoader[Batch] = training_loader(items, plan, collator, workers=workers, partners=partners)
         self._epoch = self._batch = 0
 
     def __iter__(self) -> Iterator[Batch]:

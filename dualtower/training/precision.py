@@ -45,11 +45,14 @@ def with_tower_precision(
     """The run's config with the towers' precision, under which the model computes from now on.
 
     With `train.precision auto` on processors it is measured by the first process, and all take its choice; a resumed
-    run takes what it began with, and a config that holds a choice keeps it, whatever machine they go on on.
+    run takes what it began with, and a config that holds a choice keeps it, whatever machine they go on on. A model
+    without towers has none.
     """
     train = config.train
     measures = accelerator.device.type == "cpu"
-    if train.precision != "auto" or not (measures or config.resume or train.tower_precision):
+    if train.precision != "auto" or not model.config.modalities:
+        return config
+    if not (measures or config.resume or train.tower_precision):
         return config
     chosen = [_chosen(config, model, items) if accelerator.is_main_process else None]
     broadcast_object_list(chosen)

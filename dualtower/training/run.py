@@ -9,6 +9,7 @@ import shutil
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,19 +21,28 @@ from dualtower.data.cards import DataCard, load_card
 from dualtower.data.items import ItemDataset
 from dualtower.data.loading import load_items, without_broken_images
 from dualtower.distributed import from_main
-from dualtower.errors import ConfigError, MissingExtra, RowError, SourceError
-from dualtower.evaluation import check_measurable, evaluate, load_qrels, write_report
+from dualtower.errors import CollapsedRun, ConfigError, MissingExtra, RowError, SourceError
+from dualtower.evaluation import Evaluation, Section, check_measurable, evaluate, load_qrels, write_report
+from dualtower.evaluation.config import EvaluationConfig
 from dualtower.files import write_text_atomically
 from dualtower.hub.model_card import ModelCard
 from dualtower.hub.model_folder import README
 from dualtower.models.dual_tower import DualTower
 from dualtower.objectives.base import Objective
 from dualtower.sharding import sharded
-from dualtower.training.building import build_model, build_objective, build_trainer, with_known_values
+from dualtower.training.building import (
+    build_model,
+    build_objective,
+    build_partners,
+    build_trainer,
+    with_known_values,
+)
 from dualtower.training.config import RunConfig
 from dualtower.training.metric_logger import read_history
+from dualtower.training.pool import Pool, pretraining_pool
 from dualtower.training.precision import autocast_precision, with_tower_precision
 from dualtower.training.trainer import Outcome
+from dualtower.training.view_samples import view_samples
 
 __all__ = ["run"]
 
@@ -64,9 +74,12 @@ def run(config: RunConfig) -> bool:
     _claim_folder(config, accelerator)
     card = load_card(config.data.card)
     train, validation = (_load(card, split, config, accelerator) for split in _splits(config))
+    pool = _pool(card, train, validation, config, accelerator)
+    train = pool.items if pool else train
     config = with_known_values(config, card, train)
     model = build_model(config, train)
-    check_measurable(model, validation)
+    if not config.is_self_supervised:
+        check_measurable(model, validation)
     config = with_tower_precision(replace(config, model=model.config), model, train, accelerator)
     _log_start(config, train, model, accelerator)
 
@@ -86,7 +99,7 @@ def run(config: RunConfig) -> bool:
         logger.info("stopped at step %d, saved. To go on, type the same command with --resume", outcome.position.step)
     else:
         skipped = [*train.skipped, *validation.skipped, *outcome.skipped_rows]
-        _save_and_measure(outcome, card, config, accelerator, train=train, skipped=skipped)
+        _save_and_measure(outcome, card, config, accelerator, train=train, pool=pool, skipped=skipped)
     accelerator.free_memory()  # DDP must let go of the process group before it ends, or the exit may abort
     accelerator.end_training()
     return outcome.ended != "stopped"
@@ -163,6 +176,17 @@ def _load(card: DataCard, split: str, config: RunConfig, accelerator: Accelerato
         return _checked(items, config, remember=data.check_images == "once")
 
 
+def _pool(
+    card: DataCard, train: ItemDataset, validation: ItemDataset, config: RunConfig, accelerator: Accelerator
+) -> Pool | None:
+    """The rows of a self-supervised training, which must not see what it is measured on; None of any other."""
+    if not config.is_self_supervised:
+        return None
+    test = _load(card, config.evaluation.split, config, accelerator)
+    held_out = [validation] if test.split == validation.split else [validation, test]
+    return pretraining_pool(train, held_out, transductive=config.ssl.transductive)
+
+
 def _checked(items: ItemDataset, config: RunConfig, *, remember: bool) -> ItemDataset:
     """The rows whose images can be decoded; called by all processes, under `sharded`."""
     where = f"{config.data.source or items.card} ({items.split})"
@@ -202,39 +226,72 @@ def _save_and_measure(
     accelerator: Accelerator,
     *,
     train: ItemDataset,
+    pool: Pool | None,
     skipped: list[RowError],
 ) -> None:
     """Save first: what took hours must not hang on the minutes of the measurement, which all processes share.
 
     Only the main process writes.
+
+    Raises:
+        CollapsedRun: A self-supervised training has ended with embeddings that are all alike; all is written.
     """
-    settings, model, main = config.evaluation, outcome.model, accelerator.is_main_process
+    settings, main, folder = config.evaluation, accelerator.is_main_process, config.out / "model"
+    precision: Any = "auto" if config.train.precision == "fp16" else config.train.precision
+    objective = build_objective(config, outcome.model.placed(accelerator.device, precision), train)
+    with sharded():
+        model = objective.finished(objective.model, train, settings)
     model.record_tower_fingerprint()
-    folder = config.out / "model"
     if main:
         model.save_pretrained(folder, card=ModelCard.of_run(config))
         logger.info("saved %s; measuring it", folder)
-    asked = config.train.precision
-    model = model.placed(accelerator.device, "auto" if asked == "fp16" else asked)
+    model = model.placed(accelerator.device, precision)
     gallery = _load(card, "all" if settings.qrels else settings.split, config, accelerator)
     with sharded():
-        result = evaluate(
-            model,
-            gallery,
-            queries=load_qrels(settings.qrels) if settings.qrels else None,
-            ks=settings.ks,
-            bootstrap=settings.bootstrap,
-            batch_size=settings.batch_size,
-            breakdown=settings.breakdown,
-            progress=main,
-        )
-        sections = build_objective(config, model, train).sections(result, train, config.evaluation, progress=main)
-    if not main:
-        return
-    measured = ModelCard.of_run(config, result.report)
-    readme = measured.to_markdown(name=str(folder), model=model.config, fingerprint=model.fingerprint)
+        result = _retrieval(model, gallery, settings, progress=main) if objective.measured_by_retrieval else None
+        sections = objective.sections(model, gallery, train, settings, result=result, progress=main)
+    if main:
+        seen = view_samples(config, objective, train, build_partners(objective, train))
+        _write(config, model, result, [*sections, *([pool.section()] if pool else []), *seen], gallery, skipped)
+    for section in sections:
+        if section.failure:
+            raise CollapsedRun(f"{config.out}: {section.failure}")
+
+
+def _retrieval(model: DualTower, items: ItemDataset, settings: EvaluationConfig, *, progress: bool) -> Evaluation:
+    return evaluate(
+        model,
+        items,
+        queries=load_qrels(settings.qrels) if settings.qrels else None,
+        ks=settings.ks,
+        bootstrap=settings.bootstrap,
+        batch_size=settings.batch_size,
+        breakdown=settings.breakdown,
+        progress=progress,
+    )
+
+
+def _write(
+    config: RunConfig,
+    model: DualTower,
+    result: Evaluation | None,
+    sections: list[Section],
+    gallery: ItemDataset,
+    skipped: list[RowError],
+) -> None:
+    """The report, its figures in the model's README, and its tables in the log."""
+    folder, report = config.out / "model", None if result is None else result.report
+    card = ModelCard.of_run(config, report, table="" if report else sections[0].markdown)
+    readme = card.to_markdown(name=str(folder), model=model.config, fingerprint=model.fingerprint)
     write_text_atomically(folder / README, readme)
-    history = read_history(config.out / "history.jsonl")
-    write_report(config.out, result, sections=sections, history=history, skipped=skipped + gallery.skipped)
-    tables = "\n\n".join([result.report.table(), *(f"{s.title}\n\n{s.markdown}" for s in sections)])
-    logger.info("\n%s\nmodel: %s\nreport: %s", tables, folder, config.out / "report.md")
+    write_report(
+        config.out,
+        result,
+        title=f"{gallery.card}, split {gallery.split}",
+        sections=sections,
+        history=read_history(config.out / "history.jsonl"),
+        skipped=skipped + gallery.skipped,
+    )
+    tables = [] if report is None else [report.table()]
+    tables += [f"{section.title}\n\n{section.markdown}" for section in sections if not section.images]
+    logger.info("\n%s\nmodel: %s\nreport: %s", "\n\n".join(tables), folder, config.out / "report.md")

@@ -90,8 +90,8 @@ class Trainer:
         objective: Freshly built (the trainer loads a checkpoint into it when the config says resume).
         loader: This process's batches.
         accelerator: Device, precision and processes.
-        validate: Measures an objective, in all processes at once (see `dualtower.sharding`); must hold the key
-            ``score``, of which more is better. None never validates.
+        validate: Measures an objective, in all processes at once (see `dualtower.sharding`). Of the key ``score`` more
+            is better; without it no weights are better than the last ones. None never validates.
         splits: Name -> rows that the run is made from; a resumed run must find the same.
 
     Raises:
@@ -342,8 +342,11 @@ class Trainer:
         broadcast_(averaged.state_dict().values())  # batch statistics differ between the processes
         with sharded():
             figures = self.validate(averaged)
-        score, _ = all_reduce_max(figures["score"], 0.0, self.accelerator.device)
         self.metric_logger.validation(self.position, figures)
+        if "score" not in figures:
+            self.position = replace(self.position, validated=self.position.step)
+            return False
+        score, _ = all_reduce_max(figures["score"], 0.0, self.accelerator.device)
         better = self.position.best is None or score > self.position.best
         self.position = replace(
             self.position,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dualtower.config import OMIT_DEFAULT
 from dualtower.errors import ConfigError, DataError, UnknownName
 from dualtower.types import AttributeValues
 
@@ -21,8 +22,11 @@ __all__ = [
     "attribute_values",
     "class_labels",
     "column_labels",
+    "column_numbers",
+    "every_row",
     "fit_attributes",
     "fit_classes",
+    "with_values_of",
 ]
 
 BUCKETS = 5  # classes of a quantity
@@ -40,6 +44,8 @@ class AttributesConfig:
     """Width of one attribute's vector."""
     dropout: float = 0.1
     """Share of the attributes that are hidden while training, each for itself."""
+    pretrained: str | None = field(default=None, metadata=OMIT_DEFAULT)
+    """Folder of a model whose attribute tower to start from, such as `recipes/pretrain_attributes.py` leaves behind."""
     categories: Mapping[str, list[str]] = field(default_factory=dict)
     """Attribute -> known values; filled in from the training split."""
     numbers: Mapping[str, list[float]] = field(default_factory=dict)
@@ -84,6 +90,12 @@ def fit_attributes(
     return replace(config, categories=categories, numbers=numbers)
 
 
+def with_values_of(config: AttributesConfig, earlier: AttributesConfig) -> AttributesConfig:
+    """Add the values that another model knows of the same categories, so that what it has learned of them stays."""
+    known = {name: sorted({*own, *earlier.categories.get(name, ())}) for name, own in config.categories.items()}
+    return replace(config, categories=known)
+
+
 def attribute_values(config: AttributesConfig, rows: Sequence[Mapping[str, Any]]) -> AttributeValues:
     """Read the attributes of some products.
 
@@ -125,6 +137,22 @@ def fit_classes(
 def column_labels(name: str, known: Sequence[str], values: Iterable[Any]) -> np.ndarray:
     """`class_labels` of one attribute, given by its values, int64 ``[N]``."""
     return np.fromiter(map(_label_reader(name, known), values), np.int64)
+
+
+def column_numbers(name: str, mean: float, deviation: float, values: Iterable[Any]) -> np.ndarray:
+    """The values of one quantity, normalized, float64 ``[N]``; NaN where it is missing.
+
+    Raises:
+        DataError: A value is no number.
+    """
+    return np.fromiter((_normalized(name, value, mean, deviation) for value in values), np.float64)
+
+
+def every_row(attributes: Mapping[str, Sequence[Any]], count: int) -> list[dict[str, Any]]:
+    """The attributes of each of `count` rows, from those of each column."""
+    if not attributes:
+        return [{} for _ in range(count)]
+    return [dict(zip(attributes, values, strict=True)) for values in zip(*attributes.values(), strict=True)]
 
 
 def class_labels(classes: Mapping[str, Sequence[str]], rows: Sequence[Mapping[str, Any]]) -> torch.Tensor:

@@ -16,7 +16,7 @@ from dualtower.data.transforms.images import open_image
 from dualtower.errors import BrokenImage
 from dualtower.files import atomic_write
 
-__all__ = ["Framed", "draw_curves", "draw_histogram", "draw_strip", "save_png"]
+__all__ = ["Framed", "draw_curves", "draw_heat", "draw_histogram", "draw_panels", "draw_strip", "save_png"]
 
 _CELL, _FRAME, _GAP, _INDENT, _LINE = 112, 5, 6, 24, 20
 _WHITE, _GREEN, _GRAY, _DARK = (255, 255, 255), (24, 150, 60), (214, 214, 214), (40, 40, 40)
@@ -91,7 +91,7 @@ def draw_curves(history: Sequence[Mapping[str, Any]]) -> Image.Image | None:
                 panels.setdefault(title, {}).setdefault(key, []).append((line["step"], line[key]))
         for key, value in line.get("validation", {}).items():
             panels.setdefault("validation", {}).setdefault(key, []).append((line["step"], value))
-    return _draw_panels(panels) if panels else None
+    return draw_panels(panels) if panels else None
 
 
 _PANELS = {"loss": "loss", "lr": "learning rate", "scale": "logit scale", "samples_per_s": "samples per second"}
@@ -116,19 +116,52 @@ def draw_histogram(samples: Mapping[str, np.ndarray]) -> Image.Image:
     return _drawn(figure)
 
 
-def _draw_panels(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> Image.Image:
-    columns = min(3, len(panels))
+def draw_heat(image: Image.Image, heat: np.ndarray, limits: tuple[float, float]) -> Image.Image:
+    """Lay a heat map over the image in gray: clear at the lower limit, red at the upper one.
+
+    Args:
+        image: RGB, ``W`` x ``H``.
+        heat: float ``[H, W]``.
+        limits: What counts as no heat and as full heat.
+    """
+    low, high = limits
+    strength = np.clip((heat - low) / max(high - low, 1e-12), 0, 1)[..., None]
+    gray = np.asarray(image.convert("L"), np.float32)[..., None] * 0.6 + 0.4 * 255  # pale, so that red stands out
+    red = np.array([205, 20, 20], np.float32)
+    return Image.fromarray((gray * (1 - strength) + red * strength).round().astype(np.uint8))
+
+
+def draw_panels(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    *,
+    x_label: str = "step",
+    columns: int = 3,
+    legend: str = "lower right",
+    from_zero: bool = False,
+) -> Image.Image:
+    """Curves in panels.
+
+    Args:
+        panels: Title -> name of a curve -> its points.
+        x_label: What stands under every panel.
+        columns: Most panels side by side.
+        legend: Where the names stand in a panel of several curves.
+        from_zero: Let every vertical axis begin at 0, as shares should.
+    """
+    columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     figure, places = _figure(4 * columns, 2.8 * rows, rows, columns)
     for axes, (title, curves) in zip(places, panels.items(), strict=False):
         for name, points in curves.items():
             axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 30 else None)
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel("step", fontsize=8)
+        axes.set_xlabel(x_label, fontsize=8)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
         if len(curves) > 1:
-            axes.legend(fontsize=7, loc="lower right")
+            axes.legend(fontsize=7, loc=legend)
+        if from_zero:
+            axes.set_ylim(bottom=0)
     for axes in places[len(panels) :]:
         axes.remove()
     return _drawn(figure)

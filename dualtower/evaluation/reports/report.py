@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from dualtower.config import to_json
-from dualtower.evaluation.bootstrap import Difference, Interval
+from dualtower.evaluation.bootstrap import Interval
 from dualtower.files import write_text_atomically
 from dualtower.markdown import markdown_table
 
@@ -92,12 +94,16 @@ class Section:
         title: Its heading.
         markdown: Its text.
         figures: Plain values.
+        images: Name of a PNG file in the report's folder ``report/``, which the text refers to -> what is drawn in it.
+        failure: Why the run that is reported here has failed; empty where it has not.
     """
 
     key: str
     title: str
     markdown: str
     figures: Mapping[str, Any]
+    images: Mapping[str, Image.Image] = field(default_factory=dict)
+    failure: str = ""
 
 
 def format_interval(name: str, figure: Interval) -> str:
@@ -108,7 +114,7 @@ def format_interval(name: str, figure: Interval) -> str:
     return f"{value} [{format_number(name, figure.low)}, {format_number(name, figure.high)}]"
 
 
-def format_difference(figure: Difference) -> str:
+def format_difference(figure: Interval) -> str:
     """``+0.021 [+0.010, +0.032]``."""
     if figure.low is None or figure.high is None:
         return f"{figure.value:+.3f}"

@@ -21,7 +21,7 @@ from dualtower.evaluation.sides import Side
 from dualtower.files import write_text_atomically
 from dualtower.markdown import markdown_table
 
-__all__ = ["write_report"]
+__all__ = ["plain_cell", "write_report"]
 
 IMAGES = "report"  # folder of the PNG files, beside report.md
 _LONGEST_TEXT = 120
@@ -29,8 +29,9 @@ _LONGEST_TEXT = 120
 
 def write_report(
     folder: str | Path,
-    result: Evaluation,
+    result: Evaluation | None,
     *,
+    title: str | None = None,
     sections: Sequence[Section] = (),
     history: Sequence[Mapping[str, Any]] = (),
     skipped: Sequence[RowError] = (),
@@ -42,8 +43,9 @@ def write_report(
 
     Args:
         folder: Folder of the run.
-        result: What `evaluate` returned.
-        sections: What heads of the model achieve besides.
+        result: What `evaluate` returned; None where retrieval is not what was measured.
+        title: Heading of the page; by default what `result` was measured on.
+        sections: What the model achieves besides.
         history: Lines of the training journal, for the curves.
         skipped: Rows that were left out of training or evaluation, to be listed.
         examples: Queries shown of each kind: best, worst, and at random.
@@ -54,27 +56,25 @@ def write_report(
         Path of ``report.md``.
     """
     folder = Path(folder)
-    figures = result.to_dict() | {section.key: section.figures for section in sections}
+    figures = {} if result is None else result.to_dict()
+    figures |= {section.key: section.figures for section in sections}
     write_text_atomically(folder / "metrics.json", to_json(figures, indent=2) + "\n")
-    save_queries(folder, result)
-    protocol = result.report.protocol
-    parts = [f"# {protocol['card']}, split {protocol['split']}", result.report.table(), _READING]
+    parts = [f"# {title or _measured(result)}"]
+    if result is not None:
+        save_queries(folder, result)
+        parts += [result.report.table(), _READING]
     for section in sections:
         parts += [f"## {section.title}", section.markdown]
-    parts += ["## Protocol", _protocol(protocol)]
+        for name, image in section.images.items():
+            save_png(image, folder / IMAGES / name)
+    if result is not None:
+        parts += ["## Protocol", _protocol(result.report.protocol)]
     curves = draw_curves(history)
     if curves is not None:
         save_png(curves, folder / IMAGES / "curves.png")
         parts += ["## Training", f"![training curves]({IMAGES}/curves.png)"]
-    for name, direction in result.directions.items():
-        parts += [f"## {TITLES[name]}: scores", _scores(folder, name, direction, seed)]
-        parts += [f"## {TITLES[name]}: examples", _LEGEND]
-        for kind, found in find_examples(direction, examples=examples, hits=hits, seed=seed).items():
-            parts += [f"### {kind}", _examples(folder, direction, name, kind, found)]
-    for attribute, tables in result.breakdowns.items():
-        parts.append(f"## By {attribute}")
-        for name, rows in tables.items():
-            parts += [f"### {TITLES[name]}", breakdown_table(_cell(attribute), rows, escape=_cell)]
+    if result is not None:
+        parts += _queries(folder, result, examples=examples, hits=hits, seed=seed)
     if skipped:
         parts += ["## Rows left out", f"{len(skipped):,} rows could not be used; the first of them:"]
         parts.append("\n".join(f"- {_cell(str(error))}" for error in skipped[:50]))
@@ -97,9 +97,31 @@ _LEGEND = (
 )
 
 
+def _measured(result: Evaluation | None) -> str:
+    """The heading of a page."""
+    if result is None:
+        return "Report"
+    return f"{result.report.protocol['card']}, split {result.report.protocol['split']}"
+
+
+def _queries(folder: Path, result: Evaluation, *, examples: int, hits: int, seed: int) -> list[str]:
+    """Scores and examples of every direction, and the figures broken down."""
+    parts = []
+    for name, direction in result.directions.items():
+        parts += [f"## {TITLES[name]}: scores", _scores(folder, name, direction, seed)]
+        parts += [f"## {TITLES[name]}: examples", _LEGEND]
+        for kind, found in find_examples(direction, examples=examples, hits=hits, seed=seed).items():
+            parts += [f"### {kind}", _examples(folder, direction, name, kind, found)]
+    for attribute, tables in result.breakdowns.items():
+        parts.append(f"## By {attribute}")
+        for name, rows in tables.items():
+            parts += [f"### {TITLES[name]}", breakdown_table(_cell(attribute), rows, escape=_cell)]
+    return parts
+
+
 def _protocol(protocol: Mapping[str, Any]) -> str:
     """The protocol as a table of names and values, the sizes of each direction, and the bounds of ties."""
-    general = [[key.replace("_", " "), _plain(value)] for key, value in protocol.items() if key != "directions"]
+    general = [[key.replace("_", " "), plain_cell(value)] for key, value in protocol.items() if key != "directions"]
     sizes = [
         [
             TITLES[name],
@@ -124,9 +146,10 @@ def _protocol(protocol: Mapping[str, Any]) -> str:
     return markdown_table(["what", "value"], general) + "\n\n" + markdown_table(header, sizes)
 
 
-def _plain(value: Any) -> str:
+def plain_cell(value: Any) -> str:
+    """A value of a protocol as text without meaning in Markdown."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+        return ", ".join(f"{k} {plain_cell(v)}" for k, v in value.items())
     return _cell(str(value))
 
 

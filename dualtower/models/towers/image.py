@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,8 @@ class ImageTowerConfig:
     name: str = "resnet18"
     """Any model of timm: resnet18, vit_small_patch16_224, swin_tiny_patch4_window7_224, convnext_tiny ..."""
     pretrained: bool | str = False
-    """True for timm's weights of that name, or a file, a folder or a Hub id of a timm model."""
+    """True for timm's weights of that name, or a file, a folder or a Hub id of a timm model, or the folder of a model
+    that dualtower has trained, such as runs/simclr/model."""
     pooling: Literal["auto", "avg", "token", "max"] = "auto"
     """How the feature map becomes one vector; auto is the backbone's own way, `token` is for ViTs."""
     drop_path: float = 0.0
@@ -80,17 +81,41 @@ class TimmTower(Tower):
         self.register_buffer("factor", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
 
-    def forward(self, pixels: Tensor) -> Features:
-        """Encode images ``[B, 3, H, W]``, uint8 or float in 0..255."""
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """Images as the backbone takes them: of its mean and deviation, and padded to whole patches."""
         pixels = pixels.to(dtype=self.shift.dtype, memory_format=self.memory_format)
         pixels = torch.addcmul(self.shift, pixels, self.factor)
         below, right = -pixels.shape[2] % self.multiple[0], -pixels.shape[3] % self.multiple[1]
-        if below or right:
-            pixels = F.pad(pixels, (0, right, 0, below))
+        return F.pad(pixels, (0, right, 0, below)) if below or right else pixels
+
+    def forward(self, pixels: Tensor) -> Features:
+        """Encode images ``[B, 3, H, W]``, uint8 or float in 0..255."""
+        pixels = self.normalized(pixels)
         features = self.backbone.forward_features(pixels)
         pooled = self.backbone.forward_head(features, pre_logits=True)
         tokens, grid = self._tokens(features, (pixels.shape[2], pixels.shape[3]))
         return Features(pooled, tokens, None, grid)
+
+    @property
+    def stage_count(self) -> int:
+        """Number of stages (of a ViT, blocks) whose feature maps `stages` can give; 0 where the backbone hides them."""
+        known = hasattr(self.backbone, "forward_intermediates") and hasattr(self.backbone, "feature_info")
+        return len(self.backbone.feature_info) if known else 0
+
+    def stages(self, pixels: Tensor, numbers: Sequence[int]) -> list[Tensor]:
+        """Feature maps of some stages of the backbone, as detectors and segmenters read them.
+
+        Args:
+            pixels: Images ``[B, 3, H, W]``, uint8 or float in 0..255.
+            numbers: Which stages, from 0 at the image to `stage_count` - 1 at the output, ascending.
+
+        Returns:
+            One ``[B, C, h, w]`` each, of the image with what `forward` pads it by.
+        """
+        found: list[Tensor] = self.backbone.forward_intermediates(
+            self.normalized(pixels), indices=list(numbers), stop_early=True, output_fmt="NCHW", intermediates_only=True
+        )
+        return found
 
     def for_inference(self) -> TimmTower:
         """See `Tower.for_inference`: without batch normalizations, and in the memory order that is faster then."""

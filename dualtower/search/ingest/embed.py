@@ -92,6 +92,7 @@ def open_or_create(
         store = open_store(where)
         check_model(store.info, model)
         return store
+    model.config.require_tower("cannot index")
     vector_names = (*model.config.modalities, "product") if model.fusion is not None else model.config.modalities
     read = model.config.fusion.attributes if model.config.fusion else None
     info = CatalogInfo(
@@ -243,6 +244,7 @@ def unseen_rows(items: ItemDataset, model: DualTower) -> int:
     Raises:
         DataError: All rows do.
     """
+    model.config.require_tower("cannot index")
     if len(model.config.modalities) > 1:
         return 0
     (modality,) = model.config.modalities

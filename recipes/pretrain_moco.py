@@ -1,0 +1,58 @@
+"""Pretrain an image tower on images alone with MoCo v2: negatives from a queue, so that batches may be small.
+
+accelerate launch --quiet recipes/pretrain_moco.py
+accelerate launch --quiet recipes/pretrain_moco.py --data.card data_cards/fashion_products.md --train.minutes 30
+"""
+
+from pathlib import Path
+
+from dualtower import (
+    DataConfig,
+    ImageSettings,
+    ImageTowerConfig,
+    ModelConfig,
+    RunConfig,
+    SelfSupervisedConfig,
+    TrainConfig,
+    launch,
+)
+
+# The network of train_clip_style.py: residual blocks of plain 3x3 convolutions.
+OPTIONS = {
+    "blocks": [{"type": "basic", "d": 1, "c": c, "s": 2, "gs": 0, "br": 1.0} for c in (48, 96, 192, 384)],
+    "stem_type": "3x3",
+    "stem_pool": "",
+    "stem_chs": 32,
+    "num_features": 0,
+    "zero_init_last": False,
+}
+
+
+def config() -> RunConfig:
+    """What two processor cores can train: two minutes on the synthetic catalog, half an hour on a shop's photos."""
+    return RunConfig(
+        model=ModelConfig(
+            text=None,
+            image=ImageTowerConfig(name="gernet_s", options=OPTIONS),
+            image_settings=ImageSettings(height=80, width=60, resize="pad"),
+            head="none",
+        ),
+        data=DataConfig(card=Path("data_cards/synthetic.md")),
+        objective="moco",
+        ssl=SelfSupervisedConfig(temperature=0.2, queue=4096, momentum=0.99),
+        train=TrainConfig(
+            minutes=2,
+            batch_size=256,
+            augmentation="simclr",
+            augmentation_strength=0.6,
+            optimizer="nmuon",
+            lr=5e-3,
+            adamw_lr=2.5e-3,
+            validate_every=5,
+        ),
+        out=Path("runs/moco"),
+    )
+
+
+if __name__ == "__main__":
+    launch(config)
