@@ -140,8 +140,7 @@ def test_reranked_figures_stand_beside_the_others(model: Path, tmp_path: Path, c
     assert command("evaluate", tmp_path / "model", *words, "--json", tmp_path / "figures.json") == 0
     assert "best 3 re-ranked" in capsys.readouterr().out
     figures = json.loads((tmp_path / "figures.json").read_text())
-    gain = figures["reranked"]["gain"]["text_to_image"]["mrr"]["value"]
-    assert gain == pytest.approx(0, abs=1e-3)  # it is untrained; two scores that rounding makes equal may change places
+    assert figures["reranked"]["gain"]["text_to_image"]["mrr"]["value"] == 0  # it is untrained
     assert command("evaluate", model, *words) == 1
     assert "no re-ranker" in capsys.readouterr().out
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import factories
 import numpy as np
 import pytest
@@ -74,6 +77,31 @@ def test_a_fresh_reranker_leaves_every_rank() -> None:
     for name, direction in again.directions.items():
         np.testing.assert_array_equal(direction.ranks.above, result.directions[name].ranks.above)
         assert again.gain[name]["mrr"].value == 0
+
+
+def test_scores_that_are_neighbors_stay_apart() -> None:
+    """A tenth of neighboring float32 numbers have the same float32 product with a scale."""
+    built, items = model(trained=False), catalog()
+    scale, near = np.float32(built.scale), [np.float32(0.93)]
+    while scale * near[-1] != scale * np.nextafter(near[-1], np.float32(2)):
+        near[0] = np.nextafter(near[0], np.float32(2))
+    while len(near) < len(items):
+        near.append(np.nextafter(near[-1], np.float32(2)))
+
+    class Near:
+        config, fingerprint = replace(built.config, similarity="dot"), "near"
+
+        def encode_text(self, texts: list[str], **_: Any) -> np.ndarray:
+            return np.ones((len(texts), 1), np.float32)
+
+        def encode_image(self, images: Any, **_: Any) -> np.ndarray:
+            return np.array(near, np.float32)[:, None]
+
+    result = evaluate(Near(), items, bootstrap=0)
+    again = rerank(built, result, top=len(near), bootstrap=0, directions=("text_to_image",))
+    before, after = (r.directions["text_to_image"].ranks for r in (result, again))
+    np.testing.assert_array_equal(after.above, before.above)
+    np.testing.assert_array_equal(after.tied, before.tied)
 
 
 def test_the_least_weight_within_one_standard_error_of_the_best_is_chosen() -> None:

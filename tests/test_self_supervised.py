@@ -30,6 +30,8 @@ from dualtower import (
     SelfSupervisedConfig,
     TrainConfig,
 )
+from dualtower.data.batches import PixelCache
+from dualtower.data.cards import Columns, DataCard
 from dualtower.data.items import ItemDataset
 from dualtower.data.partners import Partners
 from dualtower.data.synthetic.catalog import synthesize_catalog
@@ -38,10 +40,11 @@ from dualtower.errors import ConfigError, DataError, UnknownName
 from dualtower.losses import structural_similarity
 from dualtower.models.whitening import image_features, image_tower_alone, whitened, whitening
 from dualtower.objectives.self_supervised.simclr import SimCLR
-from dualtower.training.building import build_model, build_trainer
+from dualtower.training.building import build_model, build_trainer, with_known_values
 from dualtower.training.config import SelfSupervisedName
 from dualtower.training.pool import pretraining_pool
 from dualtower.training.trainer import Trainer
+from dualtower.training.view_samples import view_samples
 
 REPOSITORY = Path(__file__).parent.parent
 NAMES = get_args(SelfSupervisedName)
@@ -172,6 +175,49 @@ def test_features_are_whitened(tmp_path: Path) -> None:
     assert all(torch.equal(value, bare.state_dict()[name]) for name, value in alone.state_dict().items())
     with pytest.raises(ConfigError, match="1 images"):
         whitened(alone, features[:1])
+
+
+def test_a_bottleneck_narrows_what_a_decoder_draws_from(tmp_path: Path) -> None:
+    config = settings("autoencoder", tmp_path)
+    narrow = replace(config, model=replace(config.model, decoder=DecoderConfig(width=32, stages=3, bottleneck=1)))
+    model = trainer(narrow).fit().model
+    pixels = torch.stack([torch.from_numpy(np.asarray(factories.photo(i)).transpose(2, 0, 1).copy()) for i in range(9)])
+    codes = model.decoder.narrow(model.image_features(pixels).pooled)
+    assert codes.shape == (9, 1) and model.reconstruct(pixels).shape == pixels.shape
+    with pytest.raises(ConfigError, match="bottleneck is 0"):
+        DecoderConfig(bottleneck=0)
+
+
+def test_a_card_says_how_each_row_is_augmented(tmp_path: Path) -> None:
+    rule = {"by": "color", "red": "none", "default": "apparel"}
+    card = DataCard("shop", Columns(image="image", attributes=["color"]), augmentation=rule)
+    config = with_known_values(settings("simclr", tmp_path, augmentation="card"), card, images())
+    assert config.train.augmentation_rule == rule
+    made, seen = trainer(config), []
+    made.objective.register_forward_hook(lambda module, given, found: seen.append(given[0]))
+    batch = next(made._groups()).batches[0]
+    made._forward(batch, 0, (40, 30))
+    red = torch.tensor([int(row) % 2 == 0 for row in batch.ids])
+    assert red.any() and not red.all()
+    for view in (seen[0].pixels, *seen[0].more_views):
+        assert torch.equal(view[red], batch.pixels[red].float())
+        assert not (view[~red] == batch.pixels[~red].float()).flatten(1).all(1).any()
+    silent = DataCard("shop", Columns(image="image"))
+    with pytest.raises(ConfigError, match="data card 'shop' has none"):
+        with_known_values(config, silent, images())
+    with pytest.raises(UnknownName, match="colour"):
+        with_known_values(config, replace(card, augmentation={**rule, "by": "colour"}), images())
+
+
+def test_views_are_shown_where_an_image_has_broken_and_no_cache_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [replace(row, image=b"broken") if row.id == "3" else row for row in images(6)]
+    config = settings("simclr", tmp_path)
+    objective = trainer(config).objective
+    monkeypatch.setattr(PixelCache, "if_there_is_room", lambda *_, **__: pytest.fail("a cache for six images"))
+    (section,) = view_samples(config, objective, ItemDataset.from_rows(rows), None)
+    assert len(section.images) == 6
 
 
 def test_a_slow_copy_moves_ever_less(tmp_path: Path) -> None:
@@ -358,6 +404,13 @@ def test_a_bare_folder_is_enough(tmp_path: Path) -> None:
     )
     assert again.returncode == 0, again.stderr
     assert "**Transductive**" in (tmp_path / "again" / "report.md").read_text()
+    bare = pretrain(tmp_path / "photos", tmp_path / "bare", "--ssl.no-whiten")
+    assert bare.returncode == 0, bare.stderr
+    whitened_head, no_head = (
+        json.loads((tmp_path / run / "model" / "config.json").read_text())["model"]["head"] for run in ("run", "bare")
+    )
+    assert (whitened_head, no_head) == ("linear", "none")
+    assert "scale" not in (tmp_path / "bare" / "history.jsonl").read_text(), "no scale is trained"
 
 
 @pytest.mark.slow

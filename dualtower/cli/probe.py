@@ -203,7 +203,7 @@ class Probe:
 
 
 def _architectures(models: dict[str, DualTower]) -> dict[str, DualTower]:
-    """Of models that differ in weights alone the first, by its name."""
+    """Keep the first of the models that differ in weights alone, by its name."""
     found: dict[str, DualTower] = {}
     for name, model in models.items():
         if all(model.config != other.config for other in found.values()):

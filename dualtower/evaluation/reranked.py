@@ -194,7 +194,8 @@ def _best(
         assert gallery.texts is not None and queries.images is not None
         pairs = np.stack([columns, rows], axis=1)
         corrections = score_pairs(model, gallery.texts, queries.images, pairs, progress=progress)
-    return positions, model.scale * similarity, corrections.reshape(positions.shape)
+    # In float64: in float32 the product would make neighboring scores equal, and so move ranks that nothing corrects.
+    return positions, model.scale * similarity.astype(np.float64), corrections.reshape(positions.shape)
 
 
 def _reranked(ranks: Ranks, positions: np.ndarray, scores: np.ndarray) -> Ranks:

@@ -29,7 +29,8 @@ class MetricLogger:
     """Writes from the main process only.
 
     A line of ``history.jsonl`` is either ``{"step", "epoch", "seconds", "loss", "lr", "scale", "samples_per_s"}``,
-    averaged over the steps since the line before, or ``{"step", ..., "validation": {...}}``.
+    averaged over the steps since the line before and without ``scale`` where none is trained, or
+    ``{"step", ..., "validation": {...}}``.
 
     Args:
         config: The run.
@@ -61,8 +62,8 @@ class MetricLogger:
             self.accelerator.init_trackers("dualtower", config=_flat(to_dict(self.config)))
         return self
 
-    def step(self, position: Position, *, loss: Tensor, lr: float, logit_scale: Tensor, samples: int) -> None:
-        """Note one step of `samples` rows; loss and scale stay on the device until a line is due."""
+    def step(self, position: Position, *, loss: Tensor, lr: float, logit_scale: Tensor | None, samples: int) -> None:
+        """Note one step of `samples` rows; loss and scale, if trained, stay on the device until a line is due."""
         if not self.main:
             return
         self._losses.append(loss.detach())
@@ -74,12 +75,15 @@ class MetricLogger:
             return
         rate = self._samples / seconds
         losses = torch.stack(self._losses).tolist()
-        mean, scale = sum(losses) / len(losses), math.exp(logit_scale.item())
+        mean = sum(losses) / len(losses)
+        scale = None if logit_scale is None else math.exp(logit_scale.item())
         if self._bar is not None:
             epoch = position.step / self.steps_per_epoch
-            figures = f"epoch {epoch:.1f}, loss {mean:.3f}, {rate:.0f} samples/s, scale {scale:.1f}"
+            figures = f"epoch {epoch:.1f}, loss {mean:.3f}, {rate:.0f} samples/s"
+            figures += "" if scale is None else f", scale {scale:.1f}"
             self._bar.set_postfix_str(figures, refresh=False)
-        self._write(position, {"loss": mean, "lr": lr, "scale": scale, "samples_per_s": round(rate, 1)})
+        values = {"loss": mean, "lr": lr, **({} if scale is None else {"scale": scale})}
+        self._write(position, {**values, "samples_per_s": round(rate, 1)})
         self._losses, self._samples, self._since = [], 0, time.monotonic()
 
     def validation(self, position: Position, figures: dict[str, float]) -> None:

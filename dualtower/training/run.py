@@ -239,11 +239,16 @@ def _save_and_measure(
     settings, main, folder = config.evaluation, accelerator.is_main_process, config.out / "model"
     precision: Any = "auto" if config.train.precision == "fp16" else config.train.precision
     objective = build_objective(config, outcome.model.placed(accelerator.device, precision), train)
-    with sharded():
-        model = objective.finished(objective.model, train, settings)
-    model.record_tower_fingerprint()
+    trained = objective.model
+    trained.record_tower_fingerprint()
     if main:
+        trained.save_pretrained(folder, card=ModelCard.of_run(config))
+    train = _without(train, outcome.skipped_rows)
+    with sharded():
+        model = objective.finished(trained, train, settings)
+    if main and model is not trained:
         model.save_pretrained(folder, card=ModelCard.of_run(config))
+    if main:
         logger.info("saved %s; measuring it", folder)
     model = model.placed(accelerator.device, precision)
     gallery = _load(card, "all" if settings.qrels else settings.split, config, accelerator)
@@ -256,6 +261,12 @@ def _save_and_measure(
     for section in sections:
         if section.failure:
             raise CollapsedRun(f"{config.out}: {section.failure}")
+
+
+def _without(items: ItemDataset, broken: list[RowError]) -> ItemDataset:
+    """The rows but those whose images broke while they were trained on."""
+    ids = {str(error.row) for error in broken}
+    return items if not ids else items.select(i for i, row_id in enumerate(items.columns.ids) if row_id not in ids)
 
 
 def _retrieval(model: DualTower, items: ItemDataset, settings: EvaluationConfig, *, progress: bool) -> Evaluation:

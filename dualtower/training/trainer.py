@@ -243,8 +243,13 @@ class Trainer:
         if self.ema is not None and not skipped:
             self.ema.update(self.objective, step=self.position.step - self.position.skipped)
         samples = sum(len(batch.ids) for batch in group.batches) * self.accelerator.num_processes
+        scale = self.unwrapped.logit_scale
         self.metric_logger.step(
-            self.position, loss=mean, lr=lr, logit_scale=self.unwrapped.logit_scale, samples=samples
+            self.position,
+            loss=mean,
+            lr=lr,
+            logit_scale=scale if scale.requires_grad else None,
+            samples=samples,
         )
 
     def _resting_parts(self, progress: float) -> frozenset[str]:

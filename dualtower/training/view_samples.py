@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from dualtower.data.batches import TrainingCollator
 from dualtower.data.items import ItemDataset
 from dualtower.data.partners import Partners
 from dualtower.data.transforms.augmentation import BatchRNG
@@ -34,7 +37,8 @@ def view_samples(
     if objective.views.images < 2:
         return []
     rows = np.random.default_rng(config.train.seed).permutation(len(items))[:SHOWN].tolist()
-    collator, settings = training_collator(config, objective, items), config.model.image_settings
+    few = replace(config, data=replace(config.data, cache_mb=0))  # a cache holds all images of the split
+    collator, settings = TrainingCollator(training_collator(few, objective, items)), config.model.image_settings
     visited = [items.visit(row, 0) for row in rows]
     if partners is not None:
         visited = [partners.joined(item, row, 0) for item, row in zip(visited, rows, strict=True)]

@@ -205,7 +205,7 @@ def greedy_coreset(patches: Tensor, size: int, *, seed: int = 0) -> Tensor:
 
 
 def _distances(mine: Tensor, known: Tensor) -> Tensor:
-    """Of each patch to the nearest of the known ones, ``[P]``."""
+    """Measure how far each patch is from the nearest of the known ones, ``[P]``."""
     return torch.cdist(mine, known).amin(1)
 
 
