@@ -69,7 +69,13 @@ def main() -> None:
         "pretrain_speed",
         title="Self-supervised training, images/s",
         tables=[(["loop", "images/s, two views of each"], rows)],
-        values={"dualtower": ours, "lightly": theirs, "ratios": ratios, "lightly_settings": tried},
+        values={
+            "dualtower": ours,
+            "lightly": theirs,
+            "ratios": ratios,
+            "lightly_settings": tried,
+            "lightly_best": best,
+        },
         notes=notes,
     )
 

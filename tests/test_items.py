@@ -18,7 +18,8 @@ from dualtower.data.cards import DataCard, HashSplit, Splits, load_card
 from dualtower.data.items import ItemDataset
 from dualtower.data.loading import find_broken_images, load_items
 from dualtower.data.splits import split_names
-from dualtower.errors import BrokenImage, CardError, DataError, RowError, SourceError, UnknownSplit
+from dualtower.errors import BrokenImage, CardError, ConfigError, DataError, RowError, SourceError, UnknownSplit
+from dualtower.training.config import DataConfig
 from dualtower.types import Item, product_code
 
 
@@ -242,6 +243,20 @@ def test_select_and_concatenate(tmp_path: Path) -> None:
         ItemDataset.concatenate([picked, items])
     with pytest.raises(DataError, match="nothing to concatenate"):
         ItemDataset.concatenate([])
+
+
+def test_a_sample_holds_whole_products_and_that_of_fewer_rows() -> None:
+    items = load_items(load_card("synthetic"), "test")
+    few, more = items.sample(50), items.sample(300)
+    for part, most in ((few, 50), (more, 300)):
+        assert most - 8 < len(part) <= most, "no more than one product is missing"
+        whole = np.flatnonzero(np.isin(items.codes, part.codes))
+        assert list(part.columns.ids) == [items.columns.ids[row] for row in whole.tolist()]
+    assert set(few.columns.ids) < set(more.columns.ids)
+    assert len(items.sample(1)) == 4, "one product at least"
+    assert list(items.sample(len(items)).columns.ids) == list(items.columns.ids)
+    with pytest.raises(ConfigError, match=r"data\.max_rows is 0; it must be at least 1, or None for all rows"):
+        DataConfig(max_rows=0)
 
 
 def test_fingerprint(tmp_path: Path) -> None:

@@ -84,9 +84,9 @@ def test_noise_gets_a_strong_penalty_and_signal_a_weak_one() -> None:
     train, labels, _, _ = case(100, spread=0.01)
     vectors, truth = torch.from_numpy(train), torch.from_numpy(labels)
     noise = torch.from_numpy(np.random.default_rng(0).normal(size=(100, 40)).astype(np.float32))
-    strong, _ = probes._chosen_penalty(noise, truth, 5, seed=0, steps=20)
+    strong, _ = probes._chosen_penalty(noise, truth, 5, seed=0, steps=20, judged=1000)
     both = torch.cat([vectors, noise], dim=1)
-    weak, start = probes._chosen_penalty(both, truth, 5, seed=0, steps=20)
+    weak, start = probes._chosen_penalty(both, truth, 5, seed=0, steps=20, judged=1000)
     assert strong >= 1e-2 and start.shape == (49, 5)
     assert linear_probe(both.numpy(), labels, both.numpy(), classes=5).tolist() == labels.tolist()
     assert weak <= 1e-1

@@ -15,7 +15,7 @@ from processes import SMALL_SPLITS
 
 from dualtower import DualTower, RunConfig, load_card, load_items
 from dualtower.launcher import parse_overrides
-from dualtower.training.config import SelfSupervisedName
+from dualtower.training.config import SMOKE_ROWS, SelfSupervisedName
 
 REPOSITORY = Path(__file__).parent.parent
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.py"))
@@ -145,9 +145,11 @@ def test_options_that_no_recipe_sets_do_what_they_say(project: Path) -> None:
     assert "DropPath" in parts and any(
         isinstance(part, torch.nn.Dropout) and part.p == 0.2 for part in model.image_head.modules()
     )
-    trained = load_items(load_card(REPOSITORY / "data_cards" / "synthetic.md"), "test")
+    rows, whole = load_items(load_card(REPOSITORY / "data_cards" / "synthetic.md"), "test"), "test: {} of {} rows"
     told = json.loads((out / "config.json").read_text())
-    assert told["data"]["train_split"] == "test" and f"synthetic: {len(trained)} rows" in done.stderr
+    assert told["data"]["train_split"] == "test" and whole.format(SMOKE_ROWS, len(rows)) in done.stderr
+    assert f"synthetic: {SMOKE_ROWS} rows" in done.stderr
+    assert f"{SMOKE_ROWS} rows of it" in (out / "report.md").read_text()
 
 
 def test_a_base_replaces_the_recipe_s_towers_but_not_what_is_typed() -> None:

@@ -18,6 +18,7 @@ from dualtower import DualTower
 from dualtower.data.cards import load_card
 from dualtower.data.loading import load_items
 from dualtower.evaluation import evaluate
+from dualtower.training.config import SMOKE_ROWS
 
 REPOSITORY = Path(__file__).parent.parent
 SLOW = Path(__file__).with_name("distributed_slow_run.py")
@@ -64,7 +65,7 @@ def slowly_measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_measurement_longer_than_the_processes_wait_for_each_other(slowly_measured: Path) -> None:
     DualTower.from_pretrained(slowly_measured / "model")
     metrics = json.loads((slowly_measured / "metrics.json").read_text())
-    assert metrics["protocol"]["rows"] == 576
+    assert metrics["protocol"]["rows"] == SMOKE_ROWS
     readme = (slowly_measured / "model" / "README.md").read_text()
     assert "## Results" in readme and "| recall@10" in readme and "None yet" not in readme
 
@@ -72,7 +73,7 @@ def test_a_measurement_longer_than_the_processes_wait_for_each_other(slowly_meas
 def test_two_processes_report_what_one_measures(slowly_measured: Path) -> None:
     torch.set_num_threads(1)
     model = DualTower.from_pretrained(slowly_measured / "model")
-    test = load_items(load_card(REPOSITORY / "data_cards" / "synthetic.md"), "test")
+    test = load_items(load_card(REPOSITORY / "data_cards" / "synthetic.md"), "test").sample(SMOKE_ROWS)
     alone = evaluate(model, test, bootstrap=20).report.to_dict()
     together = json.loads((slowly_measured / "metrics.json").read_text())
     for direction in ("text_to_image", "image_to_text", "image_to_image"):

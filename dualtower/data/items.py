@@ -159,6 +159,15 @@ class ItemDataset(Sequence[Item]):
             skipped=self.skipped,
         )
 
+    def sample(self, rows: int) -> ItemDataset:
+        """At most so many rows, but at least one product: whole products, drawn by the hashes of their names.
+
+        The draw is always the same, and that of fewer rows is a part of that of more.
+        """
+        products, counts = np.unique(self.codes, return_counts=True)  # in the order of the hashes
+        kept = products[: max(1, int((np.cumsum(counts) <= rows).sum()))]
+        return self.select(np.flatnonzero(np.isin(self.codes, kept)))
+
     @classmethod
     def from_rows(cls, rows: Sequence[Item], *, card: str = "in-memory", split: str = "all") -> ItemDataset:
         """Items from rows in memory, where they stay.

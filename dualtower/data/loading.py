@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "skip"]
 HASH_COLUMNS = {"id": ID, "product_id": PRODUCT_ID}
+_MANY = 50_000
+"""Rows that leave enough to the allocators to be worth the quarter of a second that it takes to collect it."""
 
 
 def load_items(
@@ -61,7 +63,8 @@ def load_items(
         BrokenImage: An image is missing or cannot be decoded.
     """
     items = read_split(card, split, source=source, on_error=on_error, check_images=check_images, remember=remember)
-    release_unused_memory()
+    if len(items) > _MANY:
+        release_unused_memory()
     if items.skipped:
         logger.warning("%s, %s: left out %d bad rows", card.name, split, len(items.skipped))
     if not len(items):

@@ -22,6 +22,8 @@ __all__ = ["DataConfig", "RunConfig", "TrainConfig"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 SelfSupervisedName = Literal["simclr", "moco", "moco_v3", "byol", "autoencoder", "masked"]
 ObjectiveName = Literal["contrastive", "matching", "product", "attributes"] | SelfSupervisedName
+SMOKE_ROWS = 256
+"""What ``--smoke`` takes of each split, so that it takes seconds on any catalog."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,17 @@ class DataConfig:
     """Split to train on."""
     validation_split: str = "validation"
     """Split that chooses the best checkpoint and stops early."""
+    max_rows: int | None = None
+    """Only so many rows of each split, for a quick look: whole products, drawn at random and always the same. Where the
+    queries come from `evaluation.qrels`, all rows are searched."""
     workers: int = 1
     """Loader processes per rank; 0 reads in the training process."""
     cache_mb: float = 2000
     """Keep decoded images in shared memory when they fit into this many MB; 0 never does."""
+
+    def __post_init__(self) -> None:
+        if self.max_rows is not None and self.max_rows < 1:
+            raise ConfigError(f"data.max_rows is {self.max_rows}; it must be at least 1, or None for all rows")
 
 
 @dataclass(frozen=True)
@@ -216,9 +225,10 @@ class RunConfig:
         return self.objective in get_args(SelfSupervisedName)
 
     def smoke(self) -> RunConfig:
-        """The same way in seconds: four small steps, measured and saved into a folder that the next smoke replaces."""
+        """The same way in seconds: four small steps on some products, in a folder that the next smoke replaces."""
+        data = replace(self.data, max_rows=self.data.max_rows or SMOKE_ROWS)
         train = replace(self.train, epochs=None, minutes=None, steps=4, batch_size=32, checkpoint_steps=2)
         evaluation = replace(self.evaluation, bootstrap=100)
         ssl = replace(self.ssl, queue=256)
         out = Path("runs/smoke") / self.out.name
-        return replace(self, train=train, evaluation=evaluation, ssl=ssl, out=out, overwrite=True)
+        return replace(self, data=data, train=train, evaluation=evaluation, ssl=ssl, out=out, overwrite=True)

@@ -169,6 +169,11 @@ def _load(card: DataCard, split: str, config: RunConfig, accelerator: Accelerato
     data = config.data
     with accelerator.main_process_first():  # it fetches and converts for those of its machine
         items = load_items(card, split, source=data.source, on_error=data.on_error, check_images=False)
+    if data.max_rows and len(items) > data.max_rows and not (split == "all" and config.evaluation.qrels):
+        whole, items = len(items), items.sample(data.max_rows)
+        logger.info(
+            "%s, split %s: %d of %d rows (--data.max-rows %d)", card.name, split, len(items), whole, data.max_rows
+        )
     read = config.model.image is not None and bool(card.columns.image_columns)
     if not read or data.check_images == "never" or (card.source.synthetic is not None and data.source is None):
         return items
@@ -298,7 +303,8 @@ def _write(
     write_report(
         config.out,
         result,
-        title=f"{gallery.card}, split {gallery.split}",
+        title=f"{gallery.card}, split {gallery.split}"
+        + (f", {len(gallery):,} rows of it" if config.data.max_rows else ""),
         sections=sections,
         history=read_history(config.out / "history.jsonl"),
         skipped=skipped + gallery.skipped,

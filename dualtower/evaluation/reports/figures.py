@@ -3,7 +3,6 @@ into an image, since the fonts at hand may lack its script; texts stand in the M
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -106,9 +105,8 @@ def draw_histogram(samples: Mapping[str, np.ndarray]) -> Image.Image:
     figure, axes = _figure(6, 2.8, 1, 1)
     edges = np.histogram_bin_edges(np.concatenate(list(samples.values())), bins=60)
     for (name, values), color in zip(samples.items(), ("#18963c", "#888888", "#3060a0"), strict=False):
-        axes[0].hist(
-            values, bins=edges, weights=np.full(len(values), 1 / len(values)), alpha=0.6, label=name, color=color
-        )
+        weights = np.full(len(values), 1 / len(values))
+        axes[0].hist(values, edges, weights=weights, histtype="stepfilled", alpha=0.6, label=name, color=color)
     axes[0].set_xlabel("score", fontsize=8)
     axes[0].set_ylabel("share of the pairs", fontsize=8)
     axes[0].tick_params(labelsize=8)
@@ -178,12 +176,11 @@ def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Any, 
 
 
 def _drawn(figure: Any) -> Image.Image:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return Image.open(buffer).convert("RGB")
+    figure.canvas.draw()
+    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
 
 
 def save_png(image: Image.Image, path: Path) -> None:
     """Write an image that is either old or new, never half."""
     with atomic_write(path) as partial:
-        image.save(partial, format="PNG")
+        image.save(partial, format="PNG", compress_level=3)  # a sixth larger than at 6, in two thirds of the time
