@@ -4,6 +4,7 @@
     python benchmarks/compare.py towers    --source FOLDER      # every text tower x ResNet, ViT, Swin, 5 minutes each
     python benchmarks/compare.py losses    --source FOLDER      # InfoNCE, SigLIP, triplet, 5 minutes each
     python benchmarks/compare.py positives --source FOLDER      # with and without product-aware positives, 4 epochs
+    python benchmarks/compare.py pretrained --source FOLDER     # an hour of pairs; 20 minutes of images and 40 of pairs
 
 The recipe is made for the synthetic catalog's thousand rows; with forty times as many, batches of 512 at a higher rate
 learn more in the same time. The hour-long run has a wider network, too. Both are measured a second time with
@@ -40,6 +41,7 @@ HERE = Path(__file__).parent
 CARD = HERE.parent / "data_cards" / "fashion_products.md"
 
 PUBLISHED = "published, pretrained"
+PRETRAINED = "a third of the time on images alone, then pairs"
 
 SMALL_GALLERY = ("losses", "towers")
 """Experiments of many short runs, which rank the test rows only."""
@@ -62,10 +64,10 @@ TEXT_TOWERS = {
 }
 
 
-def recipe_module() -> ModuleType:
-    """recipes/train_clip_style.py, whose config every run starts from."""
-    path = HERE.parent / "recipes" / "train_clip_style.py"
-    spec = importlib.util.spec_from_file_location("recipe", path)
+def recipe_module(name: str = "train_clip_style") -> ModuleType:
+    """A recipe; the config of the main one is where every run starts from."""
+    path = HERE.parent / "recipes" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -77,6 +79,9 @@ def variants(experiment: str, base: RunConfig) -> dict[str, tuple[Budget, RunCon
     base = replace(base, train=replace(base.train, batch_size=512, lr=1e-2, adamw_lr=3e-3, ema=0.995))
     if experiment == "quality":
         return {"10 minutes": (minutes(10), base), "60 minutes": (minutes(60), _for_an_hour(base))}
+    if experiment == "pretrained":
+        hour = _for_an_hour(base)
+        return {"pairs alone": (minutes(60), hour), PRETRAINED: (minutes(60), hour)}
     if experiment == "positives":
         plain = replace(base, loss=replace(base.loss, positives="pair"))
         return {"own pair only": ({"epochs": 4}, plain), "same product": ({"epochs": 4}, base)}
@@ -112,7 +117,7 @@ def _with_towers(base: RunConfig, text: TextTowerConfig, image: ImageTowerConfig
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=["quality", "towers", "losses", "positives"])
+    parser.add_argument("experiment", choices=["quality", "towers", "losses", "positives", "pretrained"])
     parser.add_argument("--source", required=True, help="folder with the fashion products and kagl_text_to_image.json")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder for the runs")
     parser.add_argument("--minutes", type=float, help="instead of the experiment's own budget")
@@ -134,6 +139,8 @@ def main() -> None:
         budget = minutes(args.minutes) if args.minutes else budget
         out = args.out / args.experiment / name.replace(" ", "_")
         if not (out / "metrics.json").exists():  # a run that is already there is measured, not repeated
+            if name == PRETRAINED:
+                config, budget = pretrained(config, budget, out.with_name("images"), args.source)
             train(config, budget, out, args.source)
         model = DualTower.from_pretrained(out / "model")
         ((unit, amount),) = budget.items()
@@ -177,6 +184,16 @@ def train(config: RunConfig, budget: Budget, out: Path, source: str) -> None:
     data = replace(config.data, card=CARD, source=source)
     if not run(replace(config, data=data, train=replace(config.train, **given), out=out, overwrite=True)):
         sys.exit(130)  # stopped by a signal
+
+
+def pretrained(config: RunConfig, budget: Budget, out: Path, source: str) -> tuple[RunConfig, Budget]:
+    """Let the image tower learn from images alone for a third of the time; what begins with it has the rest."""
+    whole, image, alone = budget["minutes"], config.model.image, recipe_module("pretrain_simclr").config()
+    assert image is not None
+    if not (out / "metrics.json").exists():
+        train(replace(alone, model=replace(alone.model, image=image)), minutes(whole / 3), out, source)
+    model = replace(config.model, image=replace(image, pretrained=str(out / "model")))
+    return replace(config, model=model), minutes(whole * 2 / 3)
 
 
 def figures(result) -> list[str]:

@@ -6,6 +6,7 @@ accelerate launch --quiet recipes/pretrain_masked.py
 accelerate launch --quiet recipes/pretrain_masked.py --data.card data_cards/fashion_products.md --train.minutes 30
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from dualtower import (
@@ -45,5 +46,13 @@ def config() -> RunConfig:
     )
 
 
+def smoke() -> RunConfig:
+    """The same way in seconds, with a narrower ViT."""
+    whole = config().smoke()
+    vit = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2}
+    image = ImageTowerConfig(name="vit_tiny_patch16_224", options=vit, pooling="avg")
+    return replace(whole, model=replace(whole.model, image=image))
+
+
 if __name__ == "__main__":
-    launch(config)
+    launch(config, smoke)

@@ -18,9 +18,10 @@ import torch.distributed as dist
 from dualtower import DualTower
 from dualtower.launcher import launch
 from dualtower.training import trainer
+from dualtower.training.config import SMOKE_ROWS
 
 REPOSITORY = Path(__file__).parent.parent
-TEST_ROWS = 2 * 576  # texts and images of the synthetic test split
+TEST_ROWS = 2 * SMOKE_ROWS  # texts and images of the synthetic test split that a smoke run measures
 
 
 def main(patience: float, measurement: float, arguments: list[str]) -> None:

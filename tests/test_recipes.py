@@ -25,6 +25,7 @@ FROM_ANY = [name for name in NAMES if name not in ("pretrain_masked", "pretrain_
 MAIN = REPOSITORY / "recipes" / "train_clip_style.py"
 EVERY = Path(__file__).with_name("every_recipe.py")
 SMOKE = ["--smoke", "--train.cpu-threads", "1"]  # with two, two such tests at a time on two cores take twice as long
+FP32 = ["--train.precision", "fp32"]  # to measure the precisions of every recipe once is enough
 pytestmark = pytest.mark.slow
 
 
@@ -91,7 +92,7 @@ def test_every_recipe_on_one_process(project: Path) -> None:
 
 def test_every_recipe_on_two_processes(project: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    said = all_done(run([*torchrun, str(EVERY), ",".join(NAMES), *SMOKE, *SMALL_SPLITS], project), NAMES)
+    said = all_done(run([*torchrun, str(EVERY), ",".join(NAMES), *SMOKE, *FP32, *SMALL_SPLITS], project), NAMES)
     assert said.count("2 process(es)") == len(NAMES), "two processes were asked for"
     for out in runs_of(project, NAMES):
         check_metrics(out)
@@ -109,7 +110,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_recipe_from_a_model_of_ones_own(trained: Path, project: Path) -> None:
-    options = [*SMOKE, *SMALL_SPLITS, "--base", str(trained), "--train.steps", "2"]
+    options = [*SMOKE, *FP32, *SMALL_SPLITS, "--base", str(trained), "--train.steps", "2"]
     said = all_done(run([sys.executable, str(EVERY), ",".join(FROM_ANY), *options], project), FROM_ANY)
     assert said.count(f"come from {trained}") == len(FROM_ANY)
     for out in runs_of(project, FROM_ANY):

@@ -37,6 +37,7 @@ from dualtower.data.partners import Partners
 from dualtower.data.synthetic.catalog import synthesize_catalog
 from dualtower.data.transforms.augmentation import BatchRNG
 from dualtower.errors import ConfigError, DataError, UnknownName
+from dualtower.evaluation import representation
 from dualtower.losses import structural_similarity
 from dualtower.models.whitening import image_features, image_tower_alone, whitened, whitening
 from dualtower.objectives.self_supervised.simclr import SimCLR
@@ -175,6 +176,17 @@ def test_features_are_whitened(tmp_path: Path) -> None:
     assert all(torch.equal(value, bare.state_dict()[name]) for name, value in alone.state_dict().items())
     with pytest.raises(ConfigError, match="1 images"):
         whitened(alone, features[:1])
+
+
+def test_what_the_head_makes_of_features_is_the_embedding() -> None:
+    """The report embeds no image twice: the model's vectors are made of its bare ones."""
+    photos = [factories.photo(i) for i in range(60)]
+    tower = image_tower_alone(factories.model()).eval()
+    features = image_features(tower, photos)
+    model = whitened(tower, features)
+    made = representation._under_the_head(model, representation._Vectors(features, features[:5]))
+    assert np.allclose(representation._unit(made.train), model.encode_image(photos), atol=1e-5)
+    assert np.array_equal(made.test, made.train[:5])
 
 
 def test_a_bottleneck_narrows_what_a_decoder_draws_from(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from dualtower.data.items import ItemDataset
 from dualtower.data.transforms.attributes import column_labels, fit_classes
@@ -26,7 +27,7 @@ from dualtower.evaluation.reports.report import Section, format_interval
 from dualtower.evaluation.spread import spread
 from dualtower.markdown import markdown_table
 from dualtower.models.dual_tower import DualTower
-from dualtower.models.whitening import image_tower_alone, whitening
+from dualtower.models.whitening import image_features, image_tower_alone, whitening
 
 __all__ = ["representation_sections"]
 
@@ -36,7 +37,8 @@ MAX_FITTED = 10_000
 """Rows that a linear probe is fitted on; more of them change little and take minutes."""
 MAX_SPREAD = 4000
 """Training images by which a collapse is noticed."""
-BARE, RAW, RAW_WHITENED = "without its head", "raw 16x16 pixels", "raw pixels, whitened"
+MODEL, BARE, RANDOM = "the model", "without its head", "random weights"
+RAW, RAW_WHITENED = "raw 16x16 pixels", "raw pixels, whitened"
 _SAME_TO_A_LAYER = (BARE, RAW_WHITENED)  # what whitens is linear, and so is what is fitted
 FEW_STEPS = 25
 """Iterations of the linear probe; `dualtower probe` takes its time."""
@@ -59,18 +61,17 @@ def representation_sections(
     *,
     labels: Sequence[str] | None,
     settings: EvaluationConfig,
-    finish: Callable[[DualTower], DualTower] = lambda model: model,
     progress: bool = False,
 ) -> list[Section]:
     """Measure a model's image embeddings.
 
     Args:
-        model: With an image tower.
+        model: With an image tower, bare or under a head that whitens its features; random weights and raw pixels are
+            then shown whitened too.
         items: The measured split.
         train: Rows whose labels are known: neighbors of the kNN vote, and what the linear probe is fitted on.
         labels: Attributes to find; None for all of the card that have from 2 to `MAX_CLASSES` values.
         settings: Resamples and batch size.
-        finish: What was done to the trained tower in the end, such as whitening; it is done to the others likewise.
         progress: Whether to show progress bars.
 
     Returns:
@@ -82,15 +83,16 @@ def representation_sections(
     of_train, rows = (np.flatnonzero(some.images.sizes() >= 0) for some in (train, items))
     if not len(rows):
         raise DataError(f"{items.card}, split {items.split}: there are no images to measure")
-    tower = image_tower_alone(model)
-    fresh = finish(with_fresh_weights(tower))
-    embed: dict[str, Callable[[Any], np.ndarray]] = {
-        "the model": lambda images: model.encode_image(images, batch_size=settings.batch_size, progress=progress)
+    tower, under_a_head = image_tower_alone(model), model.config.head != "none"
+
+    def features(of: DualTower) -> Callable[[Any], np.ndarray]:
+        return lambda images: image_features(of, images, batch_size=settings.batch_size, progress=progress)
+
+    embed = {
+        BARE if under_a_head else MODEL: features(tower),
+        RANDOM: features(with_fresh_weights(tower)),
+        RAW: raw_pixels,
     }
-    if model.config.head != "none":
-        embed[BARE] = lambda images: tower.encode_image(images, batch_size=settings.batch_size)
-    embed["random weights"] = lambda images: fresh.encode_image(images, batch_size=settings.batch_size)
-    embed[RAW] = raw_pixels
     wanted = _labels(train) if labels is None else fit_classes(labels, train.columns.attributes)
     if not wanted:
         of_train = of_train[:: math.ceil(len(of_train) / MAX_SPREAD)]
@@ -101,8 +103,13 @@ def representation_sections(
         )
         for name, encode in embed.items()
     }
-    if BARE in embed:
-        vectors[RAW_WHITENED] = _whitened(vectors[RAW])
+    if under_a_head:
+        vectors = {
+            MODEL: _under_the_head(model, vectors[BARE]),
+            **vectors,
+            RANDOM: _whitened(vectors[RANDOM]),
+            RAW_WHITENED: _whitened(vectors[RAW]),
+        }
     measured = items if len(rows) == len(items) else items.select(rows)
     neighbors = train if len(of_train) == len(train) else train.select(of_train)
     table: dict[str, dict[str, Interval]] = {}
@@ -110,6 +117,14 @@ def representation_sections(
         table |= _found_labels(attribute, classes, vectors, neighbors, measured, settings)
     table |= _found_products(vectors, measured, settings)
     return [_figures(table, vectors, measured, neighbors if wanted else None), _neighbors(vectors, measured)]
+
+
+def _under_the_head(model: DualTower, vectors: _Vectors) -> _Vectors:
+    """What the model's head makes of its tower's features: images need not be embedded a second time."""
+    assert model.image_head is not None
+    with torch.inference_mode():
+        made = (model.image_head(torch.from_numpy(some).to(model.device)) for some in (vectors.train, vectors.test))
+        return _Vectors(*(some.float().cpu().numpy() for some in made))
 
 
 def _whitened(vectors: _Vectors) -> _Vectors:

@@ -56,7 +56,9 @@ def image_tower_alone(model: DualTower, *, decoder: DecoderConfig | None = None)
     return alone.to(model.device).train(model.training)
 
 
-def image_features(model: DualTower, images: Sequence[Any], *, batch_size: int = 256) -> np.ndarray:
+def image_features(
+    model: DualTower, images: Sequence[Any], *, batch_size: int = 256, progress: bool = False
+) -> np.ndarray:
     """What the image tower of a model without a head makes of images, ``[N, W]``, of no particular length.
 
     Raises:
@@ -64,7 +66,7 @@ def image_features(model: DualTower, images: Sequence[Any], *, batch_size: int =
     """
     bare = copy.copy(model)
     bare.config = replace(model.config, similarity="dot")  # under which embeddings keep their length
-    return bare.encode_image(images, batch_size=batch_size)
+    return bare.encode_image(images, batch_size=batch_size, progress=progress)
 
 
 def whitened(model: DualTower, features: np.ndarray) -> DualTower:

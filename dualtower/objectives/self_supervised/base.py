@@ -119,7 +119,6 @@ class SelfSupervised(Objective):
             train,
             labels=self.config.probe,
             settings=settings,
-            finish=lambda untrained: self.finished(untrained, train, settings),
             progress=progress,
         )
 
