@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from statistics import mean
 
 from common import counted, save_results, spread
 
@@ -32,6 +33,7 @@ from dualtower import (
     load_items,
     run,
 )
+from dualtower.data.items import ItemDataset
 from dualtower.evaluation.attributes import METRICS, AttributeRetrieval, evaluate_attribute_retrieval
 from dualtower.evaluation.reports.report import format_interval
 
@@ -49,41 +51,65 @@ def main() -> None:
     )
     parser.add_argument("--epochs", type=float, default=10)
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each encoder")
+    parser.add_argument(
+        "--dropouts", type=float, nargs="+", default=[0.3, 0.5, 0.7], help="one is chosen on the validation split"
+    )
     args = parser.parse_args()
 
-    test = load_items(load_card(CARD), "test", source=args.source, check_images=False)
+    validation, test = (
+        load_items(load_card(CARD), split, source=args.source, check_images=False) for split in ("validation", "test")
+    )
+    judged = {dropout: figure(answers(args, dropout, 0, validation)) for dropout in args.dropouts}
+    print("nDCG@10 of the codes on the validation split, by dropout:", judged, flush=True)
+    dropout = max(judged, key=lambda dropout: judged[dropout])
     found: dict[str, list[AttributeRetrieval]] = {question: [] for question in QUESTIONS}
     for seed in range(args.seeds):
-        whole = trained(args, NAMES, seed)
-        without = trained(args, tuple(name for name in NAMES if name != TYPE), seed)
-        for question, model, hide in zip(QUESTIONS, (whole, without, whole), (True, True, False), strict=True):
-            found[question].append(evaluate_attribute_retrieval(model, test, relevance=[TYPE], hide=hide))
+        for question, answered in answers(args, dropout, seed, test).items():
+            found[question].append(answered)
     rows = [row for question in QUESTIONS for row in table_rows(question, found[question])]
     protocol = found[QUESTIONS[0]][0].protocol
     save_results(
         "attribute_vectors",
         title="Products of the same type, found by their attributes",
         tables=[(["the type is", "missing", "vector", *METRICS, "ndcg@10 against one-hot, by training"], rows)],
-        values={question: [each.to_dict() for each in of] for question, of in found.items()},
+        values={question: [each.to_dict() for each in of] for question, of in found.items()} | {"dropout": dropout},
         notes=(
             f"{protocol['queries']:,} of {protocol['rows']:,} products of the test split, one row each, search the "
             "others; brackets are 95 % intervals over queries of the first of "
             f"{counted(args.seeds, 'training')} of {args.epochs:g} epochs, and the last column has the median gain and "
-            "the range over all of them. `completed` is the one-hot vector in which the decoder has filled in what is "
-            "missing."
+            f"the range over all of them. The encoder learned with a dropout of {dropout:g}, chosen on the validation "
+            "split. `completed` is the one-hot vector in which the decoder has filled in what is missing."
         ),
     )
 
 
-def trained(args: argparse.Namespace, names: tuple[str, ...], seed: int) -> DualTower:
+def answers(args: argparse.Namespace, dropout: float, seed: int, items: ItemDataset) -> dict[str, AttributeRetrieval]:
+    """The three questions, asked of the encoders of one seed."""
+    whole = trained(args, NAMES, dropout, seed)
+    without = trained(args, tuple(name for name in NAMES if name != TYPE), dropout, seed)
+    asked = zip(QUESTIONS, (whole, without, whole), (True, True, False), strict=True)
+    return {
+        question: evaluate_attribute_retrieval(model, items, relevance=[TYPE], hide=hide)
+        for question, model, hide in asked
+    }
+
+
+def figure(answered: dict[str, AttributeRetrieval]) -> float:
+    """What chooses between encoders: nDCG@10 of the codes where the type is hidden, over all shares missing."""
+    return mean(
+        kinds["code"]["ndcg@10"].value for question in QUESTIONS[:2] for kinds in answered[question].metrics.values()
+    )
+
+
+def trained(args: argparse.Namespace, names: tuple[str, ...], dropout: float, seed: int) -> DualTower:
     """An encoder of these attributes."""
-    out = args.out / f"{len(names)}_attributes_{seed}"
+    out = args.out / f"{len(names)}_attributes_{dropout:g}_{seed}"
     if not (out / "metrics.json").exists():
         config = RunConfig(
             model=ModelConfig(
                 text=None,
                 image=None,
-                attribute_encoder=AttributeEncoderConfig(AttributesConfig(names, dropout=0.5)),
+                attribute_encoder=AttributeEncoderConfig(AttributesConfig(names, dropout=dropout)),
                 embed_dim=64,
             ),
             data=DataConfig(card=CARD, source=args.source, workers=0),

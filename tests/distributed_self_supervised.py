@@ -38,6 +38,7 @@ def objectives() -> dict[str, SelfSupervised]:
         for kind in (SimCLR, MoCoV3, BYOL):
             made[f"{kind.__name__}, {positives}"] = kind(model(), config)
         made[f"MoCo, {positives}"] = MoCo(model(), config, batch_size=ROWS // world_size())
+    made["SimCLR, attacked"] = SimCLR(model(), replace(POSITIVES["view"], adversary=8.0, adversary_steps=2))
     return {name: objective.double().train() for name, objective in made.items()}
 
 

@@ -41,6 +41,7 @@ from dualtower.evaluation import representation
 from dualtower.losses import structural_similarity
 from dualtower.models.whitening import image_features, image_tower_alone, whitened, whitening
 from dualtower.objectives.self_supervised.simclr import SimCLR
+from dualtower.training.batches import augmented
 from dualtower.training.building import build_model, build_trainer, with_known_values
 from dualtower.training.config import SelfSupervisedName
 from dualtower.training.pool import pretraining_pool
@@ -71,7 +72,7 @@ def test_ranks_learn_what_one_process_learns_of_the_joined_batch(
 ) -> None:
     """Gradients, weights, batch statistics, slow copies and the queue, for all positives."""
     ranks = steps_of(processes, tmp_path)
-    assert len(one_process) == 12 and ranks.keys() == one_process.keys()
+    assert len(one_process) == 13 and ranks.keys() == one_process.keys()
     for objective, expected in one_process.items():
         assert any(name.startswith("gradient of model.image_tower") for name in expected)
         for name, value in expected.items():
@@ -147,8 +148,48 @@ def test_it_learns_what_it_is_told_to(objective: str, tmp_path: Path) -> None:
         made = trainer(settings(objective, tmp_path / str(lr), ssl=ssl, **options), drawn)
         batch = next(made._groups()).batches[0]
         made.fit()
-        losses.append(float(made._forward(batch, 0, (40, 30))[0].detach()))
+        losses.append(float(made._forward(batch, 0, progress=0.0)[0].detach()))
     assert losses[1] < losses[0] - 0.02 * abs(losses[0])
+
+
+def test_an_adversary_moves_the_first_view_to_where_its_match_is_hard_to_find(tmp_path: Path) -> None:
+    options = {"steps": 12, "warmup": 0.0, "final_augmentation_strength": 0.0}
+    made = trainer(settings("simclr", tmp_path, ssl={"adversary": 8.0, "adversary_steps": 3}, **options))
+    outcome = made.fit()
+    assert outcome.position.step == 12 and all(value.isfinite().all() for value in made.objective.state_dict().values())
+    objective, batch = made.objective, next(made._groups()).batches[0]
+    first, second = (augmented(batch, made.config.train, None, BatchRNG(n, size=8), size=(40, 30)) for n in (1, 2))
+    before = {name: value.clone() for name, value in objective.state_dict().items()}
+    objective.train()
+    moved = objective._attacked(first.pixels, second.pixels, batch.product_codes, BatchRNG(3, size=8))
+    assert 7 < (moved - first.pixels).abs().max() < 8.001 and moved.min() >= 0 and moved.max() <= 255
+    assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items()), (
+        "no statistics moved"
+    )
+    assert objective.training and all(part.training for part in objective.projector.modules())
+    with torch.no_grad():
+        objective.eval()
+        views = (objective._projected(pixels) for pixels in (first.pixels, moved, second.pixels))
+        clean, attacked, match = views
+    assert ((attacked * match).sum(1) < (clean * match).sum(1)).all()
+    with pytest.raises(ConfigError, match=r"ssl\.adversary is 8\.0, and only objective 'simclr'"):
+        trainer(settings("byol", tmp_path / "byol", ssl={"adversary": 8.0}))
+    for wrong in ({"adversary": -1.0}, {"adversary": 1.0, "adversary_steps": 0}):
+        with pytest.raises(ConfigError, match="give a bound from 0, which is off, and at least one step"):
+            SelfSupervisedConfig(**wrong)
+
+
+def test_augmentation_grows_weaker_to_the_end(tmp_path: Path) -> None:
+    made = trainer(settings("simclr", tmp_path, augmentation_strength=0.8, final_augmentation_strength=0.2))
+    batch, weak = next(made._groups()).batches[0], replace(made.config.train, augmentation_strength=0.2)
+
+    def seen(train: TrainConfig, progress: float) -> torch.Tensor:
+        return augmented(batch, train, None, BatchRNG(1, size=8), size=(40, 30), progress=progress).pixels
+
+    assert torch.equal(seen(made.config.train, 1.0), seen(weak, 0.0))
+    assert not torch.equal(seen(made.config.train, 0.5), seen(made.config.train, 1.0))
+    with pytest.raises(ConfigError, match=r"train\.final_augmentation_strength is -0\.5; it must not be negative"):
+        replace(weak, final_augmentation_strength=-0.5)
 
 
 def test_only_the_tower_is_saved(tmp_path: Path) -> None:
@@ -208,7 +249,7 @@ def test_a_card_says_how_each_row_is_augmented(tmp_path: Path) -> None:
     made, seen = trainer(config), []
     made.objective.register_forward_hook(lambda module, given, found: seen.append(given[0]))
     batch = next(made._groups()).batches[0]
-    made._forward(batch, 0, (40, 30))
+    made._forward(batch, 0, progress=0.0)
     red = torch.tensor([int(row) % 2 == 0 for row in batch.ids])
     assert red.any() and not red.all()
     for view in (seen[0].pixels, *seen[0].more_views):

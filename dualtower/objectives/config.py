@@ -95,6 +95,12 @@ class SelfSupervisedConfig:
     whiten: bool = True
     """Put a head on the finished tower that whitens its features by the training images: no training, and on product
     photos a good deal of recall and accuracy. Without it the embeddings are the bare features."""
+    adversary: float = 0.0
+    """How far the values of the first view's pixels, 0 to 255, may each be moved to where SimCLR finds the second view
+    the least: 8 makes features that bear attacks (`dualtower robustness`), at the cost of `adversary_steps` + 1 more
+    passes in both directions. 0 is off."""
+    adversary_steps: int = 5
+    """Steps of each attack."""
     probe: tuple[str, ...] | None = None
     """Attributes that the result is measured by; default all categories of the data card. They train nothing."""
     transductive: bool = False
@@ -113,6 +119,11 @@ class SelfSupervisedConfig:
         for name in ("temperature", "projection", "queue", "decoder_width", "decoder_layers"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"ssl.{name} is {getattr(self, name)}; it must be above 0")
+        if self.adversary < 0 or self.adversary_steps < 1:
+            raise ConfigError(
+                f"ssl.adversary is {self.adversary} and ssl.adversary_steps {self.adversary_steps}; give a bound from "
+                "0, which is off, and at least one step"
+            )
         for name in ("momentum", "final_momentum"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"ssl.{name} is {getattr(self, name)}; it must be from 0 to 1")

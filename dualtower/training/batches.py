@@ -54,7 +54,14 @@ def training_collator(config: RunConfig, objective: Objective, items: ItemDatase
 
 
 def augmented(
-    batch: Batch, config: TrainConfig, tokenizer: Any, rng: BatchRNG, *, size: tuple[int, int], views: Views = ONE_VIEW
+    batch: Batch,
+    config: TrainConfig,
+    tokenizer: Any,
+    rng: BatchRNG,
+    *,
+    size: tuple[int, int],
+    views: Views = ONE_VIEW,
+    progress: float = 0.0,
 ) -> Batch:
     """A batch as one visit of training sees it.
 
@@ -65,8 +72,10 @@ def augmented(
         rng: Random numbers, a row of them for each row of the batch.
         size: Height and width that the images get.
         views: What the objective wants; a loader may read more than that.
+        progress: Share of the budget that is used up.
     """
-    images = [] if batch.pixels is None else _views(batch, config, rng, size, views.images)
+    strength = augmentation_strength(config, progress)
+    images = [] if batch.pixels is None else _views(batch, config, rng, size, views.images, strength)
     read = [] if batch.tokens is None else [batch.tokens, *batch.more_tokens][: views.texts]
     texts = [_with_hidden(tokens, config.token_dropout, tokenizer, rng) for tokens in read]
     return replace(
@@ -93,10 +102,18 @@ def image_size(settings: ImageSettings, scales: tuple[float, ...], progress: flo
     return height, width
 
 
-def _views(batch: Batch, config: TrainConfig, rng: BatchRNG, size: tuple[int, int], count: int) -> list[Tensor]:
+def augmentation_strength(config: TrainConfig, progress: float) -> float:
+    """How strong the augmentation is at a point of the budget."""
+    first, last = config.augmentation_strength, config.final_augmentation_strength
+    return first if last is None else first + (last - first) * progress
+
+
+def _views(
+    batch: Batch, config: TrainConfig, rng: BatchRNG, size: tuple[int, int], count: int, strength: float
+) -> list[Tensor]:
     """Augmented views of what was read, in turn."""
     assert batch.pixels is not None
-    sources, strength, views = [batch.pixels, *batch.more_views], config.augmentation_strength, []
+    sources, views = [batch.pixels, *batch.more_views], []
     for number in range(count):
         pixels = sources[number % len(sources)]
         if config.augmentation == "card":
@@ -119,7 +136,8 @@ def source_settings(config: RunConfig, items: ItemDataset) -> ImageSettings:
     """
     settings, train = config.model.image_settings, config.train
     presets = PresetRule.of(train.augmentation_rule).names if train.augmentation == "card" else [train.augmentation]
-    smallest = min(smallest_crop(name, train.augmentation_strength) for name in presets)
+    strongest = max(augmentation_strength(train, progress) for progress in (0.0, 1.0))
+    smallest = min(smallest_crop(name, strongest) for name in presets)
     if smallest == 1:
         return settings
     sizes = [size for row in range(min(LOOKED_AT, len(items))) if (size := _stored_size(items.images[row]))]

@@ -82,6 +82,8 @@ class TrainConfig:
     """What the data card says of it; filled in when the run begins."""
     augmentation_strength: float = 1.0
     """How far zoom, shift and colors may go, as a share of the preset's own reach; flips stay."""
+    final_augmentation_strength: float | None = None
+    """The same at the end of the budget, to which it goes in a straight line; default `augmentation_strength`."""
     random_erasing_prob: float = 0.0
     """Share of the images of which a rectangle is hidden."""
     token_dropout: float = 0.0
@@ -154,6 +156,9 @@ class TrainConfig:
         for name in ("batch_size", "accumulate", "max_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("augmentation_strength", "final_augmentation_strength"):
+            if (getattr(self, name) or 0) < 0:
+                raise ConfigError(f"train.{name} is {getattr(self, name)}; it must not be negative")
         if self.tower_precision is not None and self.precision != "auto":
             raise ConfigError(
                 f"train.tower_precision is what train.precision auto chose, and train.precision is {self.precision}; "

@@ -220,12 +220,11 @@ class Trainer:
         if (resting := self._resting_parts(progress)) != self.resting:
             self._let_rest(resting)
         set_modes(self.objective, self.resting)
-        size = image_size(self.config.model.image_settings, train.image_size_schedule, progress)
         losses, remembered = [], []
         for number, batch in enumerate(group.batches):
             last = number == len(group.batches) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss, kept = self._forward(batch, number, size)
+                loss, kept = self._forward(batch, number, progress)
                 losses.append(loss.detach())
                 remembered.append(kept)
                 self.accelerator.backward(nan_unless_finite(loss) / len(group.batches))
@@ -303,13 +302,22 @@ class Trainer:
         if self.accelerator.is_main_process:
             logger.warning("step %d overflowed in fp16 and was skipped; loss scale now %g", self.position.step, scale)
 
-    def _forward(self, batch: Batch, number: int, size: tuple[int, int]) -> tuple[torch.Tensor, Any]:
+    def _forward(self, batch: Batch, number: int, progress: float) -> tuple[torch.Tensor, Any]:
         """The loss of one batch, and what the objective remembers of it."""
+        train = self.config.train
+        size = image_size(self.config.model.image_settings, train.image_size_schedule, progress)
         rows, ranks, device = len(batch.ids), self.accelerator.num_processes, batch.product_codes.device
-        seeds = (self.config.train.seed, self.position.step, number)
+        seeds = (train.seed, self.position.step, number)
         rng = BatchRNG(*seeds, self.accelerator.process_index, size=rows, device=device)
-        views = self.objective.views
-        batch = augmented(batch, self.config.train, self.unwrapped.tokenizer, rng, size=size, views=views)
+        batch = augmented(
+            batch,
+            train,
+            self.unwrapped.tokenizer,
+            rng,
+            size=size,
+            views=self.objective.views,
+            progress=progress,
+        )
         joint_draw = BatchRNG(*seeds, ranks, size=rows * ranks, device=device)  # no rank has this number
         outputs = self.model(batch, joint_draw)
         return self.objective.loss(outputs, batch), self.objective.remember(outputs)

@@ -52,6 +52,7 @@ def view_samples(
             rng,
             size=(settings.height, settings.width),
             views=objective.views,
+            progress=draw / max(1, DRAWS - 1),
         )
         assert found.pixels is not None
         seen += [found.pixels, *found.more_views]

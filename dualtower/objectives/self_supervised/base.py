@@ -52,6 +52,8 @@ class SelfSupervised(Objective):
     """
 
     measured_by_retrieval = False
+    can_be_attacked = False
+    """Whether it can train on attacked views."""
 
     def __init__(self, model: DualTower, config: SelfSupervisedConfig) -> None:
         super().__init__(model, idle=("text_tower", "text_head", "image_head", "logit_scale", "logit_bias"))
@@ -60,6 +62,10 @@ class SelfSupervised(Objective):
                 "self-supervised training learns the features of an image tower, and this model has "
                 + ("no image tower" if model.image_tower is None else f"a {model.config.head} head behind them")
                 + "; type --model.head none, and a --model.image"
+            )
+        if config.adversary and not self.can_be_attacked:
+            raise ConfigError(
+                f"ssl.adversary is {config.adversary}, and only objective 'simclr' trains on attacked views"
             )
         self.config = config
 
