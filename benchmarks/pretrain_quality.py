@@ -9,8 +9,8 @@ AdamW on a cosine, and the settings that `pretrain_speed.py` found fastest. A tr
 measured, not repeated.
 
 All are measured alike: labels by the vote of the ten nearest of all training images, and the other images of a product
-by cosine; among the bare features, and among the same features whitened by the training images, which is how the recipe
-leaves its model. The images of the test split are new to all of them.
+by cosine; among the bare features, and among those of the stage before the last, in 2 x 2 cells and whitened by the
+training images, which is how the recipe finishes its model. The images of the test split are new to all of them.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ HERE = Path(__file__).parent
 CARD = HERE.parent / "data_cards" / "fashion_products.md"
 RECIPE = HERE.parent / "recipes" / "pretrain_simclr.py"
 LABEL, BATCH, TEMPERATURE = "articleType", 256, 0.2
+FINISHED = ", finished"
 OURS, LIGHTLY, IMAGENET, RANDOM, RAW = "dualtower", "lightly", "ImageNet weights", "random weights", "raw 16x16 pixels"
 
 
@@ -57,18 +58,21 @@ def main() -> None:
         models[IMAGENET] = imagenet
     models[RANDOM] = with_fresh_weights(ours)
     found: dict[str, dict[str, np.ndarray]] = {}
-    for name, embed in {**{name: features_of(model) for name, model in models.items()}, RAW: raw_pixels}.items():
-        bare = [embed(items.images) for items in (train, test)]
-        mean, deviation, directions = whitening(bare[0])
-        white = [((some - mean) / deviation @ directions).astype(np.float32) for some in bare]
-        found[name] = answers(*bare, train, test)
-        found[f"{name}, whitened"] = answers(*white, train, test)
-        print(name, {key: round(float(value.mean()), 3) for key, value in found[f"{name}, whitened"].items()})
+    bare = {name: features_of(model) for name, model in models.items()} | {RAW: raw_pixels}
+    stages = {name: features_of(image_tower_alone(model, stage=-2, grid=2)) for name, model in models.items()}
+    for name, embed in bare.items():
+        found[name] = answers(*(embed(items.images) for items in (train, test)), train, test)
+        cells = [stages.get(name, embed)(items.images) for items in (train, test)]
+        mean, deviation, directions = whitening(cells[0])
+        white = (((some - mean) / deviation @ directions).astype(np.float32) for some in cells)
+        found[f"{name}{FINISHED}"] = answers(*white, train, test)
+        for line in (name, f"{name}{FINISHED}"):
+            print(line, {key: round(float(value.mean()), 3) for key, value in found[line].items()}, flush=True)
     save(found, test, labels(train, test)[1] >= 0, args)
 
 
 def trained_here(args: argparse.Namespace) -> DualTower:
-    """The recipe's own tower, before it is whitened."""
+    """The recipe's own tower as it was trained."""
     out = args.out / OURS
     if not (out / "model").exists():
         command = [
@@ -82,7 +86,7 @@ def trained_here(args: argparse.Namespace) -> DualTower:
             args.source,
         ]
         subprocess.run([*command, "--train.minutes", str(args.minutes), "--out", str(out), "--overwrite"], check=True)
-    return image_tower_alone(DualTower.from_pretrained(out / "model"))
+    return image_tower_alone(DualTower.from_pretrained(out / "model"), stage=-1, grid=1)
 
 
 def trained_by_lightly(ours: DualTower, train: ItemDataset, args: argparse.Namespace) -> DualTower:
@@ -166,16 +170,14 @@ def save(
         rows.append([name, *(format_interval(key, figure) for key, figure in figures.items())])
     notes = (
         f"{args.minutes:g} minutes of training each on two cores, one training each. {len(test):,} test images. "
-        "Brackets are 95 % intervals by product."
+        "Brackets are 95 % intervals by product. Differences of the accuracy:"
     )
-    for other in (f"{LIGHTLY}, whitened", f"{RAW}, whitened", f"{IMAGENET}, whitened", RAW):
-        if other in found:
-            gain = paired_test(found[other]["label"], found[f"{OURS}, whitened"]["label"], groups=groups["label"])
-            notes += (
-                f" Accuracy of dualtower, whitened, less that of {other}: {gain.value:+.3f} "
-                f"({gain.low:+.3f} to {gain.high:+.3f})."
-            )
-            values[f"against {other}"] = vars(gain)
+    for ours, others in ((OURS, (LIGHTLY, RANDOM, RAW, IMAGENET)), (f"{OURS}{FINISHED}", found)):
+        for other in others:
+            if other in found and other != ours:
+                gain = paired_test(found[other]["label"], found[ours]["label"], groups=groups["label"])
+                notes += f" {ours} less {other}: {gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})."
+                values[f"{ours} less {other}"] = vars(gain)
     save_results(
         "pretrain_quality",
         title=f"Image features after {args.minutes:g} minutes without labels",

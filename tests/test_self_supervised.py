@@ -18,6 +18,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from processes import torchrun
+from torch.nn import functional as F
 
 from dualtower import (
     Batch,
@@ -36,8 +37,10 @@ from dualtower.data.items import ItemDataset
 from dualtower.data.partners import Partners
 from dualtower.data.synthetic.catalog import synthesize_catalog
 from dualtower.data.transforms.augmentation import BatchRNG
+from dualtower.data.transforms.images import open_image, to_pixels
 from dualtower.errors import ConfigError, DataError, UnknownName
 from dualtower.evaluation import representation
+from dualtower.evaluation.config import EvaluationConfig
 from dualtower.losses import structural_similarity
 from dualtower.models.whitening import image_features, image_tower_alone, whitened, whitening
 from dualtower.objectives.self_supervised.simclr import SimCLR
@@ -230,6 +233,45 @@ def test_what_the_head_makes_of_features_is_the_embedding() -> None:
     assert np.array_equal(made.test, made.train[:5])
 
 
+def test_the_finished_vector_is_of_an_earlier_stage(tmp_path: Path) -> None:
+    made = trainer(settings("simclr", tmp_path))
+    trained, rows = made.fit().model, images()
+    finished = made.objective.finished(trained, rows, EvaluationConfig())
+    tower = trained.image_tower
+    pixels = torch.stack(
+        [torch.from_numpy(to_pixels(open_image(image), trained.config.image_settings)) for image in rows.images]
+    )
+    with torch.no_grad():
+        (stage,) = tower.stages(pixels, [tower.stage_count - 2])
+    cells = F.adaptive_avg_pool2d(stage, 2).flatten(1).numpy()
+    expected = representation._whitened(representation._Vectors(cells, cells)).test
+    np.testing.assert_allclose(finished.encode_image(rows.images), representation._unit(expected), atol=1e-4)
+    again = DualTower.from_pretrained(finished.save_pretrained(tmp_path / "model"))
+    np.testing.assert_allclose(again.encode_image(rows.images), finished.encode_image(rows.images), atol=1e-5)
+    for name, value in trained.image_tower.state_dict().items():
+        assert torch.equal(finished.image_tower.state_dict()[name], value), "the tower stays whole"
+    last = SimCLR(trained, SelfSupervisedConfig(stage=-1, grid=1)).finished(trained, rows, EvaluationConfig())
+    assert last.config.image == trained.config.image
+    assert tower.widest_grid(-2, 4 * stage.shape[1]) == 2 and tower.widest_grid(-2, 4 * stage.shape[1] - 1) == 1
+    drawing = trainer(settings("autoencoder", tmp_path / "drawing"))
+    drawn = drawing.objective.finished(drawing.fit().model, rows, EvaluationConfig())
+    assert drawn.config.image.is_whole and drawn.decoder is not None, "a decoder draws from the last stage"
+
+
+def test_stages_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"ssl\.stage is -9, and the image tower has 3 stages; give one from -1 to -3"
+    ):
+        trainer(settings("simclr", tmp_path, ssl={"stage": -9}))
+    for wrong in ({"stage": 0}, {"grid": 0}):
+        with pytest.raises(ConfigError, match="a stage counts from the end, from -1, and there is at least one cell"):
+            SelfSupervisedConfig(**wrong)
+    whole = settings("simclr", tmp_path)
+    cut = replace(whole, model=replace(whole.model, image=replace(whole.model.image, stage=-2)))
+    with pytest.raises(ConfigError, match=r"image\.stage is -2: stages behind it would learn nothing"):
+        trainer(cut)
+
+
 def test_a_bottleneck_narrows_what_a_decoder_draws_from(tmp_path: Path) -> None:
     config = settings("autoencoder", tmp_path)
     narrow = replace(config, model=replace(config.model, decoder=DecoderConfig(width=32, stages=3, bottleneck=1)))
@@ -379,7 +421,9 @@ def test_structural_similarity_is_that_of_the_paper() -> None:
 
 
 def test_a_dual_tower_starts_from_it(tmp_path: Path) -> None:
-    start = trainer(settings("simclr", tmp_path)).fit().model
+    made = trainer(settings("simclr", tmp_path))
+    start = made.objective.finished(made.fit().model, images(), EvaluationConfig())
+    assert (start.config.image.stage, start.config.image.grid, start.config.head) == (-2, 2, "linear")
     folder = start.save_pretrained(tmp_path / "model")
     config = replace(
         factories.config("bow", "gernet"), image=replace(factories.IMAGE["gernet"], pretrained=str(folder))
@@ -443,7 +487,7 @@ def test_a_bare_folder_is_enough(tmp_path: Path) -> None:
     figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert figures["pool"]["rows"] > 20 and not figures["pool"]["transductive"]
     table = figures["representation"]
-    columns = {"the model", "without its head", "random weights", "raw 16x16 pixels", "raw pixels, whitened"}
+    columns = {"the model", "as trained", "random weights", "raw 16x16 pixels", "raw pixels, whitened"}
     assert table["kNN-10 accuracy: folder"].keys() == columns
     assert set(table["spread"]["the model"]) == {"deviation", "effective_rank"}
     report = (tmp_path / "run" / "report.md").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -257,6 +258,42 @@ def test_pooling_is_what_was_asked_for(pooling: Any) -> None:
     features = image_tower(replace(IMAGE["resnet"], pooling=pooling))(pixels(64, 64))
     by_hand = features.tokens.mean(1) if pooling == "avg" else features.tokens.amax(1)
     torch.testing.assert_close(features.pooled, by_hand)
+
+
+@pytest.mark.parametrize("name", list(IMAGE))
+def test_a_vector_of_cells_of_an_earlier_stage(name: str) -> None:
+    tower = image_tower(replace(IMAGE[name], stage=-2, grid=2)).eval()
+    images = pixels(37, 31) if name in ("resnet", "gernet") else pixels()
+    with torch.no_grad():
+        found, (stage,) = tower(images), tower.stages(images, [tower.stage_count - 2])
+    rows, columns = stage.shape[2] / 2, stage.shape[3] / 2
+    for place, (row, column) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+        top, left = math.floor(row * rows), math.floor(column * columns)
+        below, right = math.ceil((row + 1) * rows), math.ceil((column + 1) * columns)
+        mean = stage[:, :, top:below, left:right].mean((2, 3))
+        torch.testing.assert_close(found.pooled.view(len(images), -1, 4)[:, :, place], mean)
+    assert found.pooled.shape[1] == tower.width and found.tokens.shape == (
+        len(images),
+        stage[0, 0].numel(),
+        tower.token_width,
+    )
+    quick = tower.for_inference()
+    with torch.no_grad():
+        torch.testing.assert_close(quick(images).pooled, found.pooled, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stage": 0}, r"image\.stage is 0; it counts from the end"),
+        ({"grid": 0}, r"image\.grid is 0; it must be at least 1"),
+        ({"stage": -2, "pooling": "max"}, r"image\.pooling is max, and a stage or a grid of cells is averaged"),
+        ({"stage": -30}, r"image\.stage is -30 and image\.grid 1, and of 'resnet.*' there are \d stages"),
+    ],
+)
+def test_stages_that_cannot_be(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        image_tower(replace(IMAGE["resnet"], **change))
 
 
 def test_pad_to_serves_backbones_that_want_multiples() -> None:

@@ -37,9 +37,9 @@ MAX_FITTED = 10_000
 """Rows that a linear probe is fitted on; more of them change little and take minutes."""
 MAX_SPREAD = 4000
 """Training images by which a collapse is noticed."""
-MODEL, BARE, RANDOM = "the model", "without its head", "random weights"
+MODEL, AS_TRAINED, RANDOM = "the model", "as trained", "random weights"
 RAW, RAW_WHITENED = "raw 16x16 pixels", "raw pixels, whitened"
-_SAME_TO_A_LAYER = (BARE, RAW_WHITENED)  # what whitens is linear, and so is what is fitted
+_SAME_TO_A_LAYER = (RAW_WHITENED,)  # what whitens is linear, and so is what is fitted
 FEW_STEPS = 25
 """Iterations of the linear probe; `dualtower probe` takes its time."""
 SHOWN, HITS = 6, 8
@@ -66,8 +66,9 @@ def representation_sections(
     """Measure a model's image embeddings.
 
     Args:
-        model: With an image tower, bare or under a head that whitens its features; random weights and raw pixels are
-            then shown whitened too.
+        model: With an image tower, bare or under a head that whitens the features of one of its stages. Random weights
+            are then treated likewise, raw pixels are shown whitened too, and the bare features of the last stage, by
+            which a tower is trained, stand beside.
         items: The measured split.
         train: Rows whose labels are known: neighbors of the kNN vote, and what the linear probe is fitted on.
         labels: Attributes to find; None for all of the card that have from 2 to `MAX_CLASSES` values.
@@ -88,11 +89,10 @@ def representation_sections(
     def features(of: DualTower) -> Callable[[Any], np.ndarray]:
         return lambda images: image_features(of, images, batch_size=settings.batch_size, progress=progress)
 
-    embed = {
-        BARE if under_a_head else MODEL: features(tower),
-        RANDOM: features(with_fresh_weights(tower)),
-        RAW: raw_pixels,
-    }
+    embed = {MODEL: features(tower), RANDOM: features(with_fresh_weights(tower)), RAW: raw_pixels}
+    trained = image_tower_alone(model, stage=-1, grid=1)
+    if trained.config != tower.config:
+        embed[AS_TRAINED] = features(trained)
     wanted = _labels(train) if labels is None else fit_classes(labels, train.columns.attributes)
     if not wanted:
         of_train = of_train[:: math.ceil(len(of_train) / MAX_SPREAD)]
@@ -105,9 +105,10 @@ def representation_sections(
     }
     if under_a_head:
         vectors = {
-            MODEL: _under_the_head(model, vectors[BARE]),
-            **vectors,
+            MODEL: _under_the_head(model, vectors[MODEL]),
+            AS_TRAINED: vectors.get(AS_TRAINED, vectors[MODEL]),
             RANDOM: _whitened(vectors[RANDOM]),
+            RAW: vectors[RAW],
             RAW_WHITENED: _whitened(vectors[RAW]),
         }
     measured = items if len(rows) == len(items) else items.select(rows)
@@ -216,7 +217,7 @@ def _figures(
     ]
     rows.append(["deviation of the embeddings", *(f"{spreads[kind].deviation:.3f}" for kind in kinds)])
     rows.append(["effective rank of the embeddings", *(f"{spreads[kind].effective_rank:.1f}" for kind in kinds)])
-    own = spreads.get(BARE, spreads[kinds[0]])  # whitened, the noise of a collapsed tower fills all directions
+    own = spreads.get(AS_TRAINED, spreads[MODEL])  # whitened, the noise of a collapsed tower fills all directions
     failure = (
         f"the embeddings have collapsed: deviation {own.deviation:.3f} (1 is spread evenly, below 0.02 a point), "
         f"effective rank {own.effective_rank:.1f}; lower --train.lr, raise "

@@ -52,7 +52,7 @@ def _of_dualtower(
     model = from_dict(ModelConfig, parts.config, where=f"{folder / CONFIG}: model")
     if model.image is None:
         raise ConfigError(f"image.pretrained = {str(folder)!r} is a model of texts alone; give one with an image tower")
-    wanted, found = (replace(some, pretrained=False, drop_path=0.0) for some in (config, model.image))
+    wanted, found = (replace(some.whole, pretrained=False, drop_path=0.0) for some in (config, model.image))
     if others := differences(wanted, found):
         raise ConfigError(
             f"image.pretrained = {str(folder)!r} holds another image tower than this run builds "

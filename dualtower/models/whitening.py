@@ -26,7 +26,9 @@ RIDGE = 0.01
 """Share of the mean variance that is added to every direction, so that noise is not magnified without end."""
 
 
-def image_tower_alone(model: DualTower, *, decoder: DecoderConfig | None = None) -> DualTower:
+def image_tower_alone(
+    model: DualTower, *, decoder: DecoderConfig | None = None, stage: int | None = None, grid: int | None = None
+) -> DualTower:
     """The image tower of a model without a head on it: its embeddings are the tower's features.
 
     The weights are copies.
@@ -34,14 +36,19 @@ def image_tower_alone(model: DualTower, *, decoder: DecoderConfig | None = None)
     Args:
         model: Any with an image tower.
         decoder: What draws images of its features; that of the model keeps its weights, another begins anew.
+        stage: Of which stage the features are; default the model's.
+        grid: By how many cells per side they are pooled; default the model's.
 
     Raises:
         ConfigError: The model has no image tower.
     """
     model.config.require("image", "an image tower alone")
+    image = model.config.image
+    assert image is not None
     config = replace(
         model.config,
         text=None,
+        image=replace(image, stage=stage or image.stage, grid=grid or image.grid),
         reranker=None,
         fusion=None,
         decoder=decoder,

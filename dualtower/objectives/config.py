@@ -101,6 +101,11 @@ class SelfSupervisedConfig:
     passes in both directions. 0 is off."""
     adversary_steps: int = 5
     """Steps of each attack."""
+    stage: int = -2
+    """Of which stage of the tower the whitened features are: -1 is the last, which knows best what it was trained for;
+    the one before finds more labels and products."""
+    grid: int | None = None
+    """By how many cells per side they are pooled; default 2, or 1 where that made more than 1,024 numbers."""
     probe: tuple[str, ...] | None = None
     """Attributes that the result is measured by; default all categories of the data card. They train nothing."""
     transductive: bool = False
@@ -123,6 +128,11 @@ class SelfSupervisedConfig:
             raise ConfigError(
                 f"ssl.adversary is {self.adversary} and ssl.adversary_steps {self.adversary_steps}; give a bound from "
                 "0, which is off, and at least one step"
+            )
+        if self.stage >= 0 or (self.grid is not None and self.grid < 1):
+            raise ConfigError(
+                f"ssl.stage is {self.stage} and ssl.grid {self.grid}; a stage counts from the end, from -1, and there "
+                "is at least one cell"
             )
         for name in ("momentum", "final_momentum"):
             if not 0 <= getattr(self, name) <= 1:

@@ -92,8 +92,10 @@ def build_model(config: RunConfig, train: ItemDataset) -> DualTower:
     torch.manual_seed(config.train.seed)
     if config.base is not None:
         based = _based(config, config.base)
+        _check_whole(based.config)
         _check_sides(based.config, train)
         return based
+    _check_whole(config.model)
     _check_sides(config.model, train)
     tokenizer = None if config.model.text is None else shared_tokenizer(config, train.columns.texts)
     torch.manual_seed(config.train.seed)
@@ -224,6 +226,15 @@ def _check_sides(model: ModelConfig, train: ItemDataset) -> None:
         )
 
 
+def _check_whole(model: ModelConfig) -> None:
+    """Refuse to train a tower by the vector of an earlier stage: those behind it would never learn."""
+    if model.image is not None and model.image.stage != -1:
+        raise ConfigError(
+            f"image.stage is {model.image.stage}: stages behind it would learn nothing. Train with --model.image.stage "
+            "-1; what a pretraining has made is the start of a tower with --model.image.pretrained FOLDER"
+        )
+
+
 def _based(config: RunConfig, base: str) -> DualTower:
     reranker, fusion, decoder = config.model.reranker, config.model.fusion, config.model.decoder
     given = differences(config.model, ModelConfig(reranker=reranker, fusion=fusion, decoder=decoder))
@@ -235,7 +246,7 @@ def _based(config: RunConfig, base: str) -> DualTower:
     model = DualTower.from_pretrained(base)
     logger.info("towers, vocabulary and image size come from %s, not from the recipe's model settings", base)
     if config.is_self_supervised:
-        return image_tower_alone(model, decoder=decoder)
+        return image_tower_alone(model, decoder=decoder, stage=-1, grid=1)
     dropped = [n for n in ("reranker", "fusion") if getattr(model, n) is not None and getattr(config.model, n) is None]
     if dropped:
         logger.info("the %s of %s is left out: it would not fit towers that learn on", " and ".join(dropped), base)

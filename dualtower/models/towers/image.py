@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,12 @@ class ImageTowerConfig:
     that dualtower has trained, such as runs/simclr/model."""
     pooling: Literal["auto", "avg", "token", "max"] = "auto"
     """How the feature map becomes one vector; auto is the backbone's own way, `token` is for ViTs."""
+    stage: int = -1
+    """Which stage of the backbone (of a ViT, which block) the vector is made of, from the end: -1 is the last one, -2
+    the one before, where a tower that learned without labels knows more of them. With -1 alone all of it is trained."""
+    grid: int = 1
+    """The vector holds the mean of each of so many cells per side, as it then knows where on the image something is;
+    with 2 it is four times as long."""
     drop_path: float = 0.0
     """Stochastic depth while training."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -47,8 +53,25 @@ class ImageTowerConfig:
     """Memory order of convolutions. None is channels_last, unless `train.precision auto` finds the other one faster."""
 
     def __post_init__(self) -> None:
-        if self.pad_to < 1:
-            raise ConfigError(f"image.pad_to is {self.pad_to}; it must be at least 1")
+        for name in ("pad_to", "grid"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"image.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.stage >= 0:
+            raise ConfigError(f"image.stage is {self.stage}; it counts from the end: -1 is the last, -2 the one before")
+        if not self.is_whole and self.pooling not in ("auto", "avg"):
+            raise ConfigError(
+                f"image.pooling is {self.pooling}, and a stage or a grid of cells is averaged; leave it at auto"
+            )
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the vector is what the backbone's own pooling makes of its last stage."""
+        return self.stage == -1 and self.grid == 1
+
+    @property
+    def whole(self) -> ImageTowerConfig:
+        """The same tower with the vector that it is trained by."""
+        return replace(self, stage=-1, grid=1)
 
 
 class TimmTower(Tower):
@@ -70,8 +93,18 @@ class TimmTower(Tower):
     def __init__(self, config: ImageTowerConfig, settings: ImageSettings) -> None:
         super().__init__()
         self.backbone = _create(config, settings)
+        self.stage, self.grid = config.stage, config.grid
         self.width = getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
         self.token_width = self.backbone.num_features
+        if not config.is_whole:
+            if self.stage_count < -self.stage:
+                raise ConfigError(
+                    f"image.stage is {self.stage} and image.grid {self.grid}, and of {config.name!r} "
+                    + (f"there are {self.stage_count} stages" if self.stage_count else "timm shows no stages")
+                    + "; leave them at -1 and 1"
+                )
+            self.token_width = self.backbone.feature_info[self.stage]["num_chs"]
+            self.width = self.token_width * self.grid**2
         self.multiple = _multiple(self.backbone, config)
         self.order_memory(channels_last=config.channels_last is not False)
         self.size = _rounded((settings.height, settings.width), self.multiple)
@@ -90,6 +123,10 @@ class TimmTower(Tower):
 
     def forward(self, pixels: Tensor) -> Features:
         """Encode images ``[B, 3, H, W]``, uint8 or float in 0..255."""
+        if self.stage != -1 or self.grid != 1:
+            (features,) = self.stages(pixels, [self.stage_count + self.stage])
+            pooled = F.adaptive_avg_pool2d(features, self.grid).flatten(1)
+            return Features(pooled, features.flatten(2).transpose(1, 2), None, (features.shape[2], features.shape[3]))
         pixels = self.normalized(pixels)
         features = self.backbone.forward_features(pixels)
         pooled = self.backbone.forward_head(features, pre_logits=True)
@@ -101,6 +138,10 @@ class TimmTower(Tower):
         """Number of stages (of a ViT, blocks) whose feature maps `stages` can give; 0 where the backbone hides them."""
         known = hasattr(self.backbone, "forward_intermediates") and hasattr(self.backbone, "feature_info")
         return len(self.backbone.feature_info) if known else 0
+
+    def widest_grid(self, stage: int, most: int) -> int:
+        """2, or 1 where 2 x 2 cells of a stage's channels are more than so many numbers."""
+        return 2 if 4 * int(self.backbone.feature_info[stage]["num_chs"]) <= most else 1
 
     def stages(self, pixels: Tensor, numbers: Sequence[int]) -> list[Tensor]:
         """Feature maps of some stages of the backbone, as detectors and segmenters read them.

@@ -17,7 +17,8 @@ from dualtower.evaluation.config import EvaluationConfig
 from dualtower.evaluation.representation import representation_sections
 from dualtower.evaluation.spread import spread
 from dualtower.models.dual_tower import DualTower
-from dualtower.models.whitening import image_features, whitened
+from dualtower.models.towers.image import TimmTower
+from dualtower.models.whitening import image_features, image_tower_alone, whitened
 from dualtower.objectives.base import Objective
 from dualtower.objectives.config import SelfSupervisedConfig
 from dualtower.objectives.contrastive import at_least_float32
@@ -27,6 +28,8 @@ __all__ = ["SelfSupervised", "TwoViews", "unit"]
 
 WHITENED_BY = 20_000
 """Training images, at most, by which features are whitened."""
+WIDEST = 1024
+"""Numbers that a finished model's vector has at most, unless `ssl.grid` says more."""
 WATCHED = 2000
 """Images of the validation split by which a collapse is noticed."""
 
@@ -63,6 +66,11 @@ class SelfSupervised(Objective):
                 + ("no image tower" if model.image_tower is None else f"a {model.config.head} head behind them")
                 + "; type --model.head none, and a --model.image"
             )
+        stages = model.image_tower.stage_count if isinstance(model.image_tower, TimmTower) else 0
+        if stages and -config.stage > stages:
+            raise ConfigError(
+                f"ssl.stage is {config.stage}, and the image tower has {stages} stages; give one from -1 to -{stages}"
+            )
         if config.adversary and not self.can_be_attacked:
             raise ConfigError(
                 f"ssl.adversary is {config.adversary}, and only objective 'simclr' trains on attacked views"
@@ -93,9 +101,16 @@ class SelfSupervised(Objective):
         return self.model.image_features(pixels).pooled
 
     def finished(self, model: DualTower, train: ItemDataset, settings: EvaluationConfig) -> DualTower:
-        """The tower under a head that whitens its features, by some of the training images."""
+        """The tower under a head that whitens what an earlier stage of it sees, by some of the training images.
+
+        Features that a decoder draws from, and those of a backbone that timm cannot look into, are the last ones.
+        """
         if not self.config.whiten:
             return model
+        tower = model.image_tower
+        if model.decoder is None and isinstance(tower, TimmTower) and tower.stage_count:
+            grid = self.config.grid or tower.widest_grid(self.config.stage, WIDEST)
+            model = image_tower_alone(model, stage=self.config.stage, grid=grid)
         images = train.images.select(np.arange(0, len(train), math.ceil(len(train) / WHITENED_BY)))
         return whitened(model, image_features(model, images, batch_size=settings.batch_size))
 
