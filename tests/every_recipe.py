@@ -5,7 +5,6 @@ To begin a process and to import everything takes longer than a recipe's ``--smo
 
 from __future__ import annotations
 
-import gc
 import importlib
 import os
 import sys
@@ -27,7 +26,6 @@ def main(names: list[str], options: list[str]) -> None:
             launch(module.config, getattr(module, "smoke", None), args=options)
         except SystemExit as exit:
             end = exit.code
-        gc.collect()
         AcceleratorState._reset_state()
         if os.environ.get("RANK", "0") == "0":
             print(f"{name}: {end}", flush=True)

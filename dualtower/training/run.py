@@ -30,6 +30,7 @@ from dualtower.hub.model_folder import README
 from dualtower.models.dual_tower import DualTower
 from dualtower.objectives.base import Objective
 from dualtower.sharding import sharded
+from dualtower.threads import advised_threads, busy_cores
 from dualtower.training.building import (
     build_model,
     build_objective,
@@ -129,7 +130,25 @@ def _accelerator(config: RunConfig) -> Accelerator:
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         # Accelerate's launcher and torchrun leave every process one thread: half of the speed on two cores.
         torch.set_num_threads(config.train.cpu_threads or max(1, (os.cpu_count() or 1) // processes))
+        if accelerator.is_main_process:
+            _warn_of_a_busy_machine(torch.get_num_threads())
     return accelerator
+
+
+def _warn_of_a_busy_machine(threads: int) -> None:
+    if threads == 1:
+        return
+    taken, cores = busy_cores(), os.cpu_count() or 1
+    advised = advised_threads(threads, taken, cores)
+    if advised < threads:
+        logger.warning(
+            "other programs take %.1f of %d cores; %d threads that wait for each other may be many times slower there "
+            "than fewer of them: try --train.cpu-threads %d",
+            taken,
+            cores,
+            threads,
+            advised,
+        )
 
 
 def _claim_folder(config: RunConfig, accelerator: Accelerator) -> None:
