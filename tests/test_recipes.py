@@ -122,8 +122,10 @@ def test_every_recipe_from_a_model_of_ones_own(trained: Path, project: Path) -> 
 
 
 def test_options_that_no_recipe_sets_do_what_they_say(project: Path) -> None:
+    """Beside the main recipe's with another backbone, which takes none of the options of its own."""
     typed = {"head-dropout": "0.2", "image.drop-path": "0.3"}
     options = [word for name, value in typed.items() for word in (f"--model.{name}", value)]
+    options += ["--model.image.name", "resnet10t", "--model.image.options", "{}"]
     options += [
         "--train.class-balanced-by",
         "object",
@@ -148,6 +150,7 @@ def test_options_that_no_recipe_sets_do_what_they_say(project: Path) -> None:
     )
     rows, whole = load_items(load_card(REPOSITORY / "data_cards" / "synthetic.md"), "test"), "test: {} of {} rows"
     told = json.loads((out / "config.json").read_text())
+    assert (told["model"]["image"]["name"], told["model"]["image"]["options"]) == ("resnet10t", {})
     assert told["data"]["train_split"] == "test" and whole.format(SMOKE_ROWS, len(rows)) in done.stderr
     assert f"synthetic: {SMOKE_ROWS} rows" in done.stderr
     assert f"{SMOKE_ROWS} rows of it" in (out / "report.md").read_text()
@@ -230,17 +233,6 @@ def test_what_is_no_mapping_is_one_clear_error(given: list[str], said: str, caps
     with pytest.raises(SystemExit) as end:
         main_recipe(*given)
     assert end.value.code == 2 and said in capsys.readouterr().err
-
-
-def test_the_main_recipe_with_another_backbone(project: Path) -> None:
-    recipe = REPOSITORY / "recipes" / "train_clip_style.py"
-    backbone = ["--model.image.name", "resnet10t", "--model.image.options", "{}"]
-    done = run([sys.executable, str(recipe), *SMOKE, *SMALL_SPLITS, *backbone], project)
-    assert done.returncode == 0, done.stderr
-    complete_run(project)
-    (out,) = (project / "runs" / "smoke").iterdir()
-    image = json.loads((out / "config.json").read_text())["model"]["image"]
-    assert (image["name"], image["options"]) == ("resnet10t", {})
 
 
 def test_budget_on_the_command_line_replaces_the_recipes() -> None:
