@@ -13,14 +13,16 @@ number of processes and each is computed by one of them, so the result is the sa
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
-import torch.distributed as dist
+
+if TYPE_CHECKING:
+    import torch  # 250 MB that a look at a catalog does without
 
 __all__ = ["combine", "is_sharded", "process_group_device", "rank", "shard", "sharded", "world_size"]
 
@@ -64,6 +66,9 @@ def combine(*arrays: np.ndarray) -> None:
     """
     if not is_sharded():
         return
+    import torch
+    import torch.distributed as dist
+
     device = process_group_device()
     for array in arrays:
         if not array.size:
@@ -76,16 +81,27 @@ def combine(*arrays: np.ndarray) -> None:
 
 def world_size() -> int:
     """Number of processes that work together; 1 without torch.distributed."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    group = _group()
+    return group.get_world_size() if group else 1
 
 
 def rank() -> int:
     """Number of this process among them; 0 without torch.distributed."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    group = _group()
+    return group.get_rank() if group else 0
+
+
+def _group() -> Any:
+    """torch.distributed where it has made a group of processes (who has not imported it has none); None elsewhere."""
+    dist = sys.modules.get("torch.distributed")
+    return dist if dist and dist.is_available() and dist.is_initialized() else None
 
 
 def process_group_device() -> torch.device:
     """Where tensors must be for the processes to exchange them: NCCL knows accelerators only."""
+    import torch
+    import torch.distributed as dist
+
     accelerator = torch.accelerator.current_accelerator()
     if accelerator is None or "gloo" in dist.get_backend() or dist.get_backend() == "mpi":
         return torch.device("cpu")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,3 +113,10 @@ def test_real_products(shared_fashion: Path) -> None:
     assert all(leak.images == 0 for leak in report.leaks)
     different = {a.name: a.different for a in report.attributes}
     assert different == {"masterCategory": 7, "subCategory": 45, "articleType": 141, "baseColour": 46, "usage": 8}
+
+
+def test_a_look_at_a_catalog_needs_no_torch() -> None:
+    """Which takes 250 MB and more than a second."""
+    script = "import sys, dualtower.curation.check, dualtower.data.loading; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -13,11 +13,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from dualtower.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import torch  # half of the memory of whoever needs nothing here but the form of a title
 
 __all__ = ["load_tokenizer", "normalize_title", "tokenize", "train_tokenizer"]
 
@@ -129,6 +130,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str], *, max_length: int, fixed: bo
     Returns:
         ``input_ids`` and ``attention_mask``, int64 ``[B, L]``.
     """
+    import torch
     from transformers import PreTrainedTokenizerFast
     from transformers.tokenization_utils_base import TruncationStrategy
     from transformers.utils import PaddingStrategy
