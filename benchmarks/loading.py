@@ -102,12 +102,13 @@ def measure(task: str, card_file: Path, source: Path) -> dict[str, float]:
     import datasets  # so that what its import takes is not counted as the rows'
 
     from dualtower.curation.check import check_card
-    from dualtower.data.batches import Collator, training_loader
     from dualtower.data.cards import load_card
     from dualtower.data.loading import load_items
-    from dualtower.data.sampling import BatchSampler
-    from dualtower.data.transforms.images import ImageSettings
 
+    if task == "workers":  # torch comes with these, and a check does without
+        from dualtower.data.batches import Collator, training_loader
+        from dualtower.data.sampling import BatchSampler
+        from dualtower.data.transforms.images import ImageSettings
     datasets.disable_progress_bars()
     card = load_card(card_file)
     before, begin = anonymous(), time.perf_counter()
