@@ -20,6 +20,7 @@ from dualtower.data.transforms.augmentation import BatchRNG
 from dualtower.errors import ConfigError
 from dualtower.evaluation.label_probe import measure_labels
 from dualtower.evaluation.label_splits import LabeledSplits, labeled_splits
+from dualtower.models.whitening import image_features, image_tower_alone, whitened
 from dualtower.objectives.classification import Classification
 from dualtower.training import label_finetuning
 from dualtower.training.label_finetuning import finetuned, image_model
@@ -132,6 +133,14 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Trainer, dict[str, torch
 
     monkeypatch.setattr(label_finetuning, "Trainer", Watched)
     return made
+
+
+def test_a_tower_that_embeds_by_an_earlier_stage_is_tuned_whole(splits: LabeledSplits, runs: list) -> None:
+    tower = image_tower_alone(factories.model(), stage=-2, grid=2).eval()
+    model = whitened(tower, image_features(tower, [factories.photo(i) for i in range(9)]))
+    start = image_model(model)
+    assert start.config.image.is_whole and start.config.head == "none"
+    assert all(torch.equal(value, tower.state_dict()[name]) for name, value in start.state_dict().items())
 
 
 def test_it_learns_from_the_model_and_leaves_it_as_it_is(splits: LabeledSplits, runs: list) -> None:

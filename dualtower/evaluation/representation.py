@@ -39,7 +39,6 @@ MAX_SPREAD = 4000
 """Training images by which a collapse is noticed."""
 MODEL, AS_TRAINED, RANDOM = "the model", "as trained", "random weights"
 RAW, RAW_WHITENED = "raw 16x16 pixels", "raw pixels, whitened"
-_SAME_TO_A_LAYER = (RAW_WHITENED,)  # what whitens is linear, and so is what is fitted
 FEW_STEPS = 25
 """Iterations of the linear probe; `dualtower probe` takes its time."""
 SHOWN, HITS = 6, 8
@@ -167,7 +166,7 @@ def _found_labels(
         right = {
             name: _predicted(method, some.train[rows], known[rows], some.test[judged], len(classes)) == truth[judged]
             for name, some in vectors.items()
-            if method == "knn" or name not in _SAME_TO_A_LAYER
+            if method == "knn" or name != RAW_WHITENED  # what whitens is linear, and so is what is fitted
         }
         lines[f"{_NAMES[method]} accuracy: {attribute}"] = intervals(
             right, groups=items.codes[judged], bootstrap=settings.bootstrap

@@ -102,8 +102,8 @@ class SelfSupervisedConfig:
     adversary_steps: int = 5
     """Steps of each attack."""
     stage: int = -2
-    """Of which stage of the tower the whitened features are: -1 is the last, which knows best what it was trained for;
-    the one before finds more labels and products."""
+    """Stage of the tower whose features are whitened: -1 is the last, which knows best what it was trained for; the one
+    before finds more labels and products."""
     grid: int | None = None
     """By how many cells per side they are pooled; default 2, or 1 where that made more than 1,024 numbers."""
     probe: tuple[str, ...] | None = None

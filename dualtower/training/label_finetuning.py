@@ -18,6 +18,7 @@ from dualtower.data.sampling import BatchSampler
 from dualtower.errors import ConfigError
 from dualtower.evaluation.label_splits import LabeledSplits
 from dualtower.models.dual_tower import DualTower
+from dualtower.models.whitening import image_tower_alone
 from dualtower.objectives.classification import Classification
 from dualtower.training.batches import training_collator
 from dualtower.training.config import DataConfig, RunConfig, TrainConfig
@@ -34,7 +35,12 @@ FINETUNING = TrainConfig(batch_size=64, lr=1e-3)
 
 
 def image_model(model: DualTower) -> DualTower:
-    """A copy of the image side alone; of a model with one tower, a copy."""
+    """A copy of the image side alone; of a model with one tower, a copy.
+
+    A tower that embeds by an earlier stage, as a pretrained one does, is tuned whole: those behind it would not learn.
+    """
+    if model.config.image is not None and not model.config.image.is_whole:
+        return image_tower_alone(model, stage=-1, grid=1)
     config = replace(model.config, text=None, reranker=None, fusion=None, decoder=None)
     alone = DualTower(config)
     weights = model.state_dict()

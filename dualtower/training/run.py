@@ -188,7 +188,7 @@ def _load(card: DataCard, split: str, config: RunConfig, accelerator: Accelerato
     data = config.data
     with accelerator.main_process_first():  # it fetches and converts for those of its machine
         items = load_items(card, split, source=data.source, on_error=data.on_error, check_images=False)
-    if data.max_rows and len(items) > data.max_rows and not (split == "all" and config.evaluation.qrels):
+    if data.max_rows and len(items) > data.max_rows and not _searches_all(config, split):
         whole, items = len(items), items.sample(data.max_rows)
         logger.info(
             "%s, split %s: %d of %d rows (--data.max-rows %d)", card.name, split, len(items), whole, data.max_rows
@@ -198,6 +198,11 @@ def _load(card: DataCard, split: str, config: RunConfig, accelerator: Accelerato
         return items
     with sharded():
         return _checked(items, config, remember=data.check_images == "once")
+
+
+def _searches_all(config: RunConfig, split: str) -> bool:
+    """Whether the rows are those that the queries of a file search, none of which may be missing."""
+    return split == "all" and config.evaluation.qrels is not None
 
 
 def _pool(
@@ -315,6 +320,8 @@ def _write(
     skipped: list[RowError],
 ) -> None:
     """The report, its figures in the model's README, and its tables in the log."""
+    most = None if _searches_all(config, gallery.split) else config.data.max_rows
+    sampled = f", {len(gallery):,} rows of it (at most {most:,})" if most else ""
     folder, report = config.out / "model", None if result is None else result.report
     card = ModelCard.of_run(config, report, table="" if report else sections[0].markdown)
     readme = card.to_markdown(name=str(folder), model=model.config, fingerprint=model.fingerprint)
@@ -322,8 +329,7 @@ def _write(
     write_report(
         config.out,
         result,
-        title=f"{gallery.card}, split {gallery.split}"
-        + (f", {len(gallery):,} rows of it" if config.data.max_rows else ""),
+        title=f"{gallery.card}, split {gallery.split}" + sampled,
         sections=sections,
         history=read_history(config.out / "history.jsonl"),
         skipped=skipped + gallery.skipped,

@@ -309,15 +309,8 @@ class Trainer:
         rows, ranks, device = len(batch.ids), self.accelerator.num_processes, batch.product_codes.device
         seeds = (train.seed, self.position.step, number)
         rng = BatchRNG(*seeds, self.accelerator.process_index, size=rows, device=device)
-        batch = augmented(
-            batch,
-            train,
-            self.unwrapped.tokenizer,
-            rng,
-            size=size,
-            views=self.objective.views,
-            progress=progress,
-        )
+        views = self.objective.views
+        batch = augmented(batch, train, self.unwrapped.tokenizer, rng, size=size, views=views, progress=progress)
         joint_draw = BatchRNG(*seeds, ranks, size=rows * ranks, device=device)  # no rank has this number
         outputs = self.model(batch, joint_draw)
         return self.objective.loss(outputs, batch), self.objective.remember(outputs)
